@@ -1,0 +1,21 @@
+"""The two ways a command ends badly: the user's mistake (exit status 2) and a run that failed (exit status 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. Its message is one line: what is wrong and what to do."""
+
+
+class RunError(RuntimeError):
+    """A run that started well and cannot go on. Its message is one line; what was saved stays."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A tail for an error about an unknown word: the closest known one, or all of them."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

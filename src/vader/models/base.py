@@ -1,0 +1,132 @@
+"""The contract of a base model: prompts in, condition out; latents in, prediction or pixels out.
+
+A family (ModelScope, ...) says how its denoiser is called and how its latents become pixels. Guidance
+is the same for all and lives here. Bring your own: subclass `VideoModel`, name it `module:Class`.
+
+Shapes: B videos, F frames, C channels, H x W pixels. Latents have the family's own layout, float32
+outside the networks. Pixels are float32 `[B, F, 3, H, W]` in [0, 1].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vader.solvers import Solver
+
+
+@dataclass(frozen=True)
+class VideoSize:
+    """The size of a video in pixels and frames; fps is for models that are conditioned on it and for files."""
+
+    frames: int
+    height: int
+    width: int
+    fps: int = 8
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: `uncond + scale * (cond - uncond)`; scale 1 needs no unconditional branch.
+
+    `batched` runs both branches as one batch (faster) or one after the other (less memory).
+    `detach_uncond` stops the gradient of the unconditional branch.
+    """
+
+    scale: float = 1.0
+    batched: bool = True
+    detach_uncond: bool = False
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the denoiser is conditioned on, encoded once: tensors `[B, ...]` by name, with their unconditional twins."""
+
+    cond: dict[str, Tensor]
+    uncond: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.cond.values())))
+
+    def __getitem__(self, index: slice | Sequence[int]) -> Condition:
+        return Condition({k: v[index] for k, v in self.cond.items()}, {k: v[index] for k, v in self.uncond.items()})
+
+    def both(self) -> dict[str, Tensor]:
+        """Conditional rows first, then unconditional ones: `[2B, ...]`."""
+        return {name: torch.cat([self.cond[name], self.uncond[name]]) for name in self.cond}
+
+
+class VideoModel(ABC):
+    """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapter."""
+
+    family: ClassVar[str]
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    denoiser: nn.Module  # carries the adapter
+    solver: Solver  # built from the checkpoint's own scheduler settings
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
+        """Encodes B prompts (and images `[B, 3, H, W]` in [0, 1] for image-to-video), without gradient."""
+
+    @abstractmethod
+    def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
+        """The shape of one video's latents.
+
+        Raises:
+            UserError: the model cannot make videos of this size.
+        """
+
+    @abstractmethod
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """One pass of the denoiser: scaled latents `[N, ...]`, one time for all (scalar), inputs `[N, ...]` -> float32."""
+
+    @abstractmethod
+    def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Pixels of the chosen frames before clamping: about [0, 1], may overshoot.
+
+        Args:
+            latents: the final latents of B videos.
+            frames: indices `[B, n]` of the frames to decode, each video its own; None for all.
+
+        Returns:
+            float32 `[B, n, 3, H, W]`.
+        """
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network by its component name ("unet", "vae", ...), for placing, counting and exporting."""
+
+    def decode(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Pixels of the chosen frames, in [0, 1]; see `decode_unclamped`."""
+        return self.decode_unclamped(latents, frames).clamp(0, 1)
+
+    def predict(self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
+        """The guided prediction at one time, with a graph wherever the caller's grad mode and weights ask for one."""
+        if guidance.scale == 1.0:
+            return self.denoise(latents, time, condition.cond)
+        cond, uncond = self._branches(latents, time, condition, guidance)
+        return uncond + guidance.scale * (cond - uncond)
+
+    def _branches(self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance) -> tuple[Tensor, Tensor]:
+        if guidance.batched and not (guidance.detach_uncond and torch.is_grad_enabled()):
+            cond, uncond = self.denoise(torch.cat([latents, latents]), time, condition.both()).chunk(2)
+            return cond, uncond
+        cond = self.denoise(latents, time, condition.cond)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not guidance.detach_uncond):
+            uncond = self.denoise(latents, time, condition.uncond)
+        return cond, uncond
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> VideoModel:
+        for network in self.networks().values():
+            network.to(device)
+        return self
