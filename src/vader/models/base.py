@@ -12,11 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vader.errors import UserError
 from vader.solvers import Solver
 
 
@@ -70,6 +71,27 @@ class VideoModel(ABC):
     denoiser: nn.Module  # carries the adapter
     solver: Solver  # built from the checkpoint's own scheduler settings
 
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        solver: str = "auto",
+        eta: float = 0.0,
+        spacing: str = "auto",
+    ) -> VideoModel:
+        """Loads a checkpoint on the CPU: every network frozen, in eval mode, its weights in `dtype`.
+
+        Args:
+            checkpoint: what the recipe names: a folder, a file or a hub id; a family may define words of its own.
+            solver, eta, spacing: how to sample, as `solvers.solver_from_config` takes them (its `kind` is `solver`).
+
+        Raises:
+            UserError: there is no such checkpoint, or it is not of this family.
+        """
+
     @abstractmethod
     def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
         """Encodes B prompts (and images `[B, 3, H, W]` in [0, 1] for image-to-video), without gradient."""
@@ -84,7 +106,7 @@ class VideoModel(ABC):
 
     @abstractmethod
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """One pass of the denoiser: scaled latents `[N, ...]`, one time for all (scalar), inputs `[N, ...]` -> float32."""
+        """One pass of the denoiser: scaled latents `[N, ...]`, one time (scalar), inputs `[N, ...]` -> like latents."""
 
     @abstractmethod
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
@@ -102,6 +124,14 @@ class VideoModel(ABC):
     def networks(self) -> dict[str, nn.Module]:
         """Every network by its component name ("unet", "vae", ...), for placing, counting and exporting."""
 
+    def diffusers_pipeline(self) -> Any:
+        """The same networks and scheduler as a diffusers pipeline, for exporting; families that have one override this.
+
+        Raises:
+            UserError: diffusers has no pipeline for this family.
+        """
+        raise UserError(f"models of {type(self).__name__} have no diffusers pipeline: export the adapter instead")
+
     def decode(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pixels of the chosen frames, in [0, 1]; see `decode_unclamped`."""
         return self.decode_unclamped(latents, frames).clamp(0, 1)
@@ -113,7 +143,9 @@ class VideoModel(ABC):
         cond, uncond = self._branches(latents, time, condition, guidance)
         return uncond + guidance.scale * (cond - uncond)
 
-    def _branches(self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance) -> tuple[Tensor, Tensor]:
+    def _branches(
+        self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance
+    ) -> tuple[Tensor, Tensor]:
         if guidance.batched and not (guidance.detach_uncond and torch.is_grad_enabled()):
             cond, uncond = self.denoise(torch.cat([latents, latents]), time, condition.both()).chunk(2)
             return cond, uncond
