@@ -1,0 +1,119 @@
+"""Prompt sets: the built-in ones, files, users' own; and the tiny world's train/test split."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from vader.errors import UserError
+from vader.prompts import load_prompts, prompt_set_names
+from vader.tinyworld import split
+from vader.tinyworld.scenes import ALL_ATTRIBUTES, parse_caption
+
+
+def error_of(spec: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_prompts(spec)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    (tmp_path / "my_prompts.py").write_text(
+        "SOME = ['a', 'b']\n"
+        "EMPTY = []\n"
+        "NUMBERS = [1, 2]\n"
+        "TEXT = 'a'\n"
+        "def made():\n    return [f'{n} dogs' for n in (2, 3)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_built_in_sets_are_distinct_prompts():
+    assert prompt_set_names() == ["activities-test", "activities-train", "tiny-test", "tiny-train"]
+    sizes = {name: len(load_prompts(name)) for name in prompt_set_names()}
+    assert sizes == {"activities-test": 45, "activities-train": 90, "tiny-test": 200, "tiny-train": 400}
+    for name in prompt_set_names():
+        assert len(set(load_prompts(name))) == sizes[name]
+
+
+def test_the_tiny_split_shares_no_combination_but_every_word():
+    train, test = split.train_attributes(), split.test_attributes()
+    assert sorted(train + test) == sorted(ALL_ATTRIBUTES)
+    assert not {item[:3] for item in train} & {item[:3] for item in test}
+    for side in (train, test):
+        for column, whole in zip(zip(*side, strict=True), zip(*ALL_ATTRIBUTES, strict=True), strict=True):
+            assert set(column) == set(whole)
+    assert all((item.color + item.shape + item.background) % 3 == 0 for item in test)
+
+
+def test_tiny_prompts_name_their_attributes():
+    assert [parse_caption(prompt) for prompt in load_prompts("tiny-test")] == split.test_attributes()
+    assert [parse_caption(prompt) for prompt in load_prompts("tiny-train")] == split.train_attributes()
+
+
+def test_the_first_tiny_test_prompts_are_diverse_and_never_change():
+    first = split.test_attributes()[:64]
+    for column, values in zip(zip(*first, strict=True), (6, 5, 5, 4), strict=True):
+        assert min(Counter(column).values()) >= 0.5 * 64 / values
+        assert len(Counter(column)) == values
+    assert load_prompts("tiny-test")[:2] == [
+        "a green ring moving down over grass",
+        "a green cross moving up over night",
+    ]
+
+
+def test_the_activity_sets_share_no_animal_and_have_every_activity():
+    words = {
+        name: [prompt.split(" ", 2) for prompt in load_prompts(f"activities-{name}")] for name in ("train", "test")
+    }
+    animals = {name: {animal for _, animal, _ in rows} for name, rows in words.items()}
+    activities = {name: {activity for _, _, activity in rows} for name, rows in words.items()}
+    assert (len(animals["train"]), len(animals["test"])) == (30, 15)
+    assert not animals["train"] & animals["test"]
+    assert activities["train"] == activities["test"] == {"washing the dishes", "riding a bike", "playing chess"}
+
+
+def test_a_file_has_a_prompt_a_line(tmp_path):
+    (tmp_path / "mine.txt").write_text("# comment\n\n  a dog \na cat #1\n")
+    assert load_prompts(str(tmp_path / "mine.txt")) == ["a dog", "a cat #1"]
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "# only a comment\n"])
+def test_an_empty_file_is_an_error(tmp_path, content):
+    (tmp_path / "empty.txt").write_text(content)
+    assert "empty.txt' holds no prompts: write one a line" in error_of(str(tmp_path / "empty.txt"))
+
+
+def test_unreadable_files_are_errors(tmp_path):
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
+    (tmp_path / "folder.txt").mkdir()
+    assert "does not exist" in error_of(str(tmp_path / "missing.txt"))
+    assert "cannot be read as text" in error_of(str(tmp_path / "binary.txt"))
+    assert "cannot be read as text" in error_of(str(tmp_path / "folder.txt"))
+
+
+def test_unknown_names_get_the_nearest():
+    assert error_of("tiny-tset").endswith("did you mean 'tiny-test'?")
+    assert "activities-test, activities-train, tiny-test, tiny-train" in error_of("xyz")
+
+
+def test_own_lists_and_functions(user_module):
+    assert load_prompts("my_prompts:SOME") == ["a", "b"]
+    assert load_prompts("my_prompts:made") == ["2 dogs", "3 dogs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("EMPTY", "is empty"), ("NUMBERS", "is no list of texts"), ("TEXT", "is no list of texts")]
+)
+def test_own_sets_that_are_no_prompts(user_module, name, message):
+    assert message in error_of(f"my_prompts:{name}")
+
+
+def test_own_sets_that_do_not_exist(user_module):
+    assert "my_prompts has no 'SOMME': did you mean 'SOME'?" in error_of("my_prompts:SOMME")
+    assert "no module 'no_such_module'" in error_of("no_such_module:SOME")
