@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ class Reward(nn.Module):
     `sensible_range` is where real videos score, for plots and targets.
     """
 
-    sensible_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    sensible_range: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Pixels `[B, F, 3, H, W]` in [0, 1] and B prompts -> rewards `[B]`."""
@@ -32,6 +31,10 @@ class Reward(nn.Module):
     def freeze(self) -> Reward:
         """No parameter takes a gradient and no layer is in training mode: weights are facts, not variables."""
         return self.eval().requires_grad_(False)
+
+    def to_precision(self, dtype: torch.dtype) -> Reward:
+        """Runs the big networks in `dtype`, all else in float32; a reward that does not override this stays float32."""
+        return self
 
 
 class FrameReward(Reward):
@@ -63,6 +66,11 @@ class RewardMix(Reward):
     def framewise(self) -> bool:
         """Whether the whole mix is a mean over frames, and so splits into frame chunks."""
         return all(isinstance(reward, FrameReward) for reward in self.rewards.values())
+
+    def to_precision(self, dtype: torch.dtype) -> RewardMix:
+        for reward in self.rewards.values():
+            reward.to_precision(dtype)  # type: ignore[operator]
+        return self
 
     def parts(self, frames: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {name: reward(frames, prompts) for name, reward in self.rewards.items()}

@@ -1,0 +1,57 @@
+"""Rewards by name: the built-in ones and the user's own (`module:Class`), one by one or as a recipe's mix."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from vader.errors import UserError, nearest
+from vader.plugins import instantiate, load_object
+from vader.recipe import RewardSection
+from vader.rewards.base import Reward, RewardMix
+
+BUILT_IN = {
+    "aesthetic": "vader.rewards.aesthetic:Aesthetic",
+    "hps": "vader.rewards.hps:HPS",
+}
+
+
+def load_reward(name: str, **options: Any) -> Reward:
+    """A frozen reward, ready to score.
+
+    Args:
+        name: a built-in name, or `module:Class` for your own subclass of `FrameReward` or `ClipReward`.
+        options: what the reward's constructor takes.
+
+    Raises:
+        UserError: no such reward, an option it doesn't take, or weights that are missing.
+    """
+    return instantiate(reward_class(name), f"reward {name!r}", options).freeze()
+
+
+def build_mix(sections: Sequence[RewardSection]) -> RewardMix:
+    """The weighted sum a recipe asks for; the second reward of a name becomes part `name_2`, and so on."""
+    names = part_names([section.name for section in sections])
+    rewards = [load_reward(section.name, **section.options) for section in sections]
+    weights = [section.weight for section in sections]
+    return RewardMix(dict(zip(names, rewards, strict=True)), dict(zip(names, weights, strict=True)))
+
+
+def reward_class(name: str) -> type[Reward]:
+    """The class behind a name. Raises `UserError` as `load_reward`."""
+    if ":" not in name and name not in BUILT_IN:
+        raise UserError(f"unknown reward {name!r}: {nearest(name, BUILT_IN)}, or your own as module:Class")
+    return load_object(BUILT_IN.get(name, name), "reward", Reward)
+
+
+def reward_names() -> dict[str, str]:
+    """The built-in rewards, each with one line of description."""
+    return {name: (inspect.getdoc(reward_class(name)) or "").splitlines()[0] for name in BUILT_IN}
+
+
+def part_names(names: Sequence[str]) -> list[str]:
+    """Distinct names for metrics: a class stands for `module:Class`, and repeated names are numbered from 2."""
+    short = [name.rpartition(":")[2] for name in names]
+    counts = [short[: i + 1].count(name) for i, name in enumerate(short)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(short, counts, strict=True)]
