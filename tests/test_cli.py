@@ -1,0 +1,290 @@
+"""The command line: help with an example everywhere, exit statuses, one-line errors, commands that need no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from factories import make_tiny_modelscope
+from vader import cli
+from vader.cli import main
+from vader.errors import RunError
+from vader.evaluation.video_io import read_video, write_mp4
+from vader.recipe import recipe_names
+
+COMMANDS = [
+    ["train"],
+    ["sample"],
+    ["score"],
+    ["list"],
+    ["check", "reward"],
+    ["check", "model"],
+    ["report"],
+    ["export"],
+    ["tinyworld", "build"],
+    ["tinyworld", "show"],
+]
+
+MY_REWARDS = """
+from vader.rewards.base import FrameReward
+
+class Brightness(FrameReward):
+    \"\"\"The mean of all pixels, times a gain.\"\"\"
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def score_frames(self, images, prompts):
+        return self.gain * images.mean(dim=(1, 2, 3))
+
+class Broken(Brightness):
+    def score_frames(self, images, prompts):
+        return self.gain * images.mean()
+"""
+
+
+@pytest.fixture
+def user_folder(tmp_path, monkeypatch):
+    """The working folder of a user who has written a reward."""
+    (tmp_path / "my_rewards.py").write_text(MY_REWARDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_tiny_modelscope(tmp_path_factory.mktemp("modelscope"))
+
+
+def error_of(capsys, arguments: list[str], status: int = 2) -> str:
+    """The one line on stderr with which a command ends."""
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vader: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(capsys, command):
+    assert main([*command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: vader {' '.join(command)}" in text
+
+
+def test_bare_vader_and_its_help_name_every_command(capsys):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(command[0] in text for command in COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    script = "import sys; from vader.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_python_m_vader_is_the_command():
+    ran = subprocess.run([sys.executable, "-m", "vader", "list"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "vader: Missing argument 'KIND'. See 'vader list --help'.\n"
+
+
+# ---------------------------------------------------------------- exit statuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["check"], "Missing command"),
+        (["train"], "Missing argument 'recipe'"),
+        (["train", "tiny", "--fast"], "--fast"),
+        (["score", "x.mp4"], "Missing option '--reward'"),
+        (["sample", "a dog", "--steps", "0"], "'--steps'"),
+        (["sample", "a dog", "--steps", "many"], "'--steps'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, message):
+    line = error_of(capsys, arguments)
+    assert message in line
+    assert "--help'." in line
+
+
+def test_a_failed_run_is_status_1(capsys, monkeypatch):
+    def fail() -> dict[str, str]:
+        raise RunError("rewards were not finite\nfor 5 steps")
+
+    monkeypatch.setitem(cli.LISTINGS, "models", fail)
+    assert error_of(capsys, ["list", "models"], status=1) == "vader: rewards were not finite for 5 steps\n"
+
+
+def test_ctrl_c_is_a_line_and_status_130(capsys, monkeypatch):
+    def interrupt() -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.LISTINGS, "models", interrupt)
+    assert error_of(capsys, ["list", "models"], status=130) == "vader: stopped by the keyboard\n"
+
+
+def test_only_the_first_process_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "tny"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------- mistakes of the user
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "tny"], "no recipe 'tny'"),
+        (["train", "tiny", "optimizer.lrr=1"], "unknown key 'optimizer.lrr': did you mean 'lr'?"),
+        (["train", "tiny", "optimizer.lr=fast"], "expected a number above 0"),
+        (["train", "tiny", "algorithm.policy.k=21"], "k can be at most 20"),
+        (["train", "tiny", "algorithm.frames.sample=9"], "video.frames is 8"),
+        (["list", "recipe"], "did you mean 'recipes'?"),
+        (["sample"], "nothing to sample"),
+        (["sample", "--file", "missing.txt"], "prompt file 'missing.txt' does not exist"),
+        (["sample", "--file", "empty.txt"], "prompt file 'empty.txt' holds no prompts"),
+        (["sample", "--file", "tiny-tset"], "did you mean 'tiny-test'?"),
+        (["sample", "a dog", "--recipe", "tny"], "no recipe 'tny'"),
+        (["sample", "a dog", "--model", "modelscop:x"], "did you mean 'modelscope'?"),
+        (["sample", "a dog", "--model", "modelscope"], "write family:checkpoint"),
+        (["sample", "a dog", "--model", "modelscope:x", "--frames", "2"], "give --height, --width"),
+        (["sample", "a dog", "--recipe", "tiny", "--model", "modelscope:no folder"], "no folder"),
+        (["sample", "a dog", "--recipe", "tiny", "--model", "my_rewards:Broken:x"], "VideoModel"),
+        (["sample", "a dog", "--out", "empty.txt/below"], "cannot make the folder 'empty.txt/below'"),
+        (["score", "x.mp4", "--reward", "aesthetics"], "did you mean 'aesthetic'?"),
+        (["score", "x.mp4", "--reward", "aesthetic=1"], "write name or name:key=value"),
+        (["score", "x.mp4", "--reward", "my_rewards:Brightness:gain"], "gain"),
+        (["score", "x.mp4", "--reward", "my_rewards:Brightness:weight=big"], "its weight must be a number"),
+        (["score", "x.mp4", "--reward", "my_rewards:Brightness:gains=1"], "did you mean 'gain'?"),
+        (["score", "x.mp4", "--reward", "my_rewards:Brightnes"], "did you mean 'Brightness'?"),
+        (["score", "x.mp4", "--reward", "hps", "--prompt", "a", "--prompts", "b.txt"], "give one of the two"),
+        (["check", "reward", "nope"], "unknown reward 'nope'"),
+        (["check", "model", "nope:tiny"], "write family:checkpoint"),
+        (["report", "empty"], "no run's folder"),
+        (["export", "empty", "--out", "x"], "give one of --merged and --adapter"),
+        (["export", "empty", "--out", "x", "--merged", "--adapter"], "give one of --merged and --adapter"),
+        (["export", "empty", "--out", "x", "--adapter"], "no run's folder"),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_one_line_and_status_2(capsys, user_folder, arguments, message):
+    (user_folder / "empty.txt").touch()
+    (user_folder / "empty").mkdir()
+    assert message in error_of(capsys, arguments)
+
+
+def test_as_many_prompts_as_videos(capsys, user_folder):
+    (user_folder / "one.txt").write_text("a dog\n")
+    arguments = ["score", "a.mp4", "b.mp4", "--reward", "my_rewards:Brightness", "--prompts", "one.txt"]
+    assert "2 videos need as many prompts, got 1" in error_of(capsys, arguments)
+
+
+# ---------------------------------------------------------------- list, check
+
+
+def test_lists_start_with_the_names(capsys):
+    assert main(["list", "recipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
+    expected = {"models": "modelscope", "rewards": "aesthetic", "prompts": "tiny-test", "algorithms": "reward_gradient"}
+    for kind, name in expected.items():
+        assert main(["list", kind]) == 0
+        assert name in {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_check_passes_a_good_reward(capsys, user_folder):
+    assert main(["check", "reward", "my_rewards:Brightness:gain=2.5"]) == 0
+    out = capsys.readouterr().out
+    assert "pass" in out
+    assert "FAIL" not in out
+
+
+def test_check_fails_a_bad_reward(capsys, user_folder):
+    assert main(["check", "reward", "my_rewards:Broken"]) == 1
+    captured = capsys.readouterr()
+    assert "FAIL" in captured.out
+    assert "checks failed" in captured.err
+
+
+def test_check_takes_a_size_for_a_model(capsys, checkpoint):
+    assert main(["check", "model", f"modelscope:{checkpoint}", "--size", "2x16x16"]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+    assert "as in 16x256x256" in error_of(capsys, ["check", "model", f"modelscope:{checkpoint}", "--size", "2x16"])
+
+
+# ---------------------------------------------------------------- score
+
+
+def write_grey(path, level: float) -> str:
+    return str(write_mp4(path, torch.full((4, 3, 32, 32), level), fps=8, upscale=1))
+
+
+def test_scores_as_json(capsys, user_folder):
+    videos = [write_grey(user_folder / f"{level}.mp4", level) for level in (0.25, 0.75)]
+    rewards = ["--reward", "my_rewards:Brightness", "--reward", "my_rewards:Brightness:gain=2,weight=0.5"]
+    assert main(["score", *videos, *rewards, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [file["path"] for file in scores["files"]] == videos
+    assert scores["mean"] == pytest.approx({"Brightness": 0.5, "Brightness_2": 1.0, "total": 1.0}, abs=0.01)
+    assert scores["files"][1]["parts"]["Brightness_2"]["mean"] == pytest.approx(1.5, abs=0.02)
+
+
+def test_scores_as_a_table_with_means(capsys, user_folder):
+    videos = [write_grey(user_folder / f"{level}.mp4", level) for level in (0.25, 0.75)]
+    assert main(["score", *videos, "--reward", "my_rewards:Brightness", "--max-frames", "2"]) == 0
+    out = capsys.readouterr().out
+    assert all(path in out for path in videos)
+    assert [row.split("│")[1].strip() for row in out.splitlines() if "│" in row][-1] == "mean"
+
+
+def test_unreadable_files_are_reported_and_the_others_scored(capsys, user_folder):
+    (user_folder / "broken.mp4").write_bytes(b"no video")
+    good = write_grey(user_folder / "good.mp4", 0.5)
+    assert main(["score", good, "broken.mp4", "missing.mp4", "--reward", "my_rewards:Brightness", "--json"]) == 1
+    captured = capsys.readouterr()
+    scores = json.loads(captured.out)
+    assert scores["mean"]["Brightness"] == pytest.approx(0.5, abs=0.01)
+    assert [file["error"] is None for file in scores["files"]] == [True, False, False]
+    first, second, last = captured.err.splitlines()
+    assert "broken.mp4" in first
+    assert "missing.mp4" in second
+    assert last == "vader: 2 of 3 videos could not be scored"
+
+
+# ---------------------------------------------------------------- sample
+
+
+def test_sample_writes_videos_and_a_sheet(capsys, tmp_path, checkpoint):
+    size = ["--frames", "2", "--height", "16", "--width", "16", "--steps", "2", "--guidance", "2"]
+    arguments = ["sample", "Red!", "blue red", "--model", f"modelscope:{checkpoint}", *size]
+    assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
+    names = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
+    assert names == ["000-red.mp4", "001-blue-red.mp4", "contact-sheet.png"]
+    assert sorted(os.listdir(tmp_path / "a")) == names
+    assert read_video(tmp_path / "a" / "000-red.mp4").shape == (2, 3, 16, 16)
+
+    assert main([*arguments, "--batch", "1", "--out", str(tmp_path / "again")]) == 0
+    assert main([*arguments, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    first, again, other = (read_video(tmp_path / folder / "000-red.mp4") for folder in ("a", "again", "other"))
+    assert (first - again).abs().max() < 0.02
+    assert (first - other).abs().max() > 0.05
+
+
+def test_sample_refuses_a_missing_adapter(capsys, tmp_path, checkpoint):
+    arguments = ["sample", "red", "--recipe", "tiny", "--model", f"modelscope:{checkpoint}"]
+    assert "nowhere" in error_of(capsys, [*arguments, "--out", str(tmp_path), "--adapter", "nowhere"])
