@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.solvers import Solver
+from vader.solvers import Kind, Solver
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class VideoModel(ABC):
         checkpoint: str,
         *,
         dtype: torch.dtype = torch.float32,
-        solver: str = "auto",
+        solver: Kind = "auto",
         eta: float = 0.0,
         spacing: str = "auto",
     ) -> VideoModel:
@@ -153,6 +153,11 @@ class VideoModel(ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not guidance.detach_uncond):
             uncond = self.denoise(latents, time, condition.uncond)
         return cond, uncond
+
+    @property
+    def denoiser_name(self) -> str:
+        """The denoiser's component name: "unet" or "transformer"."""
+        return next(name for name, network in self.networks().items() if network is self.denoiser)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,83 @@
+"""Takes a trained adapter out of the package: as a LoRA file, or merged into a whole diffusers pipeline folder.
+
+What is written needs nothing of ours: `TextToVideoSDPipeline.from_pretrained(folder)` loads the merged one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from vader.adapters import FILE_NAME, adapter_file, load_adapter, merge_adapter, read_metadata
+from vader.errors import UserError
+from vader.models.base import VideoModel
+
+HEADROOM = 1.05  # settings and headers beside the weights
+
+
+def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -> Path:
+    """Writes a complete diffusers pipeline folder with the adapter's weights merged into the denoiser.
+
+    Args:
+        model: the base model, loaded in the precision that the export shall have (float32 keeps every digit).
+            The adapter is merged into it in place: afterwards it is the exported model.
+        adapter: the adapter's file or folder.
+        out_dir: a folder that is missing or empty.
+
+    Raises:
+        UserError: no adapter or not of this model, a folder that is not empty or not writable, a full disk,
+            or a family that diffusers has no pipeline for.
+    """
+    pipeline = model.diffusers_pipeline()
+    load_adapter(model.denoiser, adapter, model.denoiser_name)
+    out = prepare_folder(out_dir, HEADROOM * sum(_size(network) for network in model.networks().values()))
+    merge_adapter(model.denoiser)
+    pipeline.save_pretrained(out)
+    _write_vocabulary(pipeline.tokenizer, out / "tokenizer")
+    return out
+
+
+def export_adapter(adapter: Path | str, out_dir: Path | str) -> Path:
+    """Copies an adapter (diffusers' LoRA format) into a folder that is missing or empty; returns the new file.
+
+    Raises:
+        UserError: no adapter, or a folder that is not empty or not writable, or a full disk.
+    """
+    read_metadata(adapter)  # an adapter indeed
+    source = adapter_file(adapter)
+    return shutil.copyfile(source, prepare_folder(out_dir, source.stat().st_size) / FILE_NAME)
+
+
+def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:
+    """Makes an empty folder on a disk that has the space.
+
+    Raises:
+        UserError: it is not empty, cannot be made or written, or the disk is too full.
+    """
+    out = Path(out_dir).expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UserError(f"folder {str(out)!r} is not empty: name a new one")
+        (out / ".probe").touch()
+        (out / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to folder {str(out)!r}: {error.strerror}") from error
+    free = shutil.disk_usage(out).free
+    if free < bytes_needed:
+        raise UserError(
+            f"not enough disk for {str(out)!r}: {bytes_needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+        )
+    return out
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def _write_vocabulary(tokenizer, folder: Path) -> None:
+    """`vocab.json` and `merges.txt`, which transformers 4 reads, beside the `tokenizer.json` that 5 writes alone."""
+    if not (folder / "vocab.json").exists():
+        tokenizer.backend_tokenizer.model.save(str(folder))

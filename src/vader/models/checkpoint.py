@@ -1,0 +1,122 @@
+"""A checkpoint in diffusers' pipeline layout, in a folder or on the hub: one subfolder a component.
+
+In comes what a recipe names (`tiny`, a folder, a hub id); out come single components, frozen and in eval
+mode, or a `UserError` that says which part is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.models import ModelMixin
+from huggingface_hub import hf_hub_download, model_info, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from vader import tinyworld
+from vader.errors import UserError
+from vader.plugins import one_line
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+Result = TypeVar("Result")
+
+
+def resolve(checkpoint: str, family: str) -> str:
+    """The folder or hub id behind what the user wrote; `tiny` and `tiny/<family>` are the tiny world's own weights.
+
+    Raises:
+        UserError: it is neither a folder nor could it be a hub id.
+    """
+    if checkpoint in ("tiny", f"tiny/{family}"):
+        return str(tinyworld.weights_path(family))
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise UserError(
+            f"checkpoint {checkpoint!r} is a file: name the folder that holds its components (unet/, vae/ ...)"
+        )
+    if not HUB_ID.fullmatch(checkpoint):
+        raise UserError(
+            f"checkpoint {checkpoint!r} is no folder here and no hub id: use 'tiny', a folder or 'user/name'"
+        )
+    _check_hub(checkpoint)
+    return checkpoint
+
+
+def _check_hub(hub_id: str) -> None:
+    """A hub id is cached here, or the hub has it: asked once, where a download would retry for half a minute."""
+    try:
+        snapshot_download(hub_id, local_files_only=True)
+    except LocalEntryNotFoundError:
+        try:
+            model_info(hub_id, timeout=15)
+        except Exception as error:  # the hub's library changes its HTTP client, and so the class, between versions
+            reason = one_line(error)
+            raise UserError(
+                f"checkpoint {hub_id!r} is no folder here and not to be had from the hub: {reason}"
+            ) from error
+
+
+def check_components(source: str, components: dict[str, str]) -> None:
+    """Before anything is loaded: a folder has every component (subfolder -> a file that must be in it).
+
+    Raises:
+        UserError: naming the first missing file.
+    """
+    folder = Path(source)
+    for subfolder, file in components.items():
+        if folder.is_dir() and not (folder / subfolder / file).is_file():
+            raise UserError(f"checkpoint {source!r} is not whole: {subfolder}/{file} is missing")
+
+
+def load_config(source: str, subfolder: str, file: str = "config.json") -> dict[str, Any]:
+    """A component's JSON settings."""
+    with_name = f"{subfolder}/{file}"
+
+    def read() -> dict[str, Any]:
+        path = Path(source, with_name) if Path(source).is_dir() else Path(hf_hub_download(source, with_name))
+        return json.loads(path.read_text())
+
+    return _translated(read, source, with_name)
+
+
+def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype) -> Any:
+    """One network of the checkpoint: frozen, in eval mode, floating-point weights in `dtype`.
+
+    Raises:
+        UserError: it cannot be read, is of another class, or lacks weights.
+    """
+    config = load_config(source, subfolder)
+    classes = config.get("architectures") or [config.get("_class_name")]
+    if network.__name__ not in classes:
+        raise UserError(f"checkpoint {source!r} is of another family: its {subfolder} is no {network.__name__}")
+    # transformers renamed its dtype argument between versions, and its networks are small: they are cast after loading
+    options: dict[str, Any] = {"torch_dtype": dtype} if issubclass(network, ModelMixin) else {}
+    loaded, report = _translated(
+        lambda: network.from_pretrained(source, subfolder=subfolder, output_loading_info=True, **options),
+        source,
+        subfolder,
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"checkpoint {source!r} is not whole: {subfolder} lacks {len(missing)} weights ({missing[0]} ...)"
+        )
+    return loaded.to(dtype).eval().requires_grad_(False)
+
+
+def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str) -> Any:
+    return _translated(lambda: tokenizer.from_pretrained(source, subfolder=subfolder), source, subfolder)
+
+
+def _translated(load: Callable[[], Result], source: str, part: str) -> Result:
+    """Calls a library's loader; its long errors become one line that names the component."""
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot load {part} of checkpoint {source!r}: {one_line(error)}") from error

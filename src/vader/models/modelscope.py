@@ -1,0 +1,137 @@
+"""ModelScope text-to-video (arXiv:2308.06571) through diffusers' own classes.
+
+A checkpoint is a `TextToVideoSDPipeline` folder or hub id (`ali-vilab/text-to-video-ms-1.7b`, the tiny world's
+twin, any fine-tune of the same layout). Latents are `[B, C, F, h, w]`, scaled to unit variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import TextToVideoSDPipeline
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vader import solvers
+from vader.errors import UserError
+from vader.models import checkpoint as files
+from vader.models.base import Condition, VideoModel, VideoSize
+
+COMPONENTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+
+
+class ModelScope(VideoModel):
+    """UNet3D denoiser, image VAE decoded frame by frame, CLIP text encoder."""
+
+    family = "modelscope"
+    denoiser: Any  # diffusers' networks carry their settings in ways that type checkers do not see
+    vae: Any
+
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        solver: solvers.Solver,
+        scheduler_config: dict,
+    ) -> None:
+        self.denoiser = unet
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.solver = solver
+        self.scheduler_config = scheduler_config
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        solver: solvers.Kind = "auto",
+        eta: float = 0.0,
+        spacing: str = "auto",
+    ) -> ModelScope:
+        """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id."""
+        source = files.resolve(checkpoint, cls.family)
+        files.check_components(source, COMPONENTS)
+        scheduler = files.load_config(source, "scheduler", "scheduler_config.json")
+        return cls(
+            solver=solvers.solver_from_config(scheduler, eta=eta, kind=solver, spacing=spacing),
+            scheduler_config=scheduler,
+            tokenizer=files.load_tokenizer(CLIPTokenizer, source, "tokenizer"),
+            text_encoder=files.load_network(CLIPTextModel, source, "text_encoder", dtype),
+            vae=files.load_network(AutoencoderKL, source, "vae", dtype),
+            unet=files.load_network(UNet3DConditionModel, source, "unet", dtype),
+        )
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
+        """Text embeddings `[B, L, D]`; the unconditional ones are those of the empty prompt.
+
+        Raises:
+            UserError: images were given; this family makes videos from text alone.
+        """
+        if images is not None:
+            raise UserError("models of the family 'modelscope' take no images: use text prompts")
+        cond = self._embed(prompts)
+        return Condition({"text": cond}, {"text": self._embed([""]).expand_as(cond)})
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+
+    def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
+        """`(C, F, h, w)`; height and width must be whole multiples of the VAE's factor (UNet3D takes any latents)."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if size.height % factor or size.width % factor:
+            height, width = (max(1, round(side / factor)) * factor for side in (size.height, size.width))
+            raise UserError(
+                f"video size {size.height}x{size.width} (height x width) is not possible: "
+                f"both must be multiples of {factor}; the nearest is {height}x{width}"
+            )
+        return self.denoiser.config.in_channels, size.frames, size.height // factor, size.width // factor
+
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """See `VideoModel.denoise`: latents and prediction are `[N, C, F, h, w]`."""
+        dtype = self.denoiser.dtype
+        text = inputs["text"].to(dtype)
+        return self.denoiser(latents.to(dtype), time.to(latents.device), text, return_dict=False)[0].to(latents.dtype)
+
+    def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+        """See `VideoModel.decode_unclamped`: frames are decoded one by one, so only the chosen ones cost anything."""
+        chosen = latents.movedim(2, 1)  # [B, F, C, h, w]
+        if frames is not None:
+            rows = torch.arange(len(latents), device=latents.device)[:, None]
+            chosen = chosen[rows, frames.to(latents.device)]
+        images = chosen.flatten(0, 1) / self.vae.config.scaling_factor
+        pixels = self.vae.decode(images.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
+        return pixels.unflatten(0, chosen.shape[:2]) / 2 + 0.5
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}
+
+    def diffusers_pipeline(self) -> TextToVideoSDPipeline:
+        """The same networks as diffusers' pipeline, with the checkpoint's own scheduler."""
+        return TextToVideoSDPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.denoiser,
+            scheduler=getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config),
+        )

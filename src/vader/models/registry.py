@@ -1,0 +1,58 @@
+"""Base models by family name, or by `module:Class` for one's own; both are loaded in the same way."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from vader.errors import UserError, nearest
+from vader.models.base import VideoModel
+from vader.plugins import load_object
+from vader.solvers import Kind
+
+FAMILIES = {"modelscope": "vader.models.modelscope:ModelScope"}
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def model_names() -> list[str]:
+    """The built-in families."""
+    return sorted(FAMILIES)
+
+
+def load_model(
+    family: str,
+    checkpoint: str,
+    *,
+    precision: Precision = "auto",
+    device: torch.device | str = "cpu",
+    solver: Kind = "auto",
+    eta: float = 0.0,
+    spacing: str = "auto",
+) -> VideoModel:
+    """Loads a base model, frozen and in eval mode, ready to sample.
+
+    Args:
+        family: a built-in family (`model_names`) or `module:Class`, a subclass of `VideoModel`.
+        checkpoint: what the family loads: for built-in ones `tiny`, a folder or a hub id.
+        precision: of the frozen weights; `auto` is bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere.
+        solver, eta, spacing: how to sample, see `solvers.solver_from_config`.
+
+    Raises:
+        UserError: no such family, class or checkpoint.
+    """
+    if ":" not in family and family not in FAMILIES:
+        raise UserError(f"unknown model family {family!r}: {nearest(family, FAMILIES)}, or your own as 'module:Class'")
+    model_class = load_object(FAMILIES.get(family, family), "model", VideoModel)  # type: ignore[type-abstract]
+    dtype = frozen_dtype(precision, torch.device(device))
+    return model_class.load(checkpoint, dtype=dtype, solver=solver, eta=eta, spacing=spacing).to(device)
+
+
+def frozen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The data type of frozen weights on a device."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -1,0 +1,217 @@
+"""LoRA adapters: attach, train, save, load, merge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from factories import make_tiny_modelscope
+from vader import adapters
+from vader.errors import UserError
+from vader.memory import count_parameters
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny_modelscope(tmp_path_factory.mktemp("modelscope") / "model")
+
+
+@pytest.fixture
+def unet(folder):
+    return UNet3DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+
+
+def run(unet, dtype=torch.float32):
+    g = torch.Generator().manual_seed(3)
+    latents, text = torch.randn(1, 4, 2, 8, 8, generator=g), torch.randn(1, 5, 16, generator=g)
+    return unet(latents.to(dtype), torch.tensor(7), text.to(dtype)).sample
+
+
+def randomised(unet, seed=5):
+    """As if trained: B is no longer zero."""
+    g = torch.Generator().manual_seed(seed)
+    for parameter in adapters.adapter_parameters(unet):
+        parameter.data = torch.randn(parameter.shape, generator=g) * 0.1
+    return unet
+
+
+def adapted(unet, rank=4, alpha=None, targets=TARGETS):
+    return randomised(adapters.add_adapter(unet, targets, rank, alpha))
+
+
+def fresh(folder):
+    return UNet3DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+
+
+def test_a_new_adapter_changes_nothing_and_is_all_that_trains(unet):
+    before = run(unet)
+    adapters.add_adapter(unet, TARGETS, rank=4)
+    torch.testing.assert_close(run(unet), before, atol=0, rtol=0)
+    parameters = adapters.adapter_parameters(unet)
+    assert sum(p.numel() for p in parameters) == count_parameters(unet, trainable=True) > 0
+
+
+def test_initial_weights_depend_on_the_seed_alone(unet, folder):
+    torch.manual_seed(1)
+    adapters.add_adapter(unet, TARGETS, rank=4, seed=9)
+    torch.manual_seed(2)
+    other = adapters.add_adapter(fresh(folder).bfloat16(), TARGETS, rank=4, seed=9)
+    third = adapters.add_adapter(fresh(folder), TARGETS, rank=4, seed=10)
+    state = adapters.adapter_state(unet)
+    assert all(torch.equal(value, state[name]) for name, value in adapters.adapter_state(other).items())
+    name = next(name for name in state if "lora_A" in name)
+    assert not torch.equal(state[name], adapters.adapter_state(third)[name])
+    assert state[name].std().item() == pytest.approx(state[name].shape[1] ** -0.5 / 3**0.5, rel=0.4)
+
+
+def test_a_bf16_base_has_float32_adapter_weights_and_gradients(unet):
+    unet.bfloat16()
+    adapters.add_adapter(unet, (*TARGETS, "conv_in", "conv4.3"), rank=4)
+    output = run(unet, torch.bfloat16)
+    assert output.dtype == torch.bfloat16
+    output.float().square().mean().backward()
+    for name, parameter in unet.named_parameters():
+        trains = "lora" in name
+        assert parameter.dtype == (torch.float32 if trains else torch.bfloat16)
+        assert (parameter.grad is not None) == trains
+    grads = [p.grad for p in adapters.adapter_parameters(unet)]
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+    assert sum(g.abs().sum() for g in grads) > 0
+
+
+def test_targets_that_match_nothing_name_real_layers(unet):
+    with pytest.raises(UserError, match=r"did you mean 'to_out\.0'"):
+        adapters.add_adapter(unet, ("to_q", "to_out.1"), rank=4)
+    with pytest.raises(UserError, match="common are to_"):
+        adapters.add_adapter(unet, ("zzz",), rank=4)
+    assert not adapters.has_adapter(unet)
+
+
+def test_containers_are_no_targets(unet):
+    with pytest.raises(UserError, match="'attn1' names no layer"):
+        adapters.add_adapter(unet, ("attn1",), rank=4)
+
+
+def test_disabled_is_the_base_and_leaves_gradients_alone(unet):
+    base = run(unet)
+    adapted(unet)
+    output = run(unet)
+    assert not torch.allclose(output, base)
+    with adapters.adapter_disabled(unet):
+        disabled = run(unet)
+    torch.testing.assert_close(disabled, base, atol=0, rtol=0)
+    assert not disabled.requires_grad
+    output.sum().backward()
+    assert all(p.grad is not None for p in adapters.adapter_parameters(unet))
+    torch.testing.assert_close(run(unet), output, atol=0, rtol=0)
+
+
+def test_state_round_trip_is_exact(unet, folder):
+    state = adapters.adapter_state(adapted(unet, alpha=3))
+    other = adapters.add_adapter(fresh(folder), TARGETS, rank=4, alpha=3)
+    adapters.load_adapter_state(other, state)
+    torch.testing.assert_close(run(other), run(unet), atol=0, rtol=0)
+    with pytest.raises(UserError, match=r"should be \[2, "):
+        adapters.load_adapter_state(adapters.add_adapter(fresh(folder), TARGETS, rank=2), state)
+    with pytest.raises(UserError, match="unknown"):
+        adapters.load_adapter_state(adapters.add_adapter(fresh(folder), ("to_q",), rank=4), state)
+    with pytest.raises(UserError, match="missing"):
+        adapters.load_adapter_state(adapters.add_adapter(fresh(folder), (*TARGETS, "conv_in"), rank=4), state)
+
+
+def test_file_round_trip_is_exact(unet, folder, tmp_path):
+    adapters.save_adapter(adapted(unet), tmp_path, "unet", {"checkpoint": "tiny"})
+    other = adapters.load_adapter(fresh(folder), tmp_path, "unet")
+    torch.testing.assert_close(run(other), run(unet), atol=0, rtol=0)
+    assert all(torch.equal(w, adapters.adapter_state(other)[n]) for n, w in adapters.adapter_state(unet).items())
+
+
+def test_alpha_is_folded_into_the_file(unet, folder, tmp_path):
+    path = adapters.save_adapter(adapted(unet, rank=4, alpha=8), tmp_path, "unet", {"recipe": "r"})
+    weights, state = load_file(path), adapters.adapter_state(unet)
+    for name, value in state.items():
+        torch.testing.assert_close(weights[f"unet.{name}"], value * (2 if "lora_B" in name else 1), atol=0, rtol=0)
+    torch.testing.assert_close(run(adapters.load_adapter(fresh(folder), path)), run(unet), atol=1e-5, rtol=1e-5)
+    same_scale = adapters.load_adapter(adapters.add_adapter(fresh(folder), TARGETS, 4, alpha=8), path)
+    torch.testing.assert_close(run(same_scale), run(unet), atol=0, rtol=0)
+    assert adapters.read_metadata(path).items() >= {"rank": 4, "alpha": 8, "recipe": "r"}.items()
+    assert adapters.read_metadata(path)["targets"] == sorted(TARGETS)
+    with safe_open(path, framework="pt") as stream:
+        header = json.loads(stream.metadata()["lora_adapter_metadata"])
+    assert header["unet.r"] == header["unet.lora_alpha"] == 4
+
+
+def test_a_file_with_an_alpha_of_its_own_keeps_its_strength(unet, folder, tmp_path):
+    """As diffusers' training scripts write it: alpha in the metadata and not in the weights."""
+    adapted(unet, rank=4, alpha=8)
+    weights = {f"unet.{name}": value.contiguous() for name, value in adapters.adapter_state(unet).items()}
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}
+    save_file(weights, tmp_path / adapters.FILE_NAME, metadata=header)
+    other = adapters.load_adapter(fresh(folder), tmp_path)
+    torch.testing.assert_close(run(other), run(unet), atol=1e-5, rtol=1e-5)
+
+
+def test_diffusers_own_loader_reads_the_file(unet, folder, tmp_path):
+    """UNet3D has no loader in diffusers yet, so it is lent the mixin that other networks have."""
+    from diffusers.loaders import PeftAdapterMixin
+
+    adapters.save_adapter(adapted(unet, alpha=8), tmp_path, "unet", {})
+    lent = type("Lent", (UNet3DConditionModel, PeftAdapterMixin), {"_repeated_blocks": []})
+    other = lent.from_pretrained(folder / "unet").eval()
+    other.load_lora_adapter(tmp_path, prefix="unet", weight_name=adapters.FILE_NAME, use_safetensors=True)
+    torch.testing.assert_close(run(other), run(unet), atol=1e-5, rtol=1e-5)
+
+
+def test_load_into_a_diffusers_pipeline(unet, folder, tmp_path):
+    adapters.save_adapter(adapted(unet), tmp_path, "unet", {})
+    pipe = adapters.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
+    torch.testing.assert_close(run(pipe.unet), run(unet), atol=0, rtol=0)
+
+
+def test_merged_equals_adapter_and_is_a_plain_network(unet):
+    names = set(unet.state_dict())
+    adapted(unet, alpha=8, targets=(*TARGETS, "conv_in", "conv4.3", "proj_in"))
+    output = run(unet)
+    adapters.merge_adapter(unet)
+    assert set(unet.state_dict()) == names
+    assert not adapters.has_adapter(unet)
+    assert not any("peft" in type(module).__module__ for module in unet.modules())
+    torch.testing.assert_close(run(unet), output, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_fit_any_network(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2)).requires_grad_(False)
+    randomised(adapters.add_adapter(net, ("0", "2"), rank=2))
+    adapters.save_adapter(net, tmp_path, "transformer", {})
+    x = torch.randn(3, 4)
+    output = net(x)
+    torch.testing.assert_close(adapters.merge_adapter(net)(x), output)
+
+
+def test_files_that_do_not_fit_say_so(unet, folder, tmp_path):
+    with pytest.raises(UserError, match="no adapter at"):
+        adapters.load_adapter(unet, tmp_path / "nowhere", "unet")
+    (tmp_path / adapters.FILE_NAME).write_text("not safetensors")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        adapters.load_adapter(unet, tmp_path, "unet")
+    with pytest.raises(UserError, match=r"no LoRA adapter: it holds 'conv_in\.bias'"):
+        adapters.load_adapter(unet, folder / "unet/diffusion_pytorch_model.safetensors", "unet")
+    net = randomised(adapters.add_adapter(nn.Sequential(nn.Linear(4, 8)), ("0",), rank=2))
+    adapters.save_adapter(net, tmp_path / "other", "unet", {"checkpoint": "some/model"})
+    with pytest.raises(UserError, match=r"trained on 'some/model'\) does not fit: it is of another model"):
+        adapters.load_adapter(unet, tmp_path / "other", "unet")
+    with pytest.raises(UserError, match="no weights for 'transformer': it has unet"):
+        adapters.load_adapter(unet, tmp_path / "other", "transformer")
+    wide = randomised(adapters.add_adapter(nn.ModuleDict({"conv_in": nn.Conv2d(9, 9, 3)}), ("conv_in",), rank=2))
+    adapters.save_adapter(wide, tmp_path / "wide", "unet", {})
+    with pytest.raises(UserError, match=r"'conv_in.lora_A.weight' is \[2, 9, 3, 3\], should be \[2, 4, 3, 3\]"):
+        adapters.load_adapter(unet, tmp_path / "wide", "unet")
+    assert not adapters.has_adapter(unet)

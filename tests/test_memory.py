@@ -1,0 +1,128 @@
+"""Checkpointing and offloading change memory and no number."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from torch import nn
+
+from factories import make_tiny_modelscope
+from vader.adapters import adapter_parameters, add_adapter
+from vader.memory import checkpoint_blocks, network_blocks, offload_activations, peak_memory_bytes
+
+TARGETS = ("to_q", "to_v", "conv_in", "proj_out", "conv4.3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny_modelscope(tmp_path_factory.mktemp("modelscope") / "model")
+
+
+@pytest.fixture
+def unet(folder):
+    unet = UNet3DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+    for parameter in adapter_parameters(add_adapter(unet, TARGETS, rank=2)):
+        parameter.data.normal_(std=0.1)
+    return unet
+
+
+def gradients(unet, latents=None):
+    """The gradient of a loss in the adapter's weights and the input."""
+    g = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 4, 2, 8, 8, generator=g).requires_grad_()
+    text = torch.randn(1, 5, 16, generator=g)
+    loss = unet(latents, torch.tensor(7), text).sample.square().mean()
+    return torch.autograd.grad(loss, [latents, *adapter_parameters(unet)])
+
+
+def saved_bytes(call):
+    """How much the graph keeps alive."""
+    total = 0
+
+    def pack(tensor):
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return total
+
+
+def test_checkpointed_gradients_are_identical(unet):
+    plain = gradients(unet)
+    assert checkpoint_blocks(unet) == 5
+    for ours, reference in zip(gradients(unet), plain, strict=True):
+        torch.testing.assert_close(ours, reference, atol=0, rtol=0)
+
+
+def test_an_adapter_attached_after_checkpointing_trains_as_well(folder, unet):
+    other = UNet3DConditionModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+    checkpoint_blocks(other)
+    add_adapter(other, TARGETS, rank=2)
+    for mine, theirs in zip(adapter_parameters(other), adapter_parameters(unet), strict=True):
+        mine.data.copy_(theirs.data)
+    for ours, reference in zip(gradients(other), gradients(unet), strict=True):
+        torch.testing.assert_close(ours, reference, atol=0, rtol=0)
+
+
+def test_checkpointing_keeps_less_and_recomputes_once(unet):
+    latents, text = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 5, 16)
+    plain = saved_bytes(lambda: unet(latents, torch.tensor(7), text))
+    checkpoint_blocks(unet)
+    checkpoint_blocks(unet)  # twice is once
+    assert saved_bytes(lambda: unet(latents, torch.tensor(7), text)) < plain / 3
+    calls = []
+    unet.mid_block.resnets[0].register_forward_hook(lambda *_: calls.append(1))
+    gradients(unet)
+    assert len(calls) == 2
+    with torch.no_grad():
+        unet(latents, torch.tensor(7), text)
+    assert len(calls) == 3
+
+
+def test_a_vae_is_checkpointed_in_its_decoder(folder):
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval().requires_grad_(False)
+    latents = torch.randn(2, 4, 8, 8).requires_grad_()
+    plain = torch.autograd.grad(vae.decode(latents).sample.square().mean(), latents)[0]
+    assert checkpoint_blocks(vae) == 6
+    assert set(vae.decoder.up_blocks) < set(network_blocks(vae))
+    recomputed = torch.autograd.grad(vae.decode(latents).sample.square().mean(), latents)[0]
+    torch.testing.assert_close(recomputed, plain, atol=0, rtol=0)
+
+
+def test_a_checkpointed_network_copies_and_saves_as_before(unet):
+    names = list(unet.state_dict())
+    checkpoint_blocks(unet)
+    twin = copy.deepcopy(unet)
+    assert list(twin.state_dict()) == names
+    twin.mid_block.resnets[0].conv1.weight.data.zero_()
+    assert not torch.equal(gradients(twin)[0], gradients(unet)[0])
+
+
+def test_a_network_without_blocks_is_left_alone():
+    assert checkpoint_blocks(nn.Sequential(nn.Linear(2, 2), nn.SiLU())) == 0
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_offloading_changes_no_gradient(unet, checkpointed):
+    plain = gradients(unet)
+    if checkpointed:
+        checkpoint_blocks(unet)
+    with offload_activations(True):
+        offloaded = gradients(unet)
+    with offload_activations(False):
+        kept = gradients(unet)
+    for ours, same, reference in zip(offloaded, kept, plain, strict=True):
+        torch.testing.assert_close(ours, reference, atol=0, rtol=0)
+        torch.testing.assert_close(same, reference, atol=0, rtol=0)
+
+
+def test_peak_memory_is_in_bytes_and_never_falls():
+    before = peak_memory_bytes("cpu")
+    block = torch.ones(50_000_000)
+    assert peak_memory_bytes("cpu") >= before > 50e6
+    del block
