@@ -1,0 +1,93 @@
+"""Rewards by name: built-in and one's own alike; each mistake is one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reward_factories import make_head, make_tiny_clip
+from vader.errors import UserError
+from vader.recipe import RewardSection
+from vader.rewards import FrameReward, RewardMix, build_mix, load_reward, reward_names
+from vader.rewards.registry import part_names
+
+OWN = """
+import torch
+from vader.rewards import FrameReward
+
+
+class Redness(FrameReward):
+    sensible_range = (0.0, 2.0)
+
+    def __init__(self, strength: float = 1.0):
+        super().__init__()
+        self.strength = torch.nn.Parameter(torch.tensor(strength))
+
+    def score_frames(self, images, prompts):
+        return self.strength * images[:, 0].mean(dim=(1, 2))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "own_rewards", raising=False)
+    return "own_rewards:Redness"
+
+
+def test_own_reward_is_loaded_frozen_with_its_options(own):
+    reward = load_reward(own, strength=3)
+    assert isinstance(reward, FrameReward)
+    assert not reward.strength.requires_grad
+    assert not reward.training
+    frames = torch.rand(2, 3, 3, 4, 4)
+    torch.testing.assert_close(reward(frames, ["", ""]), 3 * frames[:, :, 0].mean(dim=(1, 2, 3)))
+
+
+def test_mix_of_a_recipe(own, tmp_path):
+    clip, head = make_tiny_clip(tmp_path / "clip"), make_head(tmp_path / "head.safetensors")
+    sections = [
+        RewardSection(name="aesthetic", weight=0.5, checkpoint=str(clip), head=str(head)),
+        RewardSection(name=own),
+        RewardSection(name=own, weight=-2.0, strength=2.0),
+    ]
+    mix = build_mix(sections)
+    assert isinstance(mix, RewardMix)
+    assert mix.weights == {"aesthetic": 0.5, "Redness": 1.0, "Redness_2": -2.0}
+    parts = mix.parts(torch.rand(2, 1, 3, 16, 16), ["", ""])
+    torch.testing.assert_close(parts["Redness_2"], 2 * parts["Redness"])
+
+
+def test_part_names_are_distinct():
+    assert part_names(["hps", "a.b:Own", "hps", "c:Own", "hps"]) == ["hps", "Own", "hps_2", "Own_2", "hps_3"]
+
+
+def test_every_built_in_reward_has_a_line_of_description():
+    names = reward_names()
+    assert {"aesthetic", "hps"} <= names.keys()
+    assert all(line and "\n" not in line for line in names.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("estetic", {}, "unknown reward 'estetic': did you mean 'aesthetic'"),
+        ("aesthetic", {"targt": 10}, "reward 'aesthetic' has no option 'targt': did you mean 'target'"),
+        ("aesthetic", {"target": "ten"}, "reward 'aesthetic': target is 'ten': input should be a valid number"),
+        ("aesthetic", {"resize": "stretch"}, "resize is 'stretch': input should be 'crop', 'squash' or 'pad'"),
+        ("hps", {"version": "v3"}, "version is 'v3': input should be 'v2.0' or 'v2.1'"),
+        ("aesthetic", {"checkpoint": "./nowhere"}, "no model at './nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line(name, options, message):
+    with pytest.raises(UserError) as error:
+        load_reward(name, **options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_tiny_weights_are_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr("vader.tinyworld.WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match="the tiny world has no weights 'clip'"):
+        load_reward("aesthetic", checkpoint="tiny")
