@@ -6,16 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from factories import make_tiny_modelscope
-from vader import cli
 from vader.cli import main
-from vader.errors import RunError
+from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.video_io import read_video, write_mp4
-from vader.recipe import recipe_names
+from vader.recipe import Recipe, load_recipe, recipe_names
 
 COMMANDS = [
     ["train"],
@@ -122,20 +122,41 @@ def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, message):
     assert "--help'." in line
 
 
-def test_a_failed_run_is_status_1(capsys, monkeypatch):
-    def fail() -> dict[str, str]:
-        raise RunError("rewards were not finite\nfor 5 steps")
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("no such thing"), 2, "no such thing"),
+        (RunError("rewards were not finite\nfor 5 steps"), 1, "rewards were not finite for 5 steps"),
+        (Stopped("stopped after step 3"), 130, "stopped after step 3"),
+        (KeyboardInterrupt(), 130, "stopped by the keyboard"),
+    ],
+)
+def test_each_end_has_its_line_and_status(capsys, monkeypatch, error, status, line):
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setitem(cli.LISTINGS, "models", fail)
-    assert error_of(capsys, ["list", "models"], status=1) == "vader: rewards were not finite for 5 steps\n"
+    monkeypatch.setattr("vader.trainer.train", fail)
+    assert error_of(capsys, ["train", "tiny"], status) == f"vader: {line}\n"
 
 
-def test_ctrl_c_is_a_line_and_status_130(capsys, monkeypatch):
-    def interrupt() -> dict[str, str]:
-        raise KeyboardInterrupt
+def test_train_hands_over_the_recipe_and_prints_the_closing_lines(capsys, monkeypatch, tmp_path):
+    calls = []
 
-    monkeypatch.setitem(cli.LISTINGS, "models", interrupt)
-    assert error_of(capsys, ["list", "models"], status=130) == "vader: stopped by the keyboard\n"
+    class Result:
+        def lines(self) -> list[str]:
+            return ["before: 1", "after: 2"]
+
+    def run(recipe: Recipe, runs: Path, dry_run: bool) -> Result | None:
+        calls.append((recipe, runs, dry_run))
+        return None if dry_run else Result()
+
+    monkeypatch.setattr("vader.trainer.train", run)
+    assert main(["train", "tiny", "optimizer.lr=1e-4", "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "before: 1\nafter: 2\n"
+    assert main(["train", "--dry-run", "tiny", "optimizer.lr=1e-4"]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    recipe = load_recipe("tiny", ["optimizer.lr=1e-4"])
+    assert calls == [(recipe, tmp_path, False), (recipe, Path("runs"), True)]
 
 
 def test_only_the_first_process_speaks(capsys, monkeypatch):
@@ -155,6 +176,10 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["train", "tiny", "optimizer.lr=fast"], "expected a number above 0"),
         (["train", "tiny", "algorithm.policy.k=21"], "k can be at most 20"),
         (["train", "tiny", "algorithm.frames.sample=9"], "video.frames is 8"),
+        (["train", "tiny", "prompts.test=tiny-tset"], "did you mean 'tiny-test'?"),
+        (["train", "tiny", "prompts.train=empty.txt"], "prompt file 'empty.txt' holds no prompts"),
+        (["train", "tiny", "model.family=modelscop"], "did you mean 'modelscope'?"),
+        (["train", "tiny", "model.checkpoint=no folder"], "checkpoint 'no folder' is no folder here"),
         (["list", "recipe"], "did you mean 'recipes'?"),
         (["sample"], "nothing to sample"),
         (["sample", "--file", "missing.txt"], "prompt file 'missing.txt' does not exist"),

@@ -15,6 +15,7 @@ from vader.recipe import (
     RewardSection,
     Section,
     dump_recipe,
+    first_difference,
     library_versions,
     load_recipe,
     parse_value,
@@ -116,6 +117,12 @@ def test_a_dumped_recipe_names_every_key(tmp_path):
     data = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     assert set(data) == set(Recipe.model_fields)
     assert data["optimizer"]["eps"] == 1e-8
+
+
+def test_the_first_difference_names_its_key():
+    one, other = load_recipe("tiny"), load_recipe("tiny", ["rewards.0.weight=2", "train.steps=50"])
+    assert first_difference(one, one) is None
+    assert first_difference(one, other) == "rewards.0.weight is 1.0 there and 2.0 here"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import typer
 from rich.markup import escape
 from typer.main import get_command
 
-from vader.errors import RunError, UserError, nearest
+from vader.errors import RunError, Stopped, UserError, nearest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} See '{where} --help'.", 2)
     except UserError as error:
         return _fail(str(error), 2)
+    except Stopped as error:
+        return _fail(str(error), INTERRUPTED)
     except RunError as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -99,7 +101,7 @@ def train(
 
     result = run_training(resolved, runs, dry_run=dry_run)
     if _is_main_process():
-        print(*result.lines(), sep="\n")
+        print(*(result.lines() if result else ["dry run: everything is in place, nothing was trained"]), sep="\n")
 
 
 # ---------------------------------------------------------------- sample
@@ -194,8 +196,14 @@ def _load(section: ModelSection, sampling: SamplingSection, adapter: Path | None
 
     if adapter is not None:
         adapter_file(adapter)  # before anything large is loaded
-    how = {"solver": sampling.solver, "eta": sampling.eta, "spacing": sampling.spacing}
-    model = load_model(section.family, section.checkpoint, precision=section.precision, **how)
+    model = load_model(
+        section.family,
+        section.checkpoint,
+        precision=section.precision,
+        solver=sampling.solver,
+        eta=sampling.eta,
+        spacing=sampling.spacing,
+    )
     if adapter is not None:
         load_adapter(model.denoiser, adapter)
     return model.to(_device())

@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -62,7 +63,7 @@ class SamplingSection(Section):
     steps: PositiveInt = 25
     eta: Share = 0.0
     spacing: Literal["auto", "leading", "trailing", "linspace"] = "auto"
-    guidance: float = Field(9.0, ge=1.0)
+    guidance: Annotated[float, Field(ge=1.0)] = 9.0
     guidance_batched: bool = True
     guidance_detach_uncond: bool = False
 
@@ -108,7 +109,7 @@ class AlgorithmSection(Section):
     policy: PolicySection = PolicySection()
     frames: FramesSection = FramesSection()
     split_backward: bool = True
-    base_distance: float = Field(0.0, ge=0.0)  # weight of the squared distance to the frozen base's prediction
+    base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's prediction
 
 
 class AdapterSection(Section):
@@ -120,7 +121,7 @@ class AdapterSection(Section):
 class OptimizerSection(Section):
     lr: PositiveFloat = 2e-4
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: NonNegativeFloat = 0.0
     eps: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
 
@@ -161,7 +162,7 @@ class Recipe(Section):
     model: ModelSection
     video: VideoSection
     sampling: SamplingSection = SamplingSection()
-    rewards: tuple[RewardSection, ...] = Field(min_length=1)
+    rewards: Annotated[tuple[RewardSection, ...], Field(min_length=1)]
     prompts: PromptsSection
     algorithm: AlgorithmSection = AlgorithmSection()
     adapter: AdapterSection = AdapterSection()
@@ -217,6 +218,24 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: version(name) for name in ("torch", "diffusers", "peft", "vader")
     }
+
+
+def first_difference(there: Recipe, here: Recipe) -> str | None:
+    """The first key by dotted path in which two recipes differ, with both values; None where they are equal."""
+    ours, theirs = (dict(_flat(recipe.model_dump(mode="json"))) for recipe in (here, there))
+    for key in [*ours, *theirs]:
+        if ours.get(key) != theirs.get(key):
+            return f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
+    return None
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings and lists, by dotted path."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _flat(item, f"{path}.{key}".lstrip("."))
+    if not items:
+        yield path, value
 
 
 def parse_value(text: str) -> Any:
