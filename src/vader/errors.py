@@ -14,6 +14,10 @@ class RunError(RuntimeError):
     """A run that started well and cannot go on. Its message is one line; what was saved stays."""
 
 
+class Stopped(RunError):
+    """A run that was asked to stop (Ctrl-C, SIGTERM), and saved where it was."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A tail for an error about an unknown word: the closest known one, or all of them."""
     known = sorted(known)

@@ -51,7 +51,9 @@ def fit(
         loss: the loss of one freshly drawn batch; all its randomness comes from the generator.
         checkpoint: where to keep the state of an unfinished training; continued from if it is there.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
+    )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.lr, total_steps=schedule.steps + 1, pct_start=schedule.warmup, final_div_factor=100.0
     )

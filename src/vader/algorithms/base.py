@@ -1,0 +1,146 @@
+"""The contract of an alignment algorithm, and the engine that each one drives.
+
+An algorithm owns its gradient steps: it gets this process's share of a global batch and the engine, and
+returns what happened. The engine holds what all algorithms share: model, reward, optimiser, averaging over
+processes, seeds and clocks. Bring your own: subclass `Algorithm`, name it `module:Class` in the recipe.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vader.models.base import Guidance, VideoModel, VideoSize
+from vader.recipe import Recipe
+from vader.rewards.base import RewardMix
+from vader.sampling import Chain, Noise
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's videos of one optimiser step: prompts, and their indices in the global batch of `total`."""
+
+    step: int
+    prompts: tuple[str, ...]
+    indices: tuple[int, ...]
+    total: int
+
+    def micro(self, size: int) -> Iterator[Batch]:
+        """The same videos, at most `size` at once."""
+        for start in range(0, len(self.prompts), size):
+            some = slice(start, start + size)
+            yield Batch(self.step, self.prompts[some], self.indices[some], self.total)
+
+
+@dataclass
+class Metrics:
+    """What one optimiser step did, over all processes."""
+
+    reward: float
+    parts: dict[str, float]
+    queries: int
+    grad_norm: float
+    clamped: float  # share of the decoded pixels that were clamped and so carry no gradient
+    skipped: bool  # the step was not taken: reward or gradient was not finite
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Clock:
+    """Seconds by phase since the last `reset`; on a GPU each phase ends when its kernels have."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def reset(self) -> None:
+        self.seconds = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass
+class Engine:
+    """What all algorithms share. Parameters are the adapter's; nothing else is trained."""
+
+    recipe: Recipe
+    model: VideoModel
+    reward: RewardMix
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    scaler: torch.amp.GradScaler
+    clock: Clock
+
+    @property
+    def size(self) -> VideoSize:
+        return VideoSize(**self.recipe.video.model_dump())
+
+    @property
+    def guidance(self) -> Guidance:
+        sampling = self.recipe.sampling
+        return Guidance(sampling.guidance, sampling.guidance_batched, sampling.guidance_detach_uncond)
+
+    def chain(self, prompts: Sequence[str], base_distance: bool = False) -> Chain:
+        """The sampling chain of these prompts, encoded."""
+        schedule = self.model.solver.schedule(self.recipe.sampling.steps, self.size)
+        condition = self.model.encode(prompts)
+        return Chain(self.model, schedule, condition, self.guidance, base_distance, self.recipe.memory.offload)
+
+    def noise(self, purpose: str, batch: Batch) -> Noise:
+        shape = self.model.noise_shape(self.size)
+        return Noise(shape, self.recipe.train.seed, purpose, batch.step, batch.indices, self.model.device)
+
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        return batch.micro(self.recipe.train.micro_batch or len(batch.prompts))
+
+    def sum_over_processes(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, reduction="sum")
+
+    def optimise(self, finite: bool = True) -> tuple[float, bool]:
+        """Sums the adapter's gradients over processes, clips, and steps unless something is not finite.
+
+        Returns:
+            The gradient's norm before clipping, and whether the step was taken.
+        """
+        with self.clock("optimise"):
+            self._sum_gradients()
+            self.scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.max_grad_norm).item()
+            taken = finite and math.isfinite(norm)
+            if taken:
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm, taken
+
+    def _sum_gradients(self) -> None:
+        """One reduction of all gradients as a flat vector; losses are divided by the global batch already."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = self.sum_over_processes(torch.cat([grad.flatten() for grad in grads]))
+        for parameter, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+
+
+class Algorithm(ABC):
+    """One way to align: `step` makes one optimiser step on a batch."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def step(self, engine: Engine, batch: Batch) -> Metrics:
+        """Samples, scores, differentiates and optimises once; all processes call it together."""

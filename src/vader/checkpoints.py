@@ -1,0 +1,119 @@
+"""Checkpoints of a run, and its metrics file: what a killed run continues from.
+
+A checkpoint is written aside and renamed, so that a crash never leaves half of one. Together with the stateless
+randomness it holds all there is to know: adapter, optimiser, loss scale and counters. Metrics are appended line
+by line; on resuming, lines beyond the checkpoint are dropped, because they will be written again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vader.errors import RunError, UserError
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimiser steps, reward queries, skipped steps in all and in a row up to now."""
+
+    step: int = 0
+    queries: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+    def advance(self, queries: int, skipped: bool) -> None:
+        self.step += 1
+        self.queries += queries
+        self.skipped += skipped
+        self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
+
+
+class Checkpoints:
+    """The folders `step-000050` of a run, of which the newest `keep` stay."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+    def save(self, progress: Progress, state: dict[str, Any]) -> Path:
+        """Writes one checkpoint and removes those beyond `keep`.
+
+        Raises:
+            RunError: it cannot be written; older checkpoints stay.
+        """
+        final = self.folder / step_name(progress.step)
+        aside = self.folder / f".{final.name}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            with open(aside / "state.pt", "wb") as file:
+                torch.save({"progress": asdict(progress), **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            raise RunError(f"no checkpoint could be written to {self.folder}: {error}; older ones are kept") from error
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old)
+        return final
+
+    def load_latest(self) -> tuple[Progress, dict[str, Any]] | None:
+        """The newest checkpoint, or None where there is none."""
+        if not self.steps():
+            return None
+        saved = torch.load(self.steps()[-1] / "state.pt", map_location="cpu", weights_only=True)
+        return Progress(**saved.pop("progress")), saved
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises `UserError` unless the disk of `folder` has `needed` bytes left."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"not enough disk for checkpoints in {folder}: {needed / 2**20:.0f} MiB are needed and "
+            f"{free / 2**20:.0f} MiB are free: make room, or choose another disk with --runs"
+        )
+
+
+class MetricsLog:
+    """The file `metrics.jsonl`: one JSON object a line, numbers that are not finite as null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, line: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+    def keep_until(self, step: int) -> None:
+        """Drops what was logged after `step`, and a last line that was cut off."""
+        if not self.path.exists():
+            return
+        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        aside.replace(self.path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

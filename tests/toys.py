@@ -1,0 +1,93 @@
+"""A model and rewards in ten lines each, written as a user would: nothing of VADER but its contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vader.models.base import Condition, VideoModel, VideoSize
+from vader.rewards.base import ClipReward, FrameReward
+from vader.solvers import solver_from_config
+
+DDIM = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+
+
+class ToyDenoiser(nn.Module):
+    """Attention-free: each pixel's channels through two layers, shifted by text and time."""
+
+    def __init__(self, channels: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(channels, width)
+        self.text = nn.Linear(6, width)
+        self.time = nn.Linear(1, width)
+        self.to_out = nn.Linear(width, channels)
+
+    def forward(self, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        hidden = self.to_q(latents.movedim(1, -1))
+        shift = self.text(text) + self.time(time.to(latents.dtype).reshape(1, 1) / 1000)
+        return self.to_out(torch.tanh(hidden + shift[:, None, None, None])).movedim(-1, 1)
+
+
+class ToyModel(VideoModel):
+    """Latents `[B, 4, F, H / 4, W / 4]`; a pixel is a linear map of its latent."""
+
+    family = "toy"
+    lora_targets = ("to_q", "to_out")
+
+    def __init__(self, eta: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(1)
+        self.denoiser = ToyDenoiser().to(dtype).requires_grad_(False).eval()
+        self.vae = nn.ConvTranspose2d(4, 3, 4, stride=4).to(dtype).requires_grad_(False).eval()
+        self.vae.weight.data *= 0.2
+        self.solver = solver_from_config(DDIM, eta=eta)
+
+    @classmethod
+    def load(
+        cls, checkpoint: str, *, dtype: torch.dtype, solver: str = "auto", eta: float = 0.0, spacing: str = "auto"
+    ):
+        return cls(eta, dtype)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self.denoiser, "vae": self.vae}
+
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
+        text = torch.tensor([[float(ord(c) % 7) / 7 for c in p.ljust(6)[:6]] for p in prompts]).to(self.vae.weight)
+        return Condition({"text": text}, {"text": torch.zeros_like(text)})
+
+    def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
+        return (4, size.frames, size.height // 4, size.width // 4)
+
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return self.denoiser(latents, time, inputs["text"])
+
+    def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+        images = latents.movedim(2, 1)
+        if frames is not None:
+            images = torch.stack([video[chosen] for video, chosen in zip(images, frames, strict=True)])
+        return 0.5 + self.vae(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+
+class Warmth(FrameReward):
+    """Red minus blue, with a curve so that its gradient depends on the pixels."""
+
+    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.sin(3 * (images[:, 0] - images[:, 2])).mean(dim=(1, 2))
+
+
+class Stillness(ClipReward):
+    """Minus the squared change from frame to frame."""
+
+    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -(frames[:, 1:] - frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))
