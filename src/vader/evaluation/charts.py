@@ -1,0 +1,200 @@
+"""Line charts for the report: numbers in, HTML with inline SVG out, drawn without any library.
+
+Lines live in an SVG that stretches with the page while strokes keep their width; labels are HTML, so
+that they stay readable on a phone. Colours come from the page's style sheet through class names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import groupby
+from typing import Literal
+
+from vader.evaluation.formats import decimals, fixed, plain
+from vader.evaluation.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: points in the order of x, breaks where y is not finite.
+
+    `style` is the class the page colours it by; `error` draws a band of y ± error; `points` marks the points.
+    """
+
+    label: str
+    style: str
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] = field(default=())
+    points: bool = False
+
+
+def reward_series(run: Run, axis: str = "step") -> list[Series]:
+    """The reward over a run: each training step, its moving average, and the held-out reward with standard error.
+
+    Args:
+        axis: "step" or "queries", what x counts.
+    """
+    x = [getattr(step, axis) for step in run.train]
+    rewards = [step.reward for step in run.train]
+    held_out = run.evaluations
+    series = [
+        Series("training batch", "faint", x, rewards),
+        Series("training, moving average", "train", x, smoothed(rewards)),
+        Series(
+            "held-out prompts ± standard error",
+            "held-out",
+            [getattr(evaluation, axis) for evaluation in held_out],
+            [evaluation.reward for evaluation in held_out],
+            [evaluation.stderr for evaluation in held_out],
+            points=True,
+        ),
+    ]
+    return [one for one in series if any(map(math.isfinite, one.y))]
+
+
+def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
+    """Centred moving average over about `share` of the values, narrower at the ends; ignores what is not finite."""
+    reach = round(len(values) * share / 2)
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [_mean([v for v in window if math.isfinite(v)]) for window in windows]
+
+
+def line_chart(
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    size: Literal["large", "small"] = "large",
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """An HTML figure of the lines.
+
+    Args:
+        series: at least one line with at least one finite point.
+        title: what a screen reader says.
+        x_label: what x counts, at the foot.
+        size: the class that sets the height; a small chart has fewer labels.
+        y_range: what the chart spans upwards; None fits the points.
+    """
+    about = {"large": 5, "small": 3}[size]
+    xs = [x for one in series for x in one.x]
+    y_ticks = ticks(*(y_range or _y_range(series)), about)
+    x_ticks = [tick for tick in ticks(min(xs), max(xs), about, whole=True) if min(xs) <= tick <= max(xs)]
+    frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
+    lines = "".join(_drawn(one, frame) for one in series)
+    labels = _y_labels(y_ticks, frame) + _x_labels(x_ticks, frame) + "".join(_end_labels(one, frame) for one in series)
+    return (
+        f'<div class="chart {size}"><div class="plot">'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
+        f"{_grid(y_ticks, frame)}{lines}</svg>{labels}</div>"
+        f'<div class="x-label">{escape(x_label)}</div></div>'
+    )
+
+
+def legend(series: Sequence[Series]) -> str:
+    keys = (f'<li><span class="key {one.style}"></span>{escape(one.label)}</li>' for one in series)
+    return f'<ul class="legend">{"".join(keys)}</ul>'
+
+
+def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
+    """About so many round numbers, evenly spaced, from at or below `low` to at or above `high`; integers if `whole`."""
+    if high <= low:
+        pad = 1.0 if whole else abs(low) * 0.05 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
+    if whole:
+        step = max(1, math.ceil(step))
+    return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Maps data to shares of the plot's width and height; y grows upwards."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def across(self, x: float) -> float:
+        return (x - self.x[0]) / (self.x[1] - self.x[0]) if self.x[1] > self.x[0] else 0.5
+
+    def up(self, y: float) -> float:
+        return (y - self.y[0]) / (self.y[1] - self.y[0])
+
+    def point(self, x: float, y: float) -> str:
+        """In the SVG's units, where y grows downwards."""
+        return f"{1000 * self.across(x):.1f} {1000 * (1 - self.up(y)):.1f}"
+
+
+def _y_range(series: Sequence[Series]) -> tuple[float, float]:
+    values = [v for one in series for x, y, e in _stretch(one) for v in (y - e, y + e)]
+    return min(values), max(values)
+
+
+def _stretch(series: Series) -> list[tuple[float, float, float]]:
+    """The finite points as (x, y, error)."""
+    errors = series.error or [0.0] * len(series.y)
+    return [point for point in zip(series.x, series.y, errors, strict=True) if all(map(math.isfinite, point))]
+
+
+def _drawn(series: Series, frame: _Frame) -> str:
+    points = _stretch(series)
+    marked = points if series.points or len(points) == 1 else []
+    marks = "".join(_mark(x, y, frame) for x, y, _ in marked)
+    return f'<g class="{series.style}">{_band(series, frame)}{_lines(series, frame)}{marks}</g>'
+
+
+def _lines(series: Series, frame: _Frame) -> str:
+    runs = groupby(zip(series.x, series.y, strict=True), key=lambda point: math.isfinite(point[1]))
+    paths = ("L".join(frame.point(x, y) for x, y in points) for finite, points in runs if finite)
+    return "".join(f'<path class="line" d="M{path}"/>' for path in paths)
+
+
+def _band(series: Series, frame: _Frame) -> str:
+    if not series.error:
+        return ""
+    points = _stretch(series)
+    outline = [frame.point(x, y + e) for x, y, e in points] + [frame.point(x, y - e) for x, y, e in reversed(points)]
+    return f'<path class="band" d="M{"L".join(outline)}Z"/>'
+
+
+def _mark(x: float, y: float, frame: _Frame) -> str:
+    """A dot: a line of no length with round ends, which stretching does not deform."""
+    return f'<path class="mark" d="M{frame.point(x, y)}h.01"><title>{x:g}: {y:.4g}</title></path>'
+
+
+def _grid(y_ticks: Sequence[float], frame: _Frame) -> str:
+    return "".join(f'<path class="grid" d="M0 {1000 * (1 - frame.up(y)):.1f}H1000"/>' for y in y_ticks)
+
+
+def _y_labels(y_ticks: Sequence[float], frame: _Frame) -> str:
+    return "".join(f'<span class="y-tick" style="bottom:{frame.up(y):.2%}">{plain(y)}</span>' for y in y_ticks)
+
+
+def _x_labels(x_ticks: Sequence[float], frame: _Frame) -> str:
+    return "".join(f'<span class="x-tick" style="left:{frame.across(x):.2%}">{plain(x)}</span>' for x in x_ticks)
+
+
+def _end_labels(series: Series, frame: _Frame) -> str:
+    """The first and the last value of a line of points, written on the side that the line does not take."""
+    points = _stretch(series) if series.points else []
+    places = decimals(frame.y)
+    if len(points) < 2:
+        return "".join(_value(x, y, places, f"{series.style} left above", frame) for x, y, _ in points)
+    (x0, y0, _), (_, y1, _) = points[:2]
+    (_, y2, _), (x3, y3, _) = points[-2:]
+    first = _value(x0, y0, places, f"{series.style} left {'below' if y1 > y0 else 'above'}", frame)
+    return first + _value(x3, y3, places, f"{series.style} right {'below' if y2 > y3 else 'above'}", frame)
+
+
+def _value(x: float, y: float, places: int, side: str, frame: _Frame) -> str:
+    place = f"left:{frame.across(x):.2%};bottom:{frame.up(y):.2%}"
+    return f'<span class="value {side}" style="{place}">{fixed(y, places)}</span>'
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

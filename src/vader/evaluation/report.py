@@ -1,0 +1,385 @@
+"""One self-contained HTML page that shows a run: headline numbers, before and after, curves, time, settings.
+
+In goes a run's folder, finished or not; out comes `report.html` in it, which asks nothing of the network
+and can be read without JavaScript. Each section is a function from a `Run` to HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean, median
+from string import Template
+
+from vader.evaluation.charts import Series, legend, line_chart, reward_series
+from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
+from vader.evaluation.run_folder import Evaluation, Run, Sample, TrainStep, read_run
+from vader.evaluation.video_io import aside
+from vader.recipe import Recipe
+
+SMALL = 128  # pixels: videos below this on both sides are shown with hard pixel edges
+PHASES = {
+    "sample": "sampling",
+    "gradient": "gradient steps",
+    "decode_reward": "decode and reward",
+    "optimise": "optimiser",
+}
+OTHER = "everything else"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `report.html` into a run's folder; what is not there yet is said so in the page.
+
+    Raises:
+        UserError: the folder is no run's, one of its files is damaged, or it cannot be written to.
+    """
+    run = read_run(run_dir)
+    path = run.path / "report.html"
+    with aside(path) as temporary:
+        temporary.write_text(report_page(run), encoding="utf-8")
+    return path
+
+
+def report_page(run: Run) -> str:
+    """The whole page."""
+    page = files("vader.evaluation") / "page"
+    style, script, frame = ((page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
+    sections = (header, headline, videos, curves, times, settings, footer)
+    body = "\n".join(section(run) for section in sections)
+    return Template(frame).substitute(title=f"{escape(run.recipe.name)} · VADER", style=style, script=script, body=body)
+
+
+# ---------------------------------------------------------------- header and headline
+
+
+def header(run: Run) -> str:
+    return (
+        f'<header><p class="eyebrow">VADER · run report</p><h1>{escape(run.recipe.name)}</h1>'
+        f'<p class="lead">{escape(_described(run.recipe))}</p>{"".join(map(_note, _missing(run)))}</header>'
+    )
+
+
+def headline(run: Run) -> str:
+    """The held-out reward before and after and what it took, beside the figures of each reward and of the judge."""
+    first_card = (_hero(run.evaluations[0], run.evaluations[-1]) if run.evaluations else "") + _facts(run)
+    second_card = _comparisons(run.evaluations[0], run.evaluations[-1]) if len(run.evaluations) > 1 else ""
+    cards = f'<div class="card hero">{first_card}</div>' if first_card else ""
+    cards += f'<div class="card">{second_card}</div>' if second_card else ""
+    return f'<div class="headline">{cards}</div>'
+
+
+def _comparisons(before: Evaluation, after: Evaluation) -> str:
+    parts = _comparison("Rewards, unweighted", before.parts, after.parts) if len(before.parts) > 1 else ""
+    judge = "Judge<small>figures that were not trained on</small>"
+    return parts + _comparison(judge, before.judge, after.judge, scale=1.0)
+
+
+def _described(recipe: Recipe) -> str:
+    rewards = " + ".join(f"{_weight(reward.weight)}{reward.name}" for reward in recipe.rewards)
+    video = recipe.video
+    return (
+        f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards} by {_method(recipe)}. "
+        f"{video.frames} frames of {video.width} {TIMES} {video.height} pixels, LoRA of rank {recipe.adapter.rank}."
+    )
+
+
+def _weight(weight: float) -> str:
+    return "" if weight == 1 else f"{weight:g} {TIMES} "
+
+
+def _method(recipe: Recipe) -> str:
+    algorithm = recipe.algorithm
+    if algorithm.name != "reward_gradient":
+        return algorithm.name
+    return f"reward gradient (policy {algorithm.policy.name}, K = {algorithm.policy.k})"
+
+
+def _missing(run: Run) -> Iterator[str]:
+    """What the page cannot show, in sentences."""
+    if not run.finished:
+        done = run.train[-1].step if run.train else 0
+        yield f"This run has not finished: {done} of {run.recipe.train.steps} steps are done."
+    if not run.evaluations:
+        yield "No held-out evaluation has been made yet."
+    elif len(run.evaluations) == 1:
+        yield "Only the base model has been evaluated on held-out prompts yet, so there is no “after”."
+    elif run.evaluations[0].videos != run.evaluations[-1].videos:
+        yield (
+            f"The first evaluation is over {run.evaluations[0].videos} videos and the latest "
+            f"over {run.evaluations[-1].videos}: compare them with care."
+        )
+
+
+def _hero(before: Evaluation, after: Evaluation) -> str:
+    places = decimals([before.reward, after.reward])
+    label = f"Held-out reward, mean over {after.videos} videos of unseen prompts"
+    numbers = f'<span class="before">{fixed(before.reward, places)}</span>'
+    if after is not before:
+        numbers += '<span class="arrow" aria-label="to">→</span>'
+        numbers += f'<span class="after">{fixed(after.reward, places)}</span>'
+        numbers += _change(before.reward, after.reward, places)
+    spread = _from_to("spread over videos", [before.std, after.std], places)
+    error = _from_to("standard error", [before.stderr, after.stderr], places)
+    return (
+        f'<div><p class="label">{label}</p><p class="figures">{numbers}</p><p class="spread">{spread}{error}</p></div>'
+    )
+
+
+def _from_to(name: str, values: Sequence[float], places: int) -> str:
+    """ "name 0.14 → 0.10", or the number alone if both are the same."""
+    texts = dict.fromkeys(fixed(value, places) for value in values)
+    return f"<span>{name} {' → '.join(texts)}</span>"
+
+
+def _change(before: float, after: float, places: int) -> str:
+    change = round(after - before, places)
+    kind = "same" if change == 0 or math.isnan(change) else "rise" if change > 0 else "fall"
+    return f'<span class="change {kind}">{signed(change, places)}</span>'
+
+
+def _comparison(title: str, before: Mapping[str, float], after: Mapping[str, float], scale: float = 0.0) -> str:
+    """A table of figures before and after; empty without figures. `scale` is their usual size, for the decimals."""
+    if not after:
+        return ""
+    rows = "".join(_comparison_row(name, before.get(name, math.nan), value, scale) for name, value in after.items())
+    head = "<thead><tr><th></th><th>before</th><th>after</th><th>change</th></tr></thead>"
+    return f"<table><caption>{title}</caption>{head}<tbody>{rows}</tbody></table>"
+
+
+def _comparison_row(name: str, before: float, after: float, scale: float) -> str:
+    places = decimals([before, after, scale])
+    return (
+        f'<tr><th scope="row">{escape(name)}</th><td>{fixed(before, places)}</td>'
+        f'<td class="strong">{fixed(after, places)}</td><td>{_change(before, after, places)}</td></tr>'
+    )
+
+
+def _facts(run: Run) -> str:
+    if not run.train:
+        return ""
+    last = run.train[-1]
+    facts = {
+        "steps": f"{last.step} of {run.recipe.train.steps}",
+        "reward queries": f"{last.queries:,}",
+        "training": duration(sum(step.total_seconds for step in run.train)),
+        "time per step": duration(median(step.total_seconds for step in run.train)),
+        "peak memory": f"{max(step.peak_memory for step in run.train) / 1e9:.1f} GB",
+    }
+    if last.skipped:
+        facts["skipped steps"] = str(last.skipped)
+    return f'<dl class="facts">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items())}</dl>'
+
+
+# ---------------------------------------------------------------- videos
+
+
+def videos(run: Run) -> str:
+    """Samples of the first and the latest step side by side."""
+    samples = {step: found for step, found in run.samples.items() if found}
+    if not samples:
+        return _section("Videos", _note("No sample videos have been written yet."))
+    first, last = min(samples), max(samples)
+    pairs = _pairs(samples[first], samples[last] if last > first else [])
+    figures = "".join(_figure(before, after, wide=_is_wide(run.recipe)) for before, after in pairs)
+    pixels = "pixels" if max(run.recipe.video.height, run.recipe.video.width) < SMALL else ""
+    lead = f"The same held-out prompts and the same noise, {_step_name(first)}"
+    lead += f" and {_step_name(last)}; below each, its reward." if last > first else ". There are no later ones yet."
+    buttons = (
+        '<div class="controls" hidden><button class="primary toggle" type="button">Pause</button>'
+        '<button class="restart" type="button">Restart</button></div>'
+    )
+    return _section("Videos", f'<p class="soft">{lead}</p><div class="pairs {pixels}">{figures}</div>', beside=buttons)
+
+
+def _step_name(step: int) -> str:
+    return "before training" if step == 0 else f"after {step} steps"
+
+
+def _is_wide(recipe: Recipe) -> bool:
+    """Wide videos are shown one above the other, or they would be tiny."""
+    return recipe.video.width > 1.5 * recipe.video.height
+
+
+def _pairs(before: Sequence[Sample], after: Sequence[Sample]) -> list[tuple[Sample, Sample | None]]:
+    """Each sample with its later twin: same file name, same prompt."""
+    twins = {(sample.file.name, sample.prompt): sample for sample in after}
+    return [(sample, twins.get((sample.file.name, sample.prompt))) for sample in before]
+
+
+def _figure(before: Sample, after: Sample | None, wide: bool) -> str:
+    places = decimals([before.reward, after.reward if after else math.nan])
+    shown = _video(before, "before", fixed(before.reward, places))
+    if after is not None:
+        change = _change(before.reward, after.reward, places)
+        shown += _video(after, "after", f"{fixed(after.reward, places)} {change}")
+    else:
+        shown += '<div class="nothing">no “after” yet</div>'
+    return (
+        f'<figure class="card pair{" wide" if wide else ""}"><figcaption>{escape(before.prompt)}</figcaption>'
+        f'<div class="videos">{shown}</div></figure>'
+    )
+
+
+def _video(sample: Sample, when: str, reward: str) -> str:
+    data = base64.b64encode(sample.file.read_bytes()).decode()
+    return (
+        f'<div><video autoplay loop muted playsinline controls preload="auto" '
+        f'aria-label="{when}: {escape(sample.prompt)}" src="data:video/mp4;base64,{data}"></video>'
+        f'<div class="score"><span>{when}</span><span><b>{reward}</b></span></div></div>'
+    )
+
+
+# ---------------------------------------------------------------- curves
+
+
+def curves(run: Run) -> str:
+    """The reward over steps and over reward queries, then its parts, the judge, and what tells of healthy training."""
+    series = reward_series(run)
+    if not series:
+        return _section("Reward", _note("No step has been logged yet."))
+    large = "".join(
+        f'<div class="by-{axis}">{line_chart(reward_series(run, axis), f"Reward over {label}", label)}</div>'
+        for axis, label in (("step", "optimiser steps"), ("queries", "reward queries"))
+    )
+    smalls = _small_charts("Each reward", _part_series(run))
+    smalls += _small_charts("Judge, on held-out prompts", _judge_series(run), (0.0, 1.0))
+    smalls += _small_charts("Health of the training", _health_series(run))
+    table = _evaluation_table(run.evaluations) if run.evaluations else ""
+    return _section("Reward", f'<div class="card">{legend(series)}{large}</div>{table}{smalls}', beside=_AXIS)
+
+
+_AXIS = (
+    '<div class="axis">over<input type="radio" name="axis" id="axis-step" checked><label for="axis-step">steps</label>'
+    '<input type="radio" name="axis" id="axis-queries"><label for="axis-queries">reward queries</label></div>'
+)
+
+
+def _part_series(run: Run) -> dict[str, list[Series]]:
+    names = [reward.name for reward in run.recipe.rewards]
+    if len(names) == 1:
+        return {}
+    return {
+        name: [
+            _over_steps("train", run.train, [step.parts.get(name, math.nan) for step in run.train]),
+            _over_steps("held-out", run.evaluations, [e.parts.get(name, math.nan) for e in run.evaluations]),
+        ]
+        for name in names
+    }
+
+
+def _judge_series(run: Run) -> dict[str, list[Series]]:
+    judged = [evaluation for evaluation in run.evaluations if evaluation.judge]
+    names = judged[0].judge if judged else {}
+    return {name: [_over_steps("held-out", judged, [e.judge[name] for e in judged])] for name in names}
+
+
+def _health_series(run: Run) -> dict[str, list[Series]]:
+    train = run.train
+    return {
+        "gradient norm": [_over_steps("train", train, [step.grad_norm for step in train])],
+        "clamped pixels, %": [_over_steps("train", train, [100 * step.clamped for step in train])],
+        "seconds a step": [_over_steps("train", train, [step.total_seconds for step in train])],
+    }
+
+
+def _over_steps(style: str, records: Sequence[TrainStep] | Sequence[Evaluation], values: list[float]) -> Series:
+    return Series(style, style, [record.step for record in records], values, points=style == "held-out")
+
+
+def _small_charts(title: str, charts: Mapping[str, list[Series]], y_range: tuple[float, float] | None = None) -> str:
+    """A titled row of small charts; lines without a finite point are left out, and so is a row without lines."""
+    cards = "".join(_small_chart(name, series, y_range) for name, series in charts.items())
+    return f'<h3>{title}</h3><div class="smalls">{cards}</div>' if cards else ""
+
+
+def _small_chart(name: str, series: list[Series], y_range: tuple[float, float] | None) -> str:
+    drawn = [one for one in series if any(map(math.isfinite, one.y))]
+    if not drawn:
+        return ""
+    chart = line_chart(drawn, f"{name} over steps", "", "small", y_range)
+    return f'<div class="card"><h4>{escape(name)}</h4>{chart}</div>'
+
+
+def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
+    rows = "".join(
+        f"<tr><td>{e.step}</td><td>{e.queries:,}</td><td>{e.reward:.4f}</td><td>{e.stderr:.4f}</td><td>{e.std:.4f}</td>"
+        f"<td>{e.videos}</td><td>{duration(e.seconds)}</td></tr>"
+        for e in evaluations
+    )
+    heads = ("step", "queries", "reward", "std. error", "spread", "videos", "time")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return (
+        "<details><summary>Held-out evaluations as a table</summary>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+    )
+
+
+# ---------------------------------------------------------------- time, settings, footer
+
+
+def times(run: Run) -> str:
+    """Mean seconds of a step by phase, as a bar and a table."""
+    if not run.train:
+        return ""
+    phases = phase_seconds(run.train)
+    total = sum(phases.values())
+    keys = [f"phase-{min(i, 4)}" if name != OTHER else "phase-5" for i, name in enumerate(phases, start=1)]
+    bar = "".join(
+        f'<span class="{key}" style="flex:{seconds:.6f}" title="{escape(name)}: {duration(seconds)}"></span>'
+        for key, (name, seconds) in zip(keys, phases.items(), strict=True)
+    )
+    rows = "".join(
+        f'<tr><td><span class="dot {key}"></span>{escape(name)}</td><td>{duration(seconds)}</td>'
+        f"<td>{seconds / total:.0%}</td></tr>"
+        for key, (name, seconds) in zip(keys, phases.items(), strict=True)
+    )
+    head = "<thead><tr><th>phase</th><th>a step, mean</th><th>share</th></tr></thead>"
+    evaluating = sum(evaluation.seconds for evaluation in run.evaluations)
+    lead = f"Training took {duration(total * len(run.train))}; evaluating on held-out prompts, {duration(evaluating)}."
+    table = f'<div class="card"><div class="bar">{bar}</div><table>{head}<tbody>{rows}</tbody></table></div>'
+    return _section("Time", f'<p class="soft">{lead}</p>{table}')
+
+
+def phase_seconds(train: Sequence[TrainStep]) -> dict[str, float]:
+    """Mean seconds of a step by phase, in words; what no phase covers is last, so that they add up to the whole."""
+    names = list(dict.fromkeys(name for step in train for name in step.seconds))
+    phases = {PHASES.get(name, name): fmean(step.seconds.get(name, 0.0) for step in train) for name in names}
+    rest = fmean(step.total_seconds for step in train) - sum(phases.values())
+    return phases | {OTHER: max(0.0, rest)}
+
+
+def settings(run: Run) -> str:
+    """The resolved recipe as it lies in the folder, and the versions that made the run."""
+    recipe = f'<div class="card"><pre class="columns">{escape(_body(run.recipe_text))}</pre></div>'
+    made_with = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    lead = f"Made with {escape(made_with)}." if made_with else "The recipe does not say which versions made this run."
+    again = "The recipe is all it takes to run it again: <code>vader train recipe.yaml</code>"
+    return _section("Settings", f'<p class="soft">{lead} {again}</p>{recipe}')
+
+
+def _body(recipe_text: str) -> str:
+    """A recipe without the comment that heads it."""
+    return re.sub(r"\A(#.*\n)+", "", recipe_text)
+
+
+def footer(run: Run) -> str:
+    return (
+        f"<footer>Written by vader {version('vader')} from the run folder {escape(run.path.resolve().name)}.</footer>"
+    )
+
+
+# ---------------------------------------------------------------- small pieces
+
+
+def _section(title: str, content: str, beside: str = "") -> str:
+    return f'<section><div class="section-head"><h2>{title}</h2>{beside}</div>{content}</section>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'

@@ -1,0 +1,142 @@
+"""Reads a run's folder: its recipe, its metrics and the videos it left, complete or still growing.
+
+In goes the folder that `vader train` makes, out comes a typed `Run` for reports, plots and comparisons.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vader.errors import UserError
+from vader.recipe import Recipe, load_recipe
+
+ADAPTER = Path("adapter/pytorch_lora_weights.safetensors")  # appears when a run is finished
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimiser step. A number is NaN where the step was skipped."""
+
+    step: int
+    queries: int  # reward queries since the start of the run
+    reward: float  # mean over the batch, of the frames that the step saw
+    parts: dict[str, float]
+    grad_norm: float
+    clamped: float  # share of pixels that the decoder left outside [0, 1]
+    seconds: dict[str, float]  # by phase
+    total_seconds: float
+    peak_memory: float  # bytes
+    skipped: int  # non-finite steps since the start of the run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The reward of held-out prompts under fixed noise; `judge` holds figures that nobody trained on."""
+
+    step: int
+    queries: int
+    reward: float
+    std: float  # over videos
+    stderr: float
+    videos: int
+    parts: dict[str, float]
+    seconds: float
+    judge: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video on disk."""
+
+    file: Path
+    prompt: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it. `samples` are by step, ascending."""
+
+    path: Path
+    recipe: Recipe
+    recipe_text: str
+    train: list[TrainStep]
+    evaluations: list[Evaluation]
+    samples: dict[int, list[Sample]]
+    finished: bool
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What the run was made with, from the comment that heads its recipe."""
+        found = re.search(r"^#.*\bMade with (.+)$", self.recipe_text, re.MULTILINE)
+        return dict(item.rsplit(" ", 1) for item in found.group(1).split(", ")) if found else {}
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run.
+
+    Raises:
+        UserError: the folder is no run's, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    recipe_path = folder / "recipe.yaml"
+    if not recipe_path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no recipe.yaml, which `vader train` puts there")
+    lines = _read_metrics(folder / "metrics.jsonl")
+    return Run(
+        path=folder,
+        recipe=load_recipe(str(recipe_path)),
+        recipe_text=recipe_path.read_text(encoding="utf-8"),
+        train=[record for record in lines if isinstance(record, TrainStep)],
+        evaluations=[record for record in lines if isinstance(record, Evaluation)],
+        samples=_read_samples(folder / "samples"),
+        finished=(folder / ADAPTER).is_file(),
+    )
+
+
+def _read_metrics(path: Path) -> list[TrainStep | Evaluation]:
+    """One record a line; a last line without its end is still being written, and left out."""
+    if not path.is_file():
+        return []
+    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [_parse_line(line, f"line {i} of {path}") for i, line in enumerate(complete, start=1)]
+
+
+def _parse_line(line: str, where: str) -> TrainStep | Evaluation:
+    try:
+        values = json.loads(line)
+        return _record({"train": TrainStep, "evaluation": Evaluation}[values["kind"]], values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged: remove it or restore the file ({error!r})") from error
+
+
+Record = TypeVar("Record", TrainStep, Evaluation)
+
+
+def _record(kind: type[Record], values: dict[str, Any]) -> Record:
+    return kind(**{f.name: _number(values[f.name]) for f in fields(kind) if f.name in values})
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    return math.nan if value is None else value
+
+
+def _read_samples(folder: Path) -> dict[int, list[Sample]]:
+    """Samples by step; a step's folder counts once its list of prompts is there."""
+    listed = {int(path.parent.name.removeprefix("step-")): path for path in folder.glob("step-*/prompts.json")}
+    return {step: _read_sample_list(listed[step]) for step in sorted(listed)}
+
+
+def _read_sample_list(path: Path) -> list[Sample]:
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+        samples = [Sample(path.parent / i["file"], i["prompt"], _number(i["reward"])) for i in items]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: remove its folder ({error!r})") from error
+    return [sample for sample in samples if sample.file.is_file()]

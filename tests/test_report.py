@@ -1,0 +1,343 @@
+"""The report shows a run's own numbers and videos, asks nothing of the network, and survives unfinished runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vader.errors import UserError
+from vader.evaluation.charts import Series, line_chart, reward_series, smoothed, ticks
+from vader.evaluation.formats import MINUS, NONE, decimals, duration, fixed, signed
+from vader.evaluation.plots import COLOURS, reward_curve
+from vader.evaluation.report import OTHER, phase_seconds, write_report
+from vader.evaluation.run_folder import ADAPTER, read_run
+from vader.evaluation.video_io import write_mp4
+from vader.recipe import dump_recipe, load_recipe
+from vader.tinyworld.scenes import render, sample_scenes
+
+VOID = {"meta", "link", "input", "br", "path"}
+PROMPTS = ["a red circle", 'the "last" <script>alert(1)</script> & one']
+
+
+def train_line(step: int, **changes) -> dict:
+    line = {
+        "kind": "train",
+        "step": step,
+        "reward": 4.7 + 0.5 * step,
+        "parts": {"aesthetic": 4.7 + 0.5 * step},
+        "queries": 4 * step,
+        "grad_norm": 0.12,
+        "clamped": 0.01,
+        "seconds": {"sample": 1.2, "gradient": 0.4, "decode_reward": 0.1, "optimise": 0.01},
+        "total_seconds": 1.8,
+        "peak_memory": 1.1e9,
+        "skipped": 0,
+    }
+    return line | changes
+
+
+def evaluation_line(step: int, reward: float, **changes) -> dict:
+    line = {
+        "kind": "evaluation",
+        "step": step,
+        "queries": 4 * step,
+        "reward": reward,
+        "std": 1.1,
+        "stderr": 0.14,
+        "videos": 64,
+        "parts": {"aesthetic": reward},
+        "seconds": 30.1,
+    }
+    return line | changes
+
+
+JUDGED = (
+    evaluation_line(0, 4.7, judge={"vividness": 0.41, "color": 0.9}),
+    evaluation_line(4, 6.871, judge={"vividness": 0.78, "color": 0.86}),
+)
+
+
+def write_metrics(run: Path, *lines: dict) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_samples(run: Path, step: int, vividness: float) -> list[Path]:
+    folder = run / "samples" / f"step-{step:06d}"
+    scenes = sample_scenes(2, torch.Generator().manual_seed(0)).with_vividness(vividness)
+    paths = [write_mp4(folder / f"{i:03d}.mp4", video, 8) for i, video in enumerate(render(scenes))]
+    listed = [{"file": p.name, "prompt": t, "reward": 4.2 + step} for p, t in zip(paths, PROMPTS, strict=True)]
+    (folder / "prompts.json").write_text(json.dumps(listed))
+    return paths
+
+
+@pytest.fixture
+def bare_run(tmp_path) -> Path:
+    """A run of which there is only the recipe."""
+    run = tmp_path / "my-run"
+    run.mkdir()
+    dump_recipe(load_recipe("tiny"), run / "recipe.yaml", {"torch": "2.6.0", "vader": "0.1.0"})
+    return run
+
+
+@pytest.fixture
+def run(bare_run) -> Path:
+    """A finished run of four steps."""
+    write_metrics(bare_run, JUDGED[0], *(train_line(step) for step in range(1, 5)), JUDGED[1])
+    write_samples(bare_run, 0, 0.2)
+    write_samples(bare_run, 2, 0.5)
+    write_samples(bare_run, 4, 0.9)
+    (bare_run / ADAPTER).parent.mkdir()
+    (bare_run / ADAPTER).touch()
+    return bare_run
+
+
+def page_of(run: Path) -> str:
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = path.read_text(encoding="utf-8")
+    Balanced().check(page)
+    return page
+
+
+class Balanced(HTMLParser):
+    """Every element that opens closes, in order."""
+
+    def check(self, page: str) -> None:
+        self.open: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, tags taken away."""
+    body = re.sub(r"(?s)<(style|script)>.*?</\1>", "", page)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_headline_numbers(run):
+    text = text_of(page_of(run))
+    assert re.search(r"mean over 64 videos of unseen prompts 4\.70 → 6\.87 \+2\.17", text)
+    assert "spread over videos 1.10" in text
+    assert "standard error 0.14" in text
+    assert re.search(r"vividness 0\.41 0\.78 \+0\.37", text)
+    assert re.search(rf"color 0\.90 0\.86 {MINUS}0\.04", text)
+    assert "steps 4 of 40 reward queries 16 training 7.20 s time per step 1.80 s peak memory 1.1 GB" in text
+    assert "skipped steps" not in text
+    assert "has not finished" not in text
+
+
+def test_first_and_last_videos_stand_side_by_side(run):
+    page = page_of(run)
+    embedded = [base64.b64decode(data) for data in re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)]
+    samples = run / "samples"
+    steps = ("step-000000", "step-000004")
+    assert embedded == [(samples / step / name).read_bytes() for name in ("000.mp4", "001.mp4") for step in steps]
+    assert page.count("<video autoplay loop muted playsinline controls") == 4
+    assert 'class="pairs pixels"' in page
+    assert "before 4.20 after 8.20 +4.00" in text_of(page)
+
+
+def test_page_is_self_contained(run):
+    page = page_of(run)
+    assert not re.search(r"""(?:src|href|action|poster)\s*=\s*["']?(?!data:)[^"'\s>]""", page)
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", page)
+    assert "default-src 'none'" in page
+
+
+def test_prompts_are_escaped(run):
+    page = page_of(run)
+    assert "<script>alert" not in page
+    assert (
+        page.count("the &quot;last&quot; &lt;script&gt;alert(1)&lt;/script&gt; &amp; one") == 3
+    )  # caption, two labels
+    assert page.count("<script>") == 1
+
+
+def test_settings_and_versions(run):
+    text = text_of(page_of(run))
+    assert "Made with torch 2.6.0, vader 0.1.0." in text
+    assert "checkpoint: tiny" in text
+    assert "prompts: train: tiny-train test: tiny-test" in text
+
+
+def test_wide_large_videos_are_stacked_and_smooth(bare_run):
+    recipe = load_recipe("tiny", ["video.width=512", "video.height=320"])
+    dump_recipe(recipe, bare_run / "recipe.yaml", {})
+    write_samples(bare_run, 0, 0.2)
+    page = page_of(bare_run)
+    assert 'class="card pair wide"' in page
+    assert 'class="pairs pixels"' not in page
+
+
+def test_parts_of_a_mix_are_compared(bare_run):
+    parts = [{"aesthetic": 4.7, "hps": 0.25}, {"aesthetic": 6.2, "hps": 0.262}]
+    write_metrics(bare_run, evaluation_line(0, 4.95, parts=parts[0]), evaluation_line(4, 6.462, parts=parts[1]))
+    text = text_of(page_of(bare_run))
+    assert "aesthetic 4.70 6.20 +1.50" in text
+    assert "hps 0.250 0.262 +0.012" in text
+
+
+# ---------------------------------------------------------------- unfinished and damaged runs
+
+
+def test_recipe_only(bare_run):
+    text = text_of(page_of(bare_run))
+    assert "This run has not finished: 0 of 40 steps are done." in text
+    assert "No held-out evaluation has been made yet." in text
+    assert "No sample videos have been written yet." in text
+    assert "No step has been logged yet." in text
+
+
+def test_only_the_base_model_so_far(bare_run):
+    write_metrics(bare_run, JUDGED[0])
+    write_samples(bare_run, 0, 0.2)
+    page = page_of(bare_run)
+    assert "there is no “after”" in text_of(page)
+    assert page.count("<video") == 2
+    assert page.count("no “after” yet") == 2
+
+
+def test_training_without_evaluation(bare_run):
+    write_metrics(bare_run, train_line(1), train_line(2))
+    text = text_of(page_of(bare_run))
+    assert "2 of 40 steps are done" in text
+    assert "sampling 1.20 s 67%" in text
+
+
+def test_evaluations_over_different_numbers_of_videos_are_flagged(bare_run):
+    write_metrics(bare_run, evaluation_line(0, 4.7), evaluation_line(10, 5.0, videos=16))
+    assert "first evaluation is over 64 videos and the latest over 16" in text_of(page_of(bare_run))
+
+
+def test_a_line_that_is_still_being_written_is_left_out(bare_run):
+    write_metrics(bare_run, train_line(1), train_line(2))
+    with (bare_run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(train_line(3))[:50])
+    assert [step.step for step in read_run(bare_run).train] == [1, 2]
+
+
+def test_skipped_steps(bare_run):
+    lost = train_line(2, reward=math.nan, parts={"aesthetic": math.nan}, grad_norm=None, skipped=1)
+    write_metrics(bare_run, train_line(1), lost, train_line(3, skipped=1))
+    run = read_run(bare_run)
+    assert math.isnan(run.train[1].grad_norm)
+    assert "skipped steps 1" in text_of(page_of(bare_run))
+    assert "nan" not in page_of(bare_run).lower().replace("nano", "")
+
+
+def test_a_folder_of_samples_counts_once_its_prompts_are_listed(run):
+    (run / "samples" / "step-000004" / "prompts.json").unlink()
+    (run / "samples" / "step-000002" / "001.mp4").unlink()
+    samples = read_run(run).samples
+    assert {step: len(found) for step, found in samples.items()} == {0: 2, 2: 1}
+    assert page_of(run).count("<video") == 3
+
+
+def test_no_run_folder(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
+            write_report(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["not json", "[]", '{"kind": "other"}', '{"kind": "train", "step": 1}'])
+def test_damaged_metrics_name_the_line(bare_run, line):
+    (bare_run / "metrics.jsonl").write_text(json.dumps(train_line(1)) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged"):
+        write_report(bare_run)
+
+
+# ---------------------------------------------------------------- what the sections are made of
+
+
+def test_phases_add_up_to_the_step(run):
+    phases = phase_seconds(read_run(run).train)
+    assert list(phases) == ["sampling", "gradient steps", "decode and reward", "optimiser", OTHER]
+    assert sum(phases.values()) == pytest.approx(1.8)
+    assert phases[OTHER] == pytest.approx(0.09)
+
+
+def test_reward_series(run):
+    train, average, held_out = reward_series(read_run(run), "queries")
+    assert train.x == average.x == [4, 8, 12, 16]
+    assert train.y == pytest.approx([5.2, 5.7, 6.2, 6.7])
+    assert (held_out.x, held_out.y, held_out.error) == ([0, 16], [4.7, 6.871], [0.14, 0.14])
+
+
+def test_smoothed_keeps_constants_and_lines_and_skips_gaps():
+    assert smoothed([2.0] * 30) == pytest.approx([2.0] * 30)
+    line = [0.5 * i for i in range(40)]
+    assert smoothed(line)[2:-2] == pytest.approx(line[2:-2])
+    assert smoothed([1.0, math.nan, 3.0], share=0.7) == pytest.approx([1.0, 2.0, 3.0])
+    assert smoothed([]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 40), (4.56, 7.66), (-0.31, 0.02), (0.2513, 0.2641), (3, 3), (0, 0), (1e3, 9e5)]
+)
+def test_ticks_are_round_and_cover_the_range(low, high):
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9
+    assert found[-1] >= high - 1e-9
+    assert 3 <= len(found) <= 8
+    steps = np.diff(found)
+    assert steps == pytest.approx(steps[0])
+    assert f"{steps[0]:e}"[:4] in {"1.00", "2.00", "2.50", "5.00"}
+
+
+def test_ticks_of_counts_are_whole():
+    for high in range(1, 60):
+        assert all(float(tick).is_integer() for tick in ticks(0, high, about=5, whole=True))
+
+
+def test_chart_places_points_and_breaks_lines_at_gaps():
+    chart = line_chart([Series("a", "train", [0, 1, 2, 3], [0.0, 10.0, math.nan, 5.0])], "title", "x")
+    assert 'd="M0.0 1000.0L333.3 0.0"' in chart
+    assert 'd="M1000.0 500.0"' in chart
+    banded = line_chart([Series("b", "held-out", [0, 1], [2.0, 4.0], [1.0, 1.0], points=True)], "title", "x")
+    assert 'class="band" d="M0.0 750.0L1000.0 250.0L1000.0 750.0L0.0 1250.0Z"' not in banded
+    assert 'class="band" d="M0.0 500.0L1000.0 0.0L1000.0 500.0L0.0 1000.0Z"' in banded
+
+
+def test_formats():
+    assert [decimals([v]) for v in (4.7, 12.3, 456.0, 0.28, 0.0031, math.nan)] == [2, 1, 1, 3, 4, 2]
+    assert (fixed(-1.25, 1), fixed(math.nan, 2), signed(0.5, 2), signed(-0.5, 2)) == (
+        f"{MINUS}1.2",
+        NONE,
+        "+0.50",
+        f"{MINUS}0.50",
+    )
+    times = {0.0123: "12 ms", 1.8: "1.80 s", 30.1: "30.1 s", 59.97: "1 min 0 s", 125: "2 min 5 s", 7500: "2 h 5 min"}
+    assert {seconds: duration(seconds) for seconds in times} == times
+
+
+def test_reward_curve_is_drawn(run, tmp_path):
+    picture = np.array(Image.open(reward_curve(run, tmp_path / "plots" / "curve.png")).convert("RGB"))
+    assert picture.shape == (600, 1050, 3)
+    held_out = [int(COLOURS["held-out"][i : i + 2], 16) for i in (1, 3, 5)]
+    assert (np.abs(picture.astype(int) - held_out).max(axis=-1) < 8).sum() > 500
+
+
+def test_reward_curve_needs_metrics(bare_run, tmp_path):
+    with pytest.raises(UserError, match="has no metrics yet"):
+        reward_curve(bare_run, tmp_path / "curve.png")
