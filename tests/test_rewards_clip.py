@@ -115,12 +115,22 @@ def test_prompts_are_cleaned_as_open_clip_does():
     assert clip.clean("  a caf\u00e9 &amp;amp; bar,\n\t 2 &lt; 3 ") == "a caf\u00e9 & bar, 2 < 3"
 
 
+def test_old_files_with_position_ids_load(tmp_path):
+    folder = make_tiny_clip(tmp_path / "clip")
+    tensors = load_file(folder / "model.safetensors")
+    for tower, length in (("text_model", 12), ("vision_model", 5)):
+        tensors[f"{tower}.embeddings.position_ids"] = torch.arange(length)[None]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert clip.load_image_tower(str(folder)).width == FEATURES
+    assert isinstance(clip.load_clip(str(folder)), CLIPModel)
+
+
 def test_missing_weights_are_an_error(tmp_path):
     folder = make_tiny_clip(tmp_path / "clip")
     tensors = load_file(folder / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"1 weights are amiss, as visual_projection\.weight"):
+    with pytest.raises(UserError, match=r"it lacks 1 weights, as visual_projection\.weight"):
         clip.load_image_tower(str(folder))
 
 

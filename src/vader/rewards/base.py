@@ -51,7 +51,9 @@ class FrameReward(Reward):
 
 
 class ClipReward(Reward):
-    """A score of the frames together: implement `forward`."""
+    """A score of the frames together: implement `forward`. It needs `min_frames` of them."""
+
+    min_frames: int = 2
 
 
 class RewardMix(Reward):

@@ -235,7 +235,7 @@ def _tower_config(
 class _ImageModel(CLIPVisionModelWithProjection):
     """Reads a whole CLIP's folder without a word about the text tower it leaves there."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$", r"position_ids$"]  # noqa: RUF012
 
 
 def _vision_config(folder: str) -> Any:
@@ -252,10 +252,8 @@ def _pretrained(cls: type, source: str | None, label: str | None = None, **kwarg
     """A transformers model in float32 of which every weight was found: a fresh random one would be a silent error."""
     label = label or str(source)
     model, info = _from_pretrained(cls, source, "CLIP", label, output_loading_info=True, **kwargs)
-    if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
-        raise UserError(
-            f"{label} is not the CLIP its config says: {len(wrong)} weights are amiss, as {sorted(wrong)[0]}"
-        )
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{label} is not the CLIP its config says: it lacks {len(missing)} weights, as {missing[0]}")
     return model.float()
 
 

@@ -52,7 +52,7 @@ def pad(images: Tensor, size: int) -> Tensor:
     """The whole image between black bars: longer side to `size`, bicubic, then `[N, 3, size, size]`."""
     height, width = images.shape[-2:]
     scale = size / max(height, width)
-    images = resize(images, round(height * scale), round(width * scale), "bicubic")
+    images = resize(images, max(1, round(height * scale)), max(1, round(width * scale)), "bicubic")
     rows, columns = size - images.shape[-2], size - images.shape[-1]
     return F.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
