@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vader import randomness
+from vader.errors import UserError
 from vader.recipe import FramesSection
+from vader.rewards.base import ClipReward, RewardMix
 
 
 def choose_frames(section: FramesSection, frames: int, seed: int, step: int, indices: Sequence[int]) -> Tensor:
@@ -31,6 +33,17 @@ def fixed_frames(sample: str | tuple[int, ...], frames: int) -> list[int]:
     if sample == "every_second":
         return list(range(0, frames, 2))
     return list(sample)
+
+
+def check_frames(section: FramesSection, frames: int, mix: RewardMix) -> None:
+    """Raises `UserError` if a clip reward of the mix would see fewer frames than it needs."""
+    seen = section.sample if isinstance(section.sample, int) else len(fixed_frames(section.sample, frames))
+    for name, reward in mix.rewards.items():
+        if isinstance(reward, ClipReward) and seen < reward.min_frames:
+            raise UserError(
+                f"reward {name!r} needs at least {reward.min_frames} frames together, got {seen}: "
+                "set algorithm.frames.sample=all"
+            )
 
 
 def _random(count: int, frames: int, seed: int, step: int, index: int) -> Tensor:

@@ -17,7 +17,7 @@ class Display:
     """Use as a context; `stage` says what is being done, `train` and `evaluation` take lines of the metrics file."""
 
     def __init__(self, name: str, steps: int, start: int, shown: bool) -> None:
-        self.console = Console(quiet=not shown, highlight=False)
+        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and shown
         self.steps, self.every = steps, max(1, steps // 20)
         self.began, self.first = time.monotonic(), start

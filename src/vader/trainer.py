@@ -31,6 +31,7 @@ from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.held_out import evaluate, summary, write_samples
 from vader.evaluation.report import write_report
 from vader.evaluation.run_folder import ADAPTER, read_run
+from vader.frames import check_frames
 from vader.memory import checkpoint_blocks, peak_memory_bytes
 from vader.models.registry import frozen_dtype, load_model
 from vader.progress import Display
@@ -101,6 +102,7 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
     engine = build_engine(recipe, folder)
     algorithm = load_algorithm(recipe)
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
+    check_frames(recipe.algorithm.frames, recipe.video.frames, engine.reward)
     check_space(folder, 8 * sum(p.numel() * p.element_size() for p in engine.parameters))
     if dry_run:
         return None

@@ -24,8 +24,8 @@ from vader.tinyworld.pretrain.text import clip_text_config, tokenize, write_toke
 from vader.tinyworld.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scenes, render, sample_scenes
 
 SEED = 14
-CLIP_SCHEDULE = Schedule(steps=2000, lr=1e-3)
-HEAD_SCHEDULE = Schedule(steps=800, lr=3e-3, ema=0.99, weight_decay=0.0)
+CLIP_SCHEDULE = Schedule(steps=1200, lr=1e-3)
+HEAD_SCHEDULE = Schedule(steps=500, lr=3e-3, ema=0.99, weight_decay=0.0)
 BATCH = 160
 PROJECTION = 64
 STYLES = ("dull", "faded", "plain", "bright", "vivid")
