@@ -28,6 +28,7 @@ from vader.tinyworld.scenes import (
 
 VIVIDNESS_GRID = torch.linspace(0.0, 1.2, 9)
 MIN_CONTRAST = 0.06  # colour distance below which a pixel is background
+OBJECT_SHARE = (0.02, 0.40)  # of the frame's area; the largest shape covers 0.19
 MIN_PATH = 0.10  # of the frame's side; less is no motion
 
 
@@ -72,12 +73,12 @@ def _judge_some(videos: Tensor) -> Verdict:
     background, dull, vivid = _find_background(videos, backgrounds(size))
     ground, ground_vividness = _fit_ground(videos, dull, vivid)
     mask = _foreground(videos, ground)
-    visible = mask.sum(dim=(1, 2, 3)) / videos.shape[1] > 0.02 * size**2
+    share = mask.mean(dim=(1, 2, 3))
+    visible = (share > OBJECT_SHARE[0]) & (share < OBJECT_SHARE[1])
     color, paint_vividness = _find_color(videos, mask)
     centers = _centroids(mask)
     shape = _find_shape(mask, centers)
     motion = _find_motion(centers)
-    share = mask.mean(dim=(1, 2, 3))
     vividness = torch.where(visible, torch.lerp(ground_vividness, paint_vividness, share), ground_vividness)
     absent = torch.full_like(color, -1)
     return Verdict(

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize
 from vader.tinyworld.judge import aesthetic_rating
 from vader.tinyworld.pretrain.loop import Schedule, fit, generator_for
 from vader.tinyworld.pretrain.text import clip_text_config, tokenize, write_tokenizer
@@ -26,7 +27,7 @@ from vader.tinyworld.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scenes,
 SEED = 14
 CLIP_SCHEDULE = Schedule(steps=1200, lr=1e-3)
 HEAD_SCHEDULE = Schedule(steps=500, lr=3e-3, ema=0.99, weight_decay=0.0)
-BATCH = 160
+BATCH = 128
 PROJECTION = 64
 STYLES = ("dull", "faded", "plain", "bright", "vivid")
 HEAD_WIDTHS = (PROJECTION, 128, 64, 32, 16, 1)
@@ -38,8 +39,8 @@ def new_clip(tokenizer_folder: Path) -> CLIPModel:
     vision = {
         "image_size": 32,
         "patch_size": 4,
-        "hidden_size": 96,
-        "intermediate_size": 384,
+        "hidden_size": 64,
+        "intermediate_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "projection_dim": PROJECTION,
@@ -81,13 +82,6 @@ def as_seen_by_rewards(frames: Tensor, vae: AutoencoderKL, generator: torch.Gene
     return torch.cat([clean, noisy, decoded.float()]).clamp(0, 1)
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """Pixels in [0, 1] to CLIP's input."""
-    processor = CLIPImageProcessor()
-    mean, std = (frames.new_tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    return (frames - mean) / std
-
-
 def multi_positive_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """InfoNCE in both directions with every true pair as a positive (SupCon, arXiv 2004.11362, `L_out`)."""
 
@@ -109,8 +103,6 @@ def build(out: Path, work: Path, vae_folder: Path) -> dict[str, float]:
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
     clip = new_clip(out / "clip")
-    from transformers import CLIPTokenizer
-
     tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
 
     def batch(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +110,7 @@ def build(out: Path, work: Path, vae_folder: Path) -> dict[str, float]:
         styled = torch.rand(count, generator=generator) < 0.5
         frames = as_seen_by_rewards(render(scenes, frames=1)[:, 0], vae, generator)
         tokens = tokenize(tokenizer, frame_captions(scenes, styled, generator))
-        output = clip(input_ids=tokens, pixel_values=normalise(frames))
+        output = clip(input_ids=tokens, pixel_values=normalize(frames, CLIP_MEAN, CLIP_STD))
         return output.logits_per_text.float(), matches(scenes, styled)
 
     clip = fit(clip, lambda g: multi_positive_loss(*batch(g, BATCH)), CLIP_SCHEDULE, SEED, checkpoint=work / "clip.pt")
@@ -132,7 +124,7 @@ def build(out: Path, work: Path, vae_folder: Path) -> dict[str, float]:
         scenes = scenes.with_vividness(1.2 * torch.rand(count, generator=generator))
         frames = as_seen_by_rewards(render(scenes, frames=1)[:, 0].clamp(0, 1), vae, generator)
         with torch.no_grad():
-            hidden = clip.vision_model(pixel_values=normalise(frames)).pooler_output
+            hidden = clip.vision_model(pixel_values=normalize(frames, CLIP_MEAN, CLIP_STD)).pooler_output
             feature = F.normalize(clip.visual_projection(hidden).float(), dim=-1)
         return head(feature).squeeze(-1).float(), aesthetic_rating(scenes.vividness)
 

@@ -1,0 +1,127 @@
+"""The tiny world's renderer and judge: what is drawn is what is said, and the judge reads it back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vader.tinyworld import split
+from vader.tinyworld.judge import judge, judge_prompts
+from vader.tinyworld.scenes import (
+    ALL_ATTRIBUTES,
+    CAPTIONS,
+    backgrounds,
+    boxes,
+    caption,
+    captions,
+    object_centers,
+    object_masks,
+    painted,
+    parse_caption,
+    render,
+    sample_scenes,
+)
+
+ATTRIBUTES = ("color", "shape", "background", "motion")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return sample_scenes(64, torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def videos(scenes):
+    return render(scenes)
+
+
+def test_pixels_are_in_range_and_linear_in_vividness(scenes) -> None:
+    dull, half, vivid = (render(scenes.with_vividness(v)) for v in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(half, (dull + vivid) / 2)
+    assert dull.min() >= 0
+    assert vivid.max() <= 1
+
+
+def test_rendering_is_resolution_free(scenes) -> None:
+    """Twice the size, averaged down, is the same picture but for antialiasing at edges."""
+    small, large = render(scenes, frames=2, size=32), render(scenes, frames=2, size=64)
+    halved = torch.nn.functional.avg_pool2d(large.flatten(0, 1), 2).view_as(small)
+    assert (small - halved).abs().mean() < 0.01
+
+
+def test_every_object_stays_inside_and_fills_its_box(scenes) -> None:
+    corners = boxes(scenes)
+    assert corners.min() >= 0
+    assert corners.max() <= 1
+    mask = object_masks(scenes, 8, 64) > 0.5
+    axis = (torch.arange(64) + 0.5) / 64
+    for n in range(8):
+        for f in (0, 7):
+            where = mask[n, f].any(dim=0)
+            assert axis[where].min() >= corners[n, f, 0] - 0.02
+            assert axis[where].max() <= corners[n, f, 2] + 0.02
+
+
+def test_objects_move_as_the_caption_says(scenes) -> None:
+    path = object_centers(scenes, 8)
+    moved = path[:, -1] - path[:, 0]
+    signs = {0: (-1, 0), 1: (1, 0), 2: (0, -1), 3: (0, 1)}  # left, right, up, down; y grows downwards
+    for n, motion in enumerate(scenes.motion.tolist()):
+        expected = torch.tensor(signs[motion]) * scenes.travel[n]
+        torch.testing.assert_close(moved[n], expected.float())
+
+
+@pytest.mark.parametrize("template", range(len(CAPTIONS)))
+def test_captions_are_parsed_back(template: int) -> None:
+    assert all(parse_caption(caption(item, template)) == item for item in ALL_ATTRIBUTES)
+
+
+def test_a_caption_without_a_color_has_no_truth() -> None:
+    with pytest.raises(ValueError, match="names no color"):
+        parse_caption("a circle moving left over sea")
+
+
+def test_the_split_shares_no_look() -> None:
+    train, test = split.train_attributes(), split.test_attributes()
+    assert len(train) == 400
+    assert len(test) == 200
+    looks = [{(a.color, a.shape, a.background) for a in part} for part in (train, test)]
+    assert not looks[0] & looks[1]
+
+
+def test_the_judge_reads_every_attribute(scenes, videos) -> None:
+    seen = judge(videos)
+    for name in ATTRIBUTES:
+        assert torch.equal(getattr(seen, name), getattr(scenes, name)), name
+    torch.testing.assert_close(seen.vividness, scenes.vividness, atol=1e-4, rtol=0)
+
+
+def test_the_judge_bears_noise(scenes, videos) -> None:
+    noisy = (videos + 0.03 * torch.randn(videos.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    seen = judge(noisy)
+    for name in ATTRIBUTES:
+        assert (getattr(seen, name) == getattr(scenes, name)).float().mean() > 0.95, name
+    assert (seen.vividness - scenes.vividness).abs().mean() < 0.02
+
+
+def test_the_judge_is_not_fooled_by_another_prompt(scenes, videos) -> None:
+    right = judge_prompts(videos[:16], captions(scenes)[:16])
+    wrong = judge_prompts(videos[:16], captions(scenes)[16:32])
+    assert all(right[name].mean() == 1 for name in ATTRIBUTES)
+    assert all(wrong[name].mean() < 0.6 for name in ATTRIBUTES)
+
+
+def test_a_still_or_empty_video_has_no_motion(videos) -> None:
+    still = videos[:4, :1].expand(-1, 8, -1, -1, -1)
+    assert (judge(still).motion == -1).all()
+    grounds = painted(backgrounds(32), torch.tensor(0.7))[:, None].expand(-1, 8, -1, -1, -1)
+    empty = judge(grounds)
+    assert empty.background.tolist() == list(range(len(grounds)))
+    assert empty.shape.tolist() == empty.color.tolist() == [-1] * len(grounds)
+    torch.testing.assert_close(empty.vividness, torch.full((len(grounds),), 0.7))
+    assert judge(torch.full((1, 8, 3, 32, 32), 0.5)).shape.item() == -1
+
+
+def test_the_generator_alone_decides_a_scene() -> None:
+    one, two = (render(sample_scenes(3, torch.Generator().manual_seed(9))) for _ in range(2))
+    assert torch.equal(one, two)
