@@ -1,0 +1,69 @@
+"""VADER: video diffusion alignment via reward gradients (arXiv 2407.08737).
+
+The public API; everything else is a room behind it. Names are imported when first used, so that
+`vader --help` needs no torch.
+
+    recipe = vader.load_recipe("tiny", ["train.steps=20"])
+    result = vader.train(recipe)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vader.adapters import load_adapter, load_into, merge_adapter
+    from vader.algorithms.base import Algorithm
+    from vader.errors import RunError, UserError
+    from vader.evaluation.scoring import score_files as score
+    from vader.evaluation.video_io import read_video, write_mp4
+    from vader.models.base import Condition, Guidance, VideoModel, VideoSize
+    from vader.models.registry import load_model
+    from vader.recipe import Recipe, load_recipe
+    from vader.rewards.base import ClipReward, FrameReward, RewardMix
+    from vader.rewards.registry import load_reward
+    from vader.sampling import sample_videos as sample
+    from vader.solvers import solver_from_config
+    from vader.trainer import TrainResult, train
+
+_HOMES = {
+    "Algorithm": "vader.algorithms.base",
+    "ClipReward": "vader.rewards.base",
+    "Condition": "vader.models.base",
+    "FrameReward": "vader.rewards.base",
+    "Guidance": "vader.models.base",
+    "Recipe": "vader.recipe",
+    "RewardMix": "vader.rewards.base",
+    "RunError": "vader.errors",
+    "TrainResult": "vader.trainer",
+    "UserError": "vader.errors",
+    "VideoModel": "vader.models.base",
+    "VideoSize": "vader.models.base",
+    "load_adapter": "vader.adapters",
+    "load_into": "vader.adapters",
+    "load_model": "vader.models.registry",
+    "load_recipe": "vader.recipe",
+    "load_reward": "vader.rewards.registry",
+    "merge_adapter": "vader.adapters",
+    "read_video": "vader.evaluation.video_io",
+    "sample": "vader.sampling:sample_videos",
+    "score": "vader.evaluation.scoring:score_files",
+    "solver_from_config": "vader.solvers",
+    "train": "vader.trainer",
+    "write_mp4": "vader.evaluation.video_io",
+}
+
+__all__ = list(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vader' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -30,8 +30,8 @@ def build(name: str, out: Path) -> dict[str, float]:
     """Trains one of the tiny world's models, or `all`, and returns its held-out quality.
 
     Args:
-        name: "vae", "text", "clip" or "modelscope", in the order in which they stand on each other; "all" for all four.
-        out: the folder of weights, laid out as the package's `tinyworld/weights`; unfinished work is kept in `out/work`.
+        name: "vae", "text", "clip" or "modelscope", as they stand on each other; "all" for all four.
+        out: the folder of weights, laid out as the package's own; unfinished work is kept in `out/work`.
 
     Raises:
         UserError: no such model, or one that it stands on is not in `out` yet.

@@ -1,6 +1,6 @@
 """The one optimisation loop that all of the tiny world's models are pretrained with.
 
-AdamW under a one-cycle schedule, an exponential moving average of the weights, bf16 autocast, and
+AdamW under a trapezoidal learning rate, an exponential moving average of the weights, bf16 autocast, and
 checkpoints to continue from. The data of step i depend on (seed, i) alone, so a continued training
 sees what an uninterrupted one would have seen.
 """
@@ -22,13 +22,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: optimisation steps, peak learning rate, EMA decay, share of steps that warm up."""
+    """How long and how fast: the learning rate rises over `warmup` steps, and falls to zero over the last `cooldown`.
+
+    In between it is constant, so that a training can be cut or lengthened while it runs (arXiv 2405.18392).
+    """
 
     steps: int
     lr: float
     ema: float = 0.998
-    warmup: float = 0.1
+    warmup: int = 100
+    cooldown: int = 400
     weight_decay: float = 0.01
+
+    def factor(self, step: int) -> float:
+        """The share of the peak learning rate at a step."""
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / self.cooldown)
 
 
 def generator_for(seed: int, step: int) -> torch.Generator:
@@ -54,11 +62,9 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
     )
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.lr, total_steps=schedule.steps + 1, pct_start=schedule.warmup, final_div_factor=100.0
-    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
-    stateful = {"model": model, "optimizer": optimizer, "cycle": cycle, "average": average}
+    stateful = {"model": model, "optimizer": optimizer, "rate": rate, "average": average}
     start = _restore(stateful, checkpoint)
     began, running = time.monotonic(), 0.0
 
@@ -69,7 +75,7 @@ def fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        cycle.step()
+        rate.step()
         average.update_parameters(model)
 
         running += value.item() / report_every

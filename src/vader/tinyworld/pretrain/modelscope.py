@@ -25,8 +25,8 @@ from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption, render, sa
 logger = logging.getLogger(__name__)
 
 SEED = 13
-FRAMES_SCHEDULE = Schedule(steps=600, lr=1.5e-3)
-CLIPS_SCHEDULE = Schedule(steps=2300, lr=1e-3, warmup=0.05)
+FRAMES_SCHEDULE = Schedule(steps=600, lr=1.5e-3, cooldown=200)
+CLIPS_SCHEDULE = Schedule(steps=2300, lr=1e-3, cooldown=500)
 FRAMES_BATCH, CLIPS_BATCH = 128, 16
 POOL = 20_480
 CAPTION_DROPOUT = 0.1
