@@ -13,19 +13,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vader.adapters import load_adapter, load_into, merge_adapter
-    from vader.algorithms.base import Algorithm
-    from vader.errors import RunError, UserError
+    from vader.adapters import load_adapter as load_adapter
+    from vader.adapters import load_into as load_into
+    from vader.adapters import merge_adapter as merge_adapter
+    from vader.algorithms.base import Algorithm as Algorithm
+    from vader.errors import RunError as RunError
+    from vader.errors import UserError as UserError
     from vader.evaluation.scoring import score_files as score
-    from vader.evaluation.video_io import read_video, write_mp4
-    from vader.models.base import Condition, Guidance, VideoModel, VideoSize
-    from vader.models.registry import load_model
-    from vader.recipe import Recipe, load_recipe
-    from vader.rewards.base import ClipReward, FrameReward, RewardMix
-    from vader.rewards.registry import load_reward
+    from vader.evaluation.video_io import read_video as read_video
+    from vader.evaluation.video_io import write_mp4 as write_mp4
+    from vader.models.base import Condition as Condition
+    from vader.models.base import Guidance as Guidance
+    from vader.models.base import VideoModel as VideoModel
+    from vader.models.base import VideoSize as VideoSize
+    from vader.models.registry import load_model as load_model
+    from vader.recipe import Recipe as Recipe
+    from vader.recipe import load_recipe as load_recipe
+    from vader.rewards.base import ClipReward as ClipReward
+    from vader.rewards.base import FrameReward as FrameReward
+    from vader.rewards.base import RewardMix as RewardMix
+    from vader.rewards.registry import load_reward as load_reward
     from vader.sampling import sample_videos as sample
-    from vader.solvers import solver_from_config
-    from vader.trainer import TrainResult, train
+    from vader.solvers import solver_from_config as solver_from_config
+    from vader.trainer import TrainResult as TrainResult
+    from vader.trainer import train as train
 
 _HOMES = {
     "Algorithm": "vader.algorithms.base",
