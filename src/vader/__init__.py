@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vader.algorithms.base import Algorithm as Algorithm
     from vader.errors import RunError as RunError
     from vader.errors import UserError as UserError
-    from vader.evaluation.scoring import score_files as score
+    from vader.evaluation.scoring import score_files as score  # noqa: F401
     from vader.evaluation.video_io import read_video as read_video
     from vader.evaluation.video_io import write_mp4 as write_mp4
     from vader.models.base import Condition as Condition
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vader.rewards.base import FrameReward as FrameReward
     from vader.rewards.base import RewardMix as RewardMix
     from vader.rewards.registry import load_reward as load_reward
-    from vader.sampling import sample_videos as sample
+    from vader.sampling import sample_videos as sample  # noqa: F401
     from vader.solvers import solver_from_config as solver_from_config
     from vader.trainer import TrainResult as TrainResult
     from vader.trainer import train as train

@@ -208,7 +208,7 @@ def save_adapter(module: nn.Module, folder: Path | str, component: str, metadata
     """
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
+    aside = path.with_name(f".{path.name}")
     save_file(_folded(module, component), aside, metadata=_header(module, component, metadata))
     aside.replace(path)
     return path

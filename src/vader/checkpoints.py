@@ -108,7 +108,7 @@ class MetricsLog:
             return
         whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        aside = self.path.with_suffix(".tmp")
+        aside = self.path.with_name(f".{self.path.name}")
         aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         aside.replace(self.path)
 

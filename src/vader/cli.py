@@ -511,8 +511,11 @@ def build(
 def show(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture to write.")] = Path("tinyworld.png"),
 ) -> None:
-    """Draw a picture of the tiny world: its shapes, colours, backgrounds and motions."""
-    from vader import tinyworld
+    """Draw some scenes of the tiny world, dull and vivid ones, with their captions."""
+    import torch
 
-    tinyworld.show(out)
-    print(out)
+    from vader.evaluation.video_io import contact_sheet
+    from vader.tinyworld.scenes import captions, render, sample_scenes
+
+    scenes = sample_scenes(10, torch.Generator().manual_seed(3))
+    print(contact_sheet(render(scenes), captions(scenes), out))

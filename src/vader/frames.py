@@ -25,14 +25,14 @@ def choose_frames(section: FramesSection, frames: int, seed: int, step: int, ind
 
 
 def fixed_frames(sample: str | tuple[int, ...], frames: int) -> list[int]:
-    """The frames that a fixed choice names."""
+    """The frames that a fixed choice names, ascending."""
     if sample == "all":
         return list(range(frames))
     if sample == "first_middle_last":
         return sorted({0, frames // 2, frames - 1})
     if sample == "every_second":
         return list(range(0, frames, 2))
-    return list(sample)
+    return sorted(sample)
 
 
 def check_frames(section: FramesSection, frames: int, mix: RewardMix) -> None:
@@ -42,7 +42,7 @@ def check_frames(section: FramesSection, frames: int, mix: RewardMix) -> None:
         if isinstance(reward, ClipReward) and seen < reward.min_frames:
             raise UserError(
                 f"reward {name!r} needs at least {reward.min_frames} frames together, got {seen}: "
-                "set algorithm.frames.sample=all"
+                "raise algorithm.frames.sample or video.frames"
             )
 
 

@@ -88,7 +88,8 @@ def drtune(policy: PolicySection, steps: int, generator: torch.Generator) -> Pla
 def refl(policy: PolicySection, steps: int, generator: torch.Generator) -> Plan:
     """One random late step, whose clean estimate the reward sees (ReFL, arXiv 2304.05977, Algorithm 1)."""
     low, high = (round(share * steps) for share in policy.window)
-    return Plan(frozenset({_uniform(min(low, steps - 1), max(high, low + 1), generator)}), sees="clean")
+    low = min(low, steps - 1)
+    return Plan(frozenset({_uniform(low, max(high, low + 1), generator)}), sees="clean")
 
 
 def _uniform(low: int, high: int, generator: torch.Generator) -> int:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +33,8 @@ from vader.evaluation.report import write_report
 from vader.evaluation.run_folder import ADAPTER, read_run
 from vader.frames import check_frames
 from vader.memory import checkpoint_blocks, peak_memory_bytes
-from vader.models.registry import frozen_dtype, load_model
+from vader.models.base import VideoModel
+from vader.models.registry import frozen_dtype, load_model, model_class
 from vader.progress import Display
 from vader.prompts import load_prompts
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
@@ -47,11 +48,14 @@ class TrainResult:
     folder: Path
     before: tuple[float, float]
     after: tuple[float, float]
+    finished_before: bool = False  # by an earlier command; this one has trained nothing
 
     def lines(self) -> list[str]:
-        """The five closing lines."""
+        """The five closing lines, after one that says so where there was nothing left to do."""
         samples = sorted((self.folder / "samples").glob("step-*"))
+        already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
         return [
+            *([already] if self.finished_before else []),
             f"held-out reward before: {self.before[0]:.3f} ± {self.before[1]:.3f}",
             f"held-out reward after:  {self.after[0]:.3f} ± {self.after[1]:.3f}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
@@ -95,21 +99,12 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
         RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
     """
     folder = Path(runs) / recipe.name
-    train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
     check_folder(recipe, folder)
     if is_finished(folder):
-        return read_result(folder)
-    engine = build_engine(recipe, folder)
-    algorithm = load_algorithm(recipe)
-    engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
-    check_frames(recipe.algorithm.frames, recipe.video.frames, engine.reward)
-    check_space(folder, 8 * sum(p.numel() * p.element_size() for p in engine.parameters))
+        return replace(read_result(folder), finished_before=True)
+    run = build_run(recipe, folder)
     if dry_run:
         return None
-
-    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
-    log = MetricsLog(folder / "metrics.jsonl")
-    run = Run(recipe, folder, engine, algorithm, train_prompts, test_prompts, checkpoints, log, Progress())
     _open_folder(run)
     _restore(run)
     with (
@@ -122,31 +117,33 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
 
 
 def _loop(run: Run, display: Display, stop: list[int]) -> None:
-    """Evaluate, then step, log, evaluate and save until the recipe's steps are done."""
-    recipe, progress = run.recipe, run.progress
-    if progress.step == 0:
+    """Evaluates the base model, then steps, evaluates and saves until the recipe's steps are done."""
+    settings, progress = run.recipe.train, run.progress
+    if not run.checkpoints.steps():
         _evaluate(run, display)
         _save(run)
-    while progress.step < recipe.train.steps:
-        began = time.perf_counter()
-        run.engine.clock.reset()
-        metrics = run.algorithm.step(run.engine, next_batch(run, progress.step + 1))
-        progress.advance(metrics.queries, metrics.skipped)
-        _log_step(run, display, metrics, time.perf_counter() - began)
-
-        done = progress.step == recipe.train.steps
+    while progress.step < settings.steps:
+        _step(run, display)
+        done = progress.step == settings.steps
         stopping = _any_process(run, bool(stop))
-        failing = progress.skipped_in_row >= recipe.train.max_skipped
-        if done or progress.step % recipe.evaluation.every == 0:
+        failing = progress.skipped_in_row >= settings.max_skipped
+        if done or progress.step % run.recipe.evaluation.every == 0:
             _evaluate(run, display)
-        if done or stopping or failing or progress.step % recipe.train.checkpoint_every == 0:
+        if done or stopping or failing or progress.step % settings.checkpoint_every == 0:
             _save(run)
         if failing:
-            raise RunError(_failure(run))
+            raise RunError(_failure(progress))
         if stopping and not done:
-            raise Stopped(
-                f"stopped at step {progress.step} of {recipe.train.steps} and saved: the same command goes on"
-            )
+            raise Stopped(f"stopped at step {progress.step} of {settings.steps} and saved: the same command goes on")
+
+
+def _step(run: Run, display: Display) -> None:
+    """One optimiser step, and its line in the metrics file."""
+    began = time.perf_counter()
+    run.engine.clock.reset()
+    metrics = run.algorithm.step(run.engine, next_batch(run, run.progress.step + 1))
+    run.progress.advance(metrics.queries, metrics.skipped)
+    _log_step(run, display, metrics, time.perf_counter() - began)
 
 
 def next_batch(run: Run, step: int) -> Batch:
@@ -168,26 +165,39 @@ def _shuffled(count: int, seed: int, place: int) -> int:
 # ---- building ----
 
 
-def build_engine(recipe: Recipe, folder: Path) -> Engine:
-    """Loads model and rewards on this process's device, and attaches the adapter.
+def build_run(recipe: Recipe, folder: Path) -> Run:
+    """Builds all that a run needs, what is quick to check first; writes nothing.
 
     Raises:
-        UserError: a part of the recipe cannot be loaded here.
+        UserError: a part of the recipe cannot be had here, or does not fit the others.
+    """
+    train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
+    algorithm = load_algorithm(recipe)
+    engine = build_engine(recipe, folder)
+    engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
+    check_space(folder, _bytes_of_checkpoints(recipe, engine))
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
+    log = MetricsLog(folder / "metrics.jsonl")
+    return Run(recipe, folder, engine, algorithm, train_prompts, test_prompts, checkpoints, log, Progress())
+
+
+def build_engine(recipe: Recipe, folder: Path) -> Engine:
+    """Loads rewards and model on this process's device, and attaches the adapter.
+
+    Raises:
+        UserError: a part of the recipe cannot be loaded here, or a reward would see too few frames.
     """
     accelerator = _accelerator(recipe, folder)
     device = accelerator.device
+    dtype = frozen_dtype(recipe.model.precision, device)
+    model_class(recipe.model.family)  # an unknown family ends the run before the rewards are read
+    reward = build_mix(recipe.rewards).to(device).to_precision(dtype)
+    check_frames(recipe.algorithm.frames, recipe.video.frames, reward)
     model = load_model(
         recipe.model.family, recipe.model.checkpoint, precision=recipe.model.precision, device=device,
         solver=recipe.sampling.solver, eta=recipe.sampling.eta, spacing=recipe.sampling.spacing,
     )  # fmt: skip
-    dtype = frozen_dtype(recipe.model.precision, device)
-    reward = build_mix(recipe.rewards).to(device).to_precision(dtype)
-    adapter = recipe.adapter
-    add_adapter(model.denoiser, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
-    if recipe.memory.checkpointing:
-        for network in model.networks().values():
-            checkpoint_blocks(network)
-    parameters = adapter_parameters(model.denoiser)
+    parameters = _attach_adapter(recipe, model)
     settings = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
@@ -196,11 +206,34 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     return Engine(recipe, model, reward, parameters, optimizer, accelerator, scaler, Clock(device))
 
 
+def _attach_adapter(recipe: Recipe, model: VideoModel) -> list[torch.nn.Parameter]:
+    """Attaches the recipe's adapter and gradient checkpointing; returns what is trained."""
+    adapter = recipe.adapter
+    add_adapter(model.denoiser, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
+    if recipe.memory.checkpointing:
+        for network in model.networks().values():
+            checkpoint_blocks(network)
+    return adapter_parameters(model.denoiser)
+
+
+def _bytes_of_checkpoints(recipe: Recipe, engine: Engine) -> int:
+    """Adapter and AdamW's two moments, in every checkpoint that is kept and the one that is being written."""
+    adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
+    return 3 * adapter * (recipe.train.keep_checkpoints + 1)
+
+
 def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     for tracker in recipe.train.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.trackers names {tracker}, which is not installed: pip install {tracker}")
-    accelerator = Accelerator(log_with=list(recipe.train.trackers) or None, project_dir=folder)
+    # Without a GPU, accelerate joins processes only where it is told that the CPU is meant.
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, log_with=list(recipe.train.trackers) or None, project_dir=folder)
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            f"{os.environ['WORLD_SIZE']} processes were started that cannot work together on {accelerator.device}: "
+            "start one, or set ACCELERATE_USE_CPU=1"
+        )
     if recipe.train.batch % accelerator.num_processes:
         raise UserError(
             f"train.batch is {recipe.train.batch}, which {accelerator.num_processes} processes cannot share: "
@@ -273,8 +306,8 @@ def _finish(run: Run) -> None:
         metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
         save_adapter(run.engine.model.denoiser, run.folder / ADAPTER.parent, run.engine.model.denoiser_name, metadata)
         write_report(run.folder)
-    run.accelerator.end_training()
     run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
 
 
 def is_finished(folder: Path) -> bool:
@@ -336,10 +369,10 @@ def _track(run: Run, group: str, values: dict[str, Any]) -> None:
         run.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=run.progress.step)
 
 
-def _failure(run: Run) -> str:
+def _failure(progress: Progress) -> str:
     return (
-        f"the reward or its gradient was not finite in {run.progress.skipped_in_row} steps in a row; the adapter is "
-        f"saved as it was before them (step {run.progress.step}): try a lower optimizer.lr or model.precision=fp32"
+        f"the reward or its gradient was not finite in {progress.skipped_in_row} steps in a row; the adapter is "
+        f"saved as it was before them (step {progress.step}): try a lower optimizer.lr or model.precision=fp32"
     )
 
 

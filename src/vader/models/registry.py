@@ -42,11 +42,15 @@ def load_model(
     Raises:
         UserError: no such family, class or checkpoint.
     """
+    dtype = frozen_dtype(precision, torch.device(device))
+    return model_class(family).load(checkpoint, dtype=dtype, solver=solver, eta=eta, spacing=spacing).to(device)
+
+
+def model_class(family: str) -> type[VideoModel]:
+    """The class behind a family's name. Raises `UserError` if there is none, or if it does not meet the contract."""
     if ":" not in family and family not in FAMILIES:
         raise UserError(f"unknown model family {family!r}: {nearest(family, FAMILIES)}, or your own as 'module:Class'")
-    model_class = load_object(FAMILIES.get(family, family), "model", VideoModel)  # type: ignore[type-abstract]
-    dtype = frozen_dtype(precision, torch.device(device))
-    return model_class.load(checkpoint, dtype=dtype, solver=solver, eta=eta, spacing=spacing).to(device)
+    return load_object(FAMILIES.get(family, family), "model", VideoModel)  # type: ignore[type-abstract]
 
 
 def frozen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
