@@ -48,6 +48,8 @@ class Broken(Brightness):
         return self.gain * images.mean()
 """
 
+OWN_REWARD = "rewards=[{name: my_rewards:Brightness}]"
+
 
 @pytest.fixture
 def user_folder(tmp_path, monkeypatch):
@@ -179,7 +181,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["train", "tiny", "prompts.test=tiny-tset"], "did you mean 'tiny-test'?"),
         (["train", "tiny", "prompts.train=empty.txt"], "prompt file 'empty.txt' holds no prompts"),
         (["train", "tiny", "model.family=modelscop"], "did you mean 'modelscope'?"),
-        (["train", "tiny", "model.checkpoint=no folder"], "checkpoint 'no folder' is no folder here"),
+        (["train", "tiny", "model.checkpoint=no folder", OWN_REWARD], "checkpoint 'no folder' is no folder here"),
         (["list", "recipe"], "did you mean 'recipes'?"),
         (["sample"], "nothing to sample"),
         (["sample", "--file", "missing.txt"], "prompt file 'missing.txt' does not exist"),

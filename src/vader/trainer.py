@@ -331,7 +331,7 @@ def _evaluate(run: Run, display: Display) -> None:
     display.stage(f"scoring {count} held-out videos")
     began = time.perf_counter()
     scores = evaluate(run.engine, run.test_prompts, count)
-    line = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **summary(scores)}
+    line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **summary(scores)}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
         write_samples(run.folder / "samples" / step_name(step), scores, run.recipe.video.fps)
