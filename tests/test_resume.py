@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from toy_runs import TOY, Command, adapter, metrics, toy_recipe
+from toy_runs import TOY, Command, adapter, lines_of, metrics, toy_recipe, wait_until
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.checkpoints import Checkpoints, MetricsLog
 from vader.errors import Stopped
@@ -80,18 +80,6 @@ def test_a_signal_is_one_line_and_status_130(tmp_path, number):
         assert Command([*arguments, str(runs)], tmp_path / "logs").status() == 0
     assert metrics(run) == metrics(tmp_path / "whole/toy")
     assert adapter(run) == adapter(tmp_path / "whole/toy")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Looks without pause, so that what follows happens at once."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "nothing happened within a minute"
-
-
-def lines_of(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 # ---- killed ----

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from vader.recipe import Recipe, load_recipe
 
 TOY = Path(__file__).with_name("toy.yaml")
 TIMINGS = ("seconds", "total_seconds", "peak_memory")  # what may differ between two runs of one recipe
+
+PATIENCE = 300  # seconds: for machines that are busy
 
 # The server loads the libraries once and forks a process for each run, which is then a process like any other.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -40,6 +43,19 @@ def adapter(folder: Path) -> dict[str, bytes | dict[str, str]]:
     with safe_open(folder / ADAPTER, framework="np") as file:
         weights = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
         return weights | {"header": file.metadata()}
+
+
+def lines_of(folder: Path) -> int:
+    """How many lines of metrics there are by now."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Looks without pause, so that what follows happens at once."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"nothing happened within {PATIENCE} seconds"
 
 
 class Command:
@@ -66,7 +82,7 @@ class Command:
 
     def status(self) -> int:
         """Waits for the exit status: negative after a signal that killed."""
-        self.process.join(60)
+        self.process.join(PATIENCE)
         return self.process.exitcode
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
     def save(self, progress: Progress, state: dict[str, Any]) -> Path:
         """Writes one checkpoint and removes those beyond `keep`.
@@ -70,10 +71,18 @@ class Checkpoints:
         return final
 
     def load_latest(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The newest checkpoint, or None where there is none."""
+        """The newest checkpoint, or None where there is none.
+
+        Raises:
+            UserError: its file is damaged.
+        """
         if not self.steps():
             return None
-        saved = torch.load(self.steps()[-1] / "state.pt", map_location="cpu", weights_only=True)
+        path = self.steps()[-1] / "state.pt"
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path} is damaged: remove {path.parent} to go on from the one before it") from error
         return Progress(**saved.pop("progress")), saved
 
 

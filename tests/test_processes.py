@@ -1,0 +1,150 @@
+"""Several processes give the run of one: same metrics, same adapter, one writer; each launcher really starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from toy_runs import TOY, Command, lines_of, metrics, toy_recipe, wait_until
+from vader.checkpoints import Checkpoints
+from vader.errors import UserError
+from vader.evaluation.run_folder import ADAPTER
+from vader.trainer import train
+
+FIVE_STEPS = ("train.steps=5", "evaluation.every=2")
+
+
+def assert_same_numbers(run: Path, other: Path) -> None:
+    """Metrics and adapter to 1e-5: sums over processes are rounded in another order."""
+    found, expected = metrics(run), metrics(other)
+    assert [list(line) for line in found] == [list(line) for line in expected]
+    for line, one in zip(found, expected, strict=True):
+        assert {k: pytest.approx(v, rel=1e-4, abs=1e-7) for k, v in _flat(one).items()} == _flat(line)
+    weights, others = load_file(run / ADAPTER), load_file(other / ADAPTER)
+    assert weights.keys() == others.keys()
+    for name in weights:
+        np.testing.assert_allclose(weights[name], others[name], rtol=0, atol=1e-5)
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in line.items() if k != "parts"} | line["parts"]
+
+
+# ---- the launchers ----
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_two_launched_processes_equal_one(tmp_path, launcher):
+    command = [sys.executable, "-m", *launcher, f"--log{'_' if 'acc' in launcher[0] else '-'}dir={tmp_path / 'logs'}"]
+    command += ["--tee=3", "-m", "vader", "train", str(TOY), *FIVE_STEPS, "--runs", str(tmp_path)]
+    subprocess.run(command, env=_launch_environment(), check=True, capture_output=True)
+    first, second = (next((tmp_path / "logs").rglob(f"{rank}/stdout.log")).read_text() for rank in (0, 1))
+    assert "report:" in first
+    assert second == ""
+    train(toy_recipe(*FIVE_STEPS), tmp_path / "one")
+    assert_same_numbers(tmp_path / "toy", tmp_path / "one/toy")
+
+
+def _launch_environment() -> dict[str, str]:
+    here = str(Path(__file__).parent)
+    return os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
+
+
+# ---- processes of our own, which start faster ----
+
+
+def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Command]:
+    """The command in `count` processes that know of each other; all but the first may not write."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        Command(
+            ["train", str(TOY), *arguments, "--runs", str(runs)],
+            logs / str(rank),
+            {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            prepare=partial(_forbid_writing, str(runs)) if rank else None,
+        )
+        for rank in range(count)
+    ]
+
+
+def _forbid_writing(folder: str) -> None:
+    """Ends this process with status 99 when it makes, opens for writing, moves or removes anything in a folder."""
+    changing = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in changing or (event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+        if changes and str(arguments[0]).startswith(folder):
+            os._exit(99)
+
+    sys.addaudithook(watch)
+
+
+VARIANTS = {
+    "two processes": (2, []),
+    "four processes": (4, []),
+    "micro-batches": (2, ["train.micro_batch=1"]),
+    "stochastic solver, random policy": (2, ["sampling.eta=1", "algorithm.policy={name: random_tail}"]),
+    "frame rewards alone": (2, ["rewards=[{name: toys:Warmth}]", "algorithm.frames.sample=2"]),
+    "pull to the base": (2, ["algorithm.base_distance=0.1"]),
+    "fewer held-out videos than processes": (4, ["evaluation.videos=2"]),
+}
+
+
+@pytest.mark.parametrize(("count", "overrides"), VARIANTS.values(), ids=VARIANTS)
+def test_several_processes_equal_one(tmp_path, count, overrides):
+    processes = launch(count, [*FIVE_STEPS, *overrides], tmp_path / "logs", tmp_path / "runs")
+    assert [process.status() for process in processes] == [0] * count
+    train(toy_recipe(*FIVE_STEPS, *overrides), tmp_path / "one")
+    assert_same_numbers(tmp_path / "runs/toy", tmp_path / "one/toy")
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    arguments, run = ["train.steps=60"], tmp_path / "runs/toy"
+    first, second = launch(2, arguments, tmp_path / "logs", tmp_path / "runs")
+    wait_until(lambda: lines_of(run) > 5)
+    second.send(signal.SIGTERM)
+    assert (first.status(), second.status()) == (130, 130)
+    step = metrics(run)[-1]["step"]
+    assert f"vader: stopped at step {step} of 60 and saved: the same command goes on\n" in first.errors
+    assert Checkpoints(run / "checkpoints", 2).steps()[-1].name == f"step-{step:06d}"
+    again = launch(2, arguments, tmp_path / "logs", tmp_path / "runs")
+    assert [process.status() for process in again] == [0, 0]
+    assert [line["step"] for line in metrics(run) if line["kind"] == "train"] == list(range(1, 61))
+
+
+def test_a_batch_that_three_processes_cannot_share(tmp_path):
+    processes = launch(3, [], tmp_path / "logs", tmp_path / "runs")
+    assert [process.status() for process in processes] == [2, 2, 2]
+    line = "vader: train.batch is 4, which 3 processes cannot share: make it a multiple of 3\n"
+    assert [process.errors for process in processes] == [line, "", ""]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
+    """On a device for which accelerate knows no way to work together, two processes would both write the run."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were started that cannot work together on cpu: start one"):
+        train(toy_recipe(), tmp_path)
