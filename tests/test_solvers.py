@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vader import solvers
 from vader.errors import UserError
-from vader.solvers import Schedule, Solver, solver_from_config
+from vader.scheduler_config import solver_from_config
+from vader.solvers import Schedule, Solver
 
 SHAPE = (2, 3, 4, 2, 2)
 SD = {

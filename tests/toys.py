@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vader.models.base import Condition, VideoModel, VideoSize
 from vader.rewards.base import ClipReward, FrameReward
-from vader.solvers import solver_from_config
+from vader.scheduler_config import solver_from_config
 
 DDIM = {
     "_class_name": "DDIMScheduler",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vader.rewards.base import RewardMix as RewardMix
     from vader.rewards.registry import load_reward as load_reward
     from vader.sampling import sample_videos as sample  # noqa: F401
-    from vader.solvers import solver_from_config as solver_from_config
+    from vader.scheduler_config import solver_from_config as solver_from_config
     from vader.trainer import TrainResult as TrainResult
     from vader.trainer import train as train
 
@@ -60,7 +60,7 @@ _HOMES = {
     "read_video": "vader.evaluation.video_io",
     "sample": "vader.sampling:sample_videos",
     "score": "vader.evaluation.scoring:score_files",
-    "solver_from_config": "vader.solvers",
+    "solver_from_config": "vader.scheduler_config",
     "train": "vader.trainer",
     "write_mp4": "vader.evaluation.video_io",
 }

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.solvers import Kind, Solver
+from vader.scheduler_config import Kind
+from vader.solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class VideoModel(ABC):
 
         Args:
             checkpoint: what the recipe names: a folder, a file or a hub id; a family may define words of its own.
-            solver, eta, spacing: how to sample, as `solvers.solver_from_config` takes them (its `kind` is `solver`).
+            solver, eta, spacing: how to sample, as `solver_from_config` takes them (`solver` is its `kind`).
 
         Raises:
             UserError: there is no such checkpoint, or it is not of this family.

@@ -17,10 +17,11 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vader import solvers
 from vader.errors import UserError
 from vader.models import checkpoint as files
 from vader.models.base import Condition, VideoModel, VideoSize
+from vader.scheduler_config import Kind, solver_from_config
+from vader.solvers import Solver
 
 COMPONENTS = {
     "unet": "config.json",
@@ -44,7 +45,7 @@ class ModelScope(VideoModel):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        solver: solvers.Solver,
+        solver: Solver,
         scheduler_config: dict,
     ) -> None:
         self.denoiser = unet
@@ -60,7 +61,7 @@ class ModelScope(VideoModel):
         checkpoint: str,
         *,
         dtype: torch.dtype = torch.float32,
-        solver: solvers.Kind = "auto",
+        solver: Kind = "auto",
         eta: float = 0.0,
         spacing: str = "auto",
     ) -> ModelScope:
@@ -69,7 +70,7 @@ class ModelScope(VideoModel):
         files.check_components(source, COMPONENTS)
         scheduler = files.load_config(source, "scheduler", "scheduler_config.json")
         return cls(
-            solver=solvers.solver_from_config(scheduler, eta=eta, kind=solver, spacing=spacing),
+            solver=solver_from_config(scheduler, eta=eta, kind=solver, spacing=spacing),
             scheduler_config=scheduler,
             tokenizer=files.load_tokenizer(CLIPTokenizer, source, "tokenizer"),
             text_encoder=files.load_network(CLIPTextModel, source, "text_encoder", dtype),

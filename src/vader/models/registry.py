@@ -9,7 +9,7 @@ import torch
 from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
 from vader.plugins import load_object
-from vader.solvers import Kind
+from vader.scheduler_config import Kind
 
 FAMILIES = {"modelscope": "vader.models.modelscope:ModelScope"}
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -37,7 +37,7 @@ def load_model(
         family: a built-in family (`model_names`) or `module:Class`, a subclass of `VideoModel`.
         checkpoint: what the family loads: for built-in ones `tiny`, a folder or a hub id.
         precision: of the frozen weights; `auto` is bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere.
-        solver, eta, spacing: how to sample, see `solvers.solver_from_config`.
+        solver, eta, spacing: how to sample, see `solver_from_config`.
 
     Raises:
         UserError: no such family, class or checkpoint.
