@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,8 +90,7 @@ def test_a_damaged_one_is_named(tmp_path, damage):
 
 
 def disk_with(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
 
 
 def test_space_is_asked_for_where_the_folder_will_be(tmp_path, monkeypatch):

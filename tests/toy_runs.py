@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -36,6 +37,17 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics file, without what depends on the machine's mood."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, Any]], absolute: float = 0.0) -> None:
+    """The same lines, each number within 1e-4 of its own size or within `absolute`."""
+    assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in expected]
+    for line, other in zip(found, expected, strict=True):
+        assert _numbers(line) == pytest.approx(_numbers(other), rel=1e-4, abs=absolute)
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in line.items() if key not in ("kind", "parts")} | line["parts"]
 
 
 def adapter(folder: Path) -> dict[str, bytes | dict[str, str]]:

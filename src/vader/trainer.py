@@ -249,7 +249,7 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
     """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe."""
     nearest_parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest_parent.is_dir() or not os.access(nearest_parent, os.W_OK):
-        raise UserError(f"cannot write the run's folder {folder}: choose another one with --runs")
+        raise _unwritable(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / "recipe.yaml").exists():
@@ -262,13 +262,20 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
         )
 
 
+def _unwritable(folder: Path) -> UserError:
+    return UserError(f"cannot write the run's folder {folder}: choose another one with --runs")
+
+
 def _open_folder(run: Run) -> None:
     """Makes the folder and its recipe, and starts the trackers; other processes wait until it is there."""
     if run.accelerator.is_main_process and not (run.folder / "recipe.yaml").exists():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        aside = run.folder / ".recipe.yaml"
-        dump_recipe(run.recipe, aside, library_versions())
-        aside.replace(run.folder / "recipe.yaml")
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            aside = run.folder / ".recipe.yaml"
+            dump_recipe(run.recipe, aside, library_versions())
+            aside.replace(run.folder / "recipe.yaml")
+        except OSError as error:
+            raise _unwritable(run.folder) from error
     run.accelerator.wait_for_everyone()
     if run.recipe.train.trackers:
         run.accelerator.init_trackers("vader", init_kwargs={"wandb": {"name": run.recipe.name}})

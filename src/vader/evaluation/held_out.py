@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 from accelerate.utils import gather_object
@@ -78,7 +78,7 @@ def _score(engine: Engine, prompts: Sequence[str], indices: list[int]) -> list[V
 def summary(scores: list[VideoScore]) -> dict[str, object]:
     """Mean reward with its spread over videos, mean parts, mean judgements."""
     rewards = [score.reward for score in scores]
-    spread = stdev(rewards) if len(rewards) > 1 else 0.0
+    spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
     found = {
         "reward": fmean(rewards),
         "std": spread,

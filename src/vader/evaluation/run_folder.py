@@ -123,7 +123,9 @@ def _record(kind: type[Record], values: dict[str, Any]) -> Record:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """JSON has no NaN: null stands for it, alone or among the values of a mapping."""
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
     return math.nan if value is None else value
 
 

@@ -1,0 +1,365 @@
+"""The run as a whole: golden curves, what must not change its numbers, steps that are skipped, mistakes, the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Collection
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from factories import make_tiny_modelscope
+from regenerate_golden import GOLDEN, RUNS, curve
+from toy_runs import TOY, adapter, assert_close_metrics, metrics, toy_recipe
+from toys import ToyModel, Warmth
+from vader.algorithms.reward_gradient import RewardGradient
+from vader.cli import main
+from vader.errors import RunError, UserError
+from vader.evaluation.run_folder import ADAPTER, read_run
+from vader.trainer import train
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_golden_curve(tmp_path, name):
+    """A change that is meant to change numbers: `python tests/regenerate_golden.py`, and say so in the commit."""
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert_close_metrics(curve(name, tmp_path), expected)
+
+
+def assert_close_runs(run: Path, other: Path, tolerance: float) -> None:
+    assert_close_metrics(metrics(run), metrics(other), tolerance)
+    weights, others = load_file(run / ADAPTER), load_file(other / ADAPTER)
+    for name in weights:
+        np.testing.assert_allclose(weights[name], others[name], rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("plain")
+    train(toy_recipe(), runs)
+    return runs / "toy"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.micro_batch=1",
+        "train.micro_batch=2",
+        "algorithm.split_backward=false",
+        "algorithm.frames.chunk=2",
+        "sampling.guidance_batched=false",
+        "evaluation.batch=1",
+        "train.checkpoint_every=1",
+    ],
+)
+def test_what_must_not_change_the_numbers(tmp_path, plain_run, override):
+    train(toy_recipe(override), tmp_path)
+    assert_close_runs(tmp_path / "toy", plain_run, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_split_and_plain_backward_of_frame_rewards_agree(tmp_path, chunk):
+    warmth = ("rewards=[{name: 'toys:Warmth'}]", f"algorithm.frames={{sample: 3, chunk: {chunk}}}")
+    train(toy_recipe(*warmth), tmp_path / "split")
+    train(toy_recipe(*warmth, "algorithm.split_backward=false"), tmp_path / "plain")
+    assert_close_runs(tmp_path / "split/toy", tmp_path / "plain/toy", tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    "override", ["train.seed=4", "optimizer.lr=0.02", "algorithm.policy.k=1", "sampling.eta=1", "adapter.rank=1"]
+)
+def test_what_must_change_the_numbers(tmp_path, plain_run, override):
+    train(toy_recipe(override, "evaluation.every=100"), tmp_path)
+    assert metrics(tmp_path / "toy")[-1]["reward"] != pytest.approx(metrics(plain_run)[-1]["reward"], rel=1e-4)
+
+
+@pytest.mark.parametrize("sample", [2, "all", "first_middle_last", "every_second", [1, 3]], ids=str)
+@pytest.mark.parametrize("policy", ["full", "random_tail", "draft_lv", "drtune", "refl"])
+def test_every_policy_trains_on_every_choice_of_frames(tmp_path, policy, sample):
+    choice = (f"algorithm.policy={{name: {policy}, k: 2}}", f"algorithm.frames.sample={sample}")
+    train(toy_recipe(*choice, "train.steps=2", "evaluation.videos=1"), tmp_path)
+    steps = read_run(tmp_path / "toy").train
+    assert all(step.grad_norm > 0 and step.skipped == 0 for step in steps)
+    assert [step.queries for step in steps] == ([8, 16] if policy == "draft_lv" else [4, 8])
+
+
+def test_the_reward_rises(tmp_path):
+    result = train(toy_recipe("rewards=[{name: 'toys:Warmth'}]", "train.steps=40", "evaluation.every=40"), tmp_path)
+    assert result.after[0] > result.before[0] + 0.1
+
+
+# ---- steps that are skipped ----
+
+
+def not_a_number(self: Warmth, images: Tensor, prompts: Collection[str]) -> Tensor:
+    return images.mean(dim=(1, 2, 3)) * math.nan
+
+
+def without_gradient(self: Warmth, images: Tensor, prompts: Collection[str]) -> Tensor:
+    """Zero, but its gradient is not a number."""
+    return (images.mean(dim=(1, 2, 3)) * 0).sqrt()
+
+
+def failing_in(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], score) -> None:
+    """The reward is not finite in these training steps."""
+    whole_step = RewardGradient.step
+
+    def step(self, engine, batch):
+        with pytest.MonkeyPatch.context() as patch:
+            if batch.step in steps:
+                patch.setattr(Warmth, "score_frames", score)
+            return whole_step(self, engine, batch)
+
+    monkeypatch.setattr(RewardGradient, "step", step)
+
+
+def saved(run: Path, step: int) -> dict:
+    return torch.load(run / f"checkpoints/step-{step:06d}/state.pt", weights_only=True)
+
+
+def assert_same_state(one: dict, other: dict) -> None:
+    for name, weight in one["adapter"].items():
+        assert torch.equal(weight, other["adapter"][name])
+    torch.testing.assert_close(one["optimizer"], other["optimizer"], rtol=0, atol=0)
+
+
+KEEP_ALL = ("train.checkpoint_every=1", "train.keep_checkpoints=100")
+
+
+@pytest.mark.parametrize("score", [not_a_number, without_gradient])
+@pytest.mark.parametrize("backward", ["train.micro_batch=2", "algorithm.split_backward=false"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, score, backward):
+    failing_in(monkeypatch, {1, 4, 5}, score)
+    train(toy_recipe(*KEEP_ALL, backward), tmp_path)
+    run = tmp_path / "toy"
+    lines = [line for line in metrics(run) if line["kind"] == "train"]
+    assert [line["skipped"] for line in lines] == [1, 1, 1, 2, 3, 3]
+    assert [line["grad_norm"] is None for line in lines] == [True, False, False, True, True, False]
+    for before, after in ((0, 1), (3, 4), (3, 5)):
+        assert_same_state(saved(run, before), saved(run, after))
+    assert any(not torch.equal(a, b) for a, b in zip(*(saved(run, s)["adapter"].values() for s in (5, 6)), strict=True))
+    assert "skipped steps" in (run / "report.html").read_text()
+    assert [step.step for step in read_run(run).train] == [1, 2, 3, 4, 5, 6]
+
+
+def test_too_many_in_a_row_end_the_run_with_its_last_checkpoint(tmp_path, monkeypatch, capsys):
+    arguments = ["train", str(TOY), "train.max_skipped=2", "train.keep_checkpoints=100", "--runs", str(tmp_path)]
+    run = tmp_path / "toy"
+    with monkeypatch.context() as patch:
+        failing_in(patch, {2, 4, 5, 6}, not_a_number)
+        assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "vader: the reward or its gradient was not finite in 2 steps in a row; the adapter is saved as it was before "
+        "them (step 5): try a lower optimizer.lr or model.precision=fp32\n"
+    )
+    assert saved(run, 5)["progress"] == {"step": 5, "queries": 20, "skipped": 3, "skipped_in_row": 2}
+    assert saved(run, 5)["adapter"].keys() == saved(run, 0)["adapter"].keys()
+    assert all(weight.isfinite().all() for weight in saved(run, 5)["adapter"].values())
+    assert not (run / ADAPTER).exists()
+    assert main(arguments) == 0
+    assert [line["step"] for line in metrics(run) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_held_out_reward_that_is_not_finite_is_written_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(Warmth, "score_frames", not_a_number)
+    with pytest.raises(RunError):
+        train(toy_recipe(), tmp_path)
+    assert metrics(tmp_path / "toy")[0]["reward"] is None
+    assert main(["report", str(tmp_path / "toy")]) == 0
+
+
+# ---- mistakes, before any long work ----
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Nothing large may be read before the mistake is found."""
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(ToyModel, "load", fail)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr with which `vader train` ends at a user's mistake."""
+    assert main(["train", str(TOY), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("vader: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rewards.0.name=aestetic"], "unknown reward 'aestetic': did you mean 'aesthetic'?"),
+        (["rewards.0.name=toys:Warmht"], "did you mean 'Warmth'?"),
+        (["rewards.0.gain=2"], "reward 'toys:Warmth' has no option 'gain'"),
+        (["algorithm.frames.sample=1"], "reward 'Stillness' needs at least 2 frames together, got 1"),
+        (["model.family=modelscop"], "unknown model family 'modelscop': did you mean 'modelscope'?"),
+        (["model.family=toys:Warmth"], "is not a VideoModel"),
+        (["algorithm.name=reward_gradiant"], "unknown algorithm 'reward_gradiant': did you mean 'reward_gradient'?"),
+        (["prompts.train=no.txt"], "prompt file 'no.txt' does not exist"),
+        (["prompts.test=tiny-tset"], "did you mean 'tiny-test'?"),
+        (["algorithm.policy.k=5"], "k can be at most 4"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_in_the_recipe(tmp_path, capsys, overrides, message):
+    assert message in error_of(capsys, *overrides, "--runs", str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_tracker_that_is_not_installed(tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else find(name, *a))
+    line = error_of(capsys, "train.trackers=[wandb]", "--runs", str(tmp_path))
+    assert line == "vader: train.trackers names wandb, which is not installed: pip install wandb\n"
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("runs", ["file", "file/below", "file/far/below"])
+def test_a_file_in_the_way_of_the_run(tmp_path, capsys, runs):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / runs
+    line = error_of(capsys, "--runs", str(folder))
+    assert line == f"vader: cannot write the run's folder {folder / 'toy'}: choose another one with --runs\n"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_only_seems_writable(tmp_path, capsys, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert "cannot write the run's folder" in error_of(capsys, "--runs", str(tmp_path / "runs"))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_of_something_else(tmp_path, capsys):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/thesis.tex").touch()
+    assert "holds files and no run: choose another name=... or --runs" in error_of(capsys, "--runs", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("optimizer.lr=0.02", "optimizer.lr is 0.01 there and 0.02 here"),
+        ("train.steps=7", "train.steps is 6 there and 7 here"),
+        ("rewards.1.weight=0.25", "rewards.1.weight is 0.5 there and 0.25 here"),
+    ],
+)
+def test_the_folder_of_another_recipe(plain_run, capsys, no_model, override, difference):
+    line = error_of(capsys, override, "--runs", str(plain_run.parent))
+    assert f"{plain_run} is the run of another recipe ({difference}): choose another name=..." in line
+
+
+def test_not_enough_disk(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    assert "not enough disk for checkpoints" in error_of(capsys, "--runs", str(tmp_path))
+    assert not (tmp_path / "toy").exists()
+
+
+def test_sampling_with_the_adapter_of_another_model(tmp_path, capsys, plain_run):
+    model = f"modelscope:{make_tiny_modelscope(tmp_path / 'checkpoint')}"
+    size = ["--frames", "2", "--height", "16", "--width", "16", "--steps", "2"]
+    status = main(
+        [
+            "sample",
+            "red",
+            "--model",
+            model,
+            *size,
+            "--adapter",
+            str(plain_run / "adapter"),
+            "--out",
+            str(tmp_path / "o"),
+        ]
+    )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2
+    assert error.startswith(f"vader: adapter '{plain_run / 'adapter'}' (trained on 'none') does not fit: it is of")
+
+
+# ---- dry, finished, tracked ----
+
+
+def test_a_dry_run_loads_everything_and_writes_nothing(tmp_path, capsys):
+    assert main(["train", str(TOY), "--dry-run", "--runs", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out == "dry run: everything is in place, nothing was trained\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_is_left_alone(plain_run, capsys, no_model):
+    def files() -> dict[Path, tuple[int, bytes]]:
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in plain_run.rglob("*") if path.is_file()}
+
+    before = files()
+    assert main(["train", str(TOY), "--runs", str(plain_run.parent)]) == 0
+    first, *closing = capsys.readouterr().out.splitlines()
+    assert first == f"{plain_run} is finished already, nothing was trained: for a new run choose another name=..."
+    assert len(closing) == 5
+    assert files() == before
+
+
+def test_a_run_ends_with_five_lines(tmp_path, capsys):
+    assert main(["train", str(TOY), "train.steps=1", "--runs", str(tmp_path)]) == 0
+    closing = capsys.readouterr().out.splitlines()[-5:]
+    run, (first, last) = tmp_path / "toy", read_run(tmp_path / "toy").evaluations
+    assert closing == [
+        f"held-out reward before: {first.reward:.3f} ± {first.stderr:.3f}",
+        f"held-out reward after:  {last.reward:.3f} ± {last.stderr:.3f}",
+        f"videos:  {run / 'samples/step-000000'} (before), {run / 'samples/step-000001'} (after)",
+        f"adapter: {run / ADAPTER}",
+        f"report:  {run / 'report.html'}",
+    ]
+
+
+def test_a_tracker_gets_every_step_and_the_run_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = toy_recipe("train.trackers=[tensorboard]", "train.max_skipped=1")
+    with monkeypatch.context() as patch:
+        failing_in(patch, {4}, not_a_number)
+        with pytest.raises(RunError):
+            train(recipe, tmp_path)
+    train(recipe, tmp_path)
+    run = tmp_path / "toy"
+    found = {}
+    for folder in {path.parent for path in run.rglob("events.out*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        found |= (
+            {event.step: event.value for event in events.Scalars("train/reward")} if events.Tags()["scalars"] else {}
+        )
+    rewards = {line["step"]: line["reward"] for line in metrics(run) if line["kind"] == "train"}
+    assert {s: r for s, r in found.items() if s != 4} == pytest.approx({s: r for s, r in rewards.items() if s != 4})
+
+
+def test_trackers_change_no_number(tmp_path, plain_run):
+    pytest.importorskip("tensorboard")
+    train(toy_recipe("train.trackers=[tensorboard]"), tmp_path)
+    assert metrics(tmp_path / "toy") == metrics(plain_run)
+    assert adapter(tmp_path / "toy") == adapter(plain_run)
+
+
+def test_another_process_count_than_the_batch_allows(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"train.batch is 4, which 3 processes cannot share: make it a multiple of 3"):
+        train(toy_recipe(), tmp_path)
