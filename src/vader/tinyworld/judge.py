@@ -86,7 +86,7 @@ def _judge_some(videos: Tensor) -> Verdict:
         shape=torch.where(visible, shape, absent),
         background=background,
         motion=torch.where(visible, motion, absent),
-        vividness=vividness,
+        vividness=vividness.clamp(VIVIDNESS_GRID[0], VIVIDNESS_GRID[-1]),
     )
 
 

@@ -25,12 +25,13 @@ from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption, render, sa
 logger = logging.getLogger(__name__)
 
 SEED = 13
-FRAMES_SCHEDULE = Schedule(steps=600, lr=1.5e-3, cooldown=200)
-CLIPS_SCHEDULE = Schedule(steps=2300, lr=1e-3, cooldown=500)
+FRAMES_SCHEDULE = Schedule(steps=700, lr=1.5e-3, cooldown=200)
+CLIPS_SCHEDULE = Schedule(steps=6000, lr=1e-3, cooldown=1)
 FRAMES_BATCH, CLIPS_BATCH = 128, 16
 POOL = 20_480
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
+MAX_WEIGHT = 20.0
 
 
 def new_unet() -> UNet3DConditionModel:
@@ -38,7 +39,7 @@ def new_unet() -> UNet3DConditionModel:
         sample_size=8,
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        block_out_channels=(64, 128),
+        block_out_channels=(48, 96),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=16,
@@ -88,6 +89,13 @@ def encode_pool(vae: AutoencoderKL, count: int, generator: torch.Generator) -> L
     return LatentPool(torch.cat(latents), torch.cat(indices))
 
 
+def _cached_pool(vae: AutoencoderKL, path: Path) -> LatentPool:
+    if not path.exists():
+        pool = encode_pool(vae, POOL, torch.Generator().manual_seed(SEED))
+        torch.save({"latents": pool.latents, "attributes": pool.attributes}, path)
+    return LatentPool(**torch.load(path, weights_only=True))
+
+
 @torch.no_grad()
 def encode_captions(folder: Path) -> Tensor:
     """Text features of all captions: `[templates, attributes + 1, tokens, width]`; the last row is the empty one."""
@@ -103,7 +111,11 @@ def encode_captions(folder: Path) -> Tensor:
 def denoising_loss(
     unet: UNet3DConditionModel, signal: Tensor, latents: Tensor, features: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Epsilon-prediction error under min-SNR weights (arXiv 2303.09556); `signal` is the table of alpha-bar."""
+    """Epsilon-prediction error under the min-SNR weights of v-prediction; `signal` is the table of alpha-bar.
+
+    The weight `(min(SNR, gamma) + 1) / SNR` (arXiv 2303.09556, arXiv 2202.00512) favours high noise, where it is
+    decided what is seen and where it goes; plain epsilon weights leave the direction of motion to chance.
+    """
     device = features.device
     times = torch.randint(len(signal), (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
@@ -111,7 +123,7 @@ def denoising_loss(
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     prediction = unet(noisy.to(device), times.to(device), features).sample.float()
     snr = alpha / (1 - alpha)
-    weight = (MIN_SNR_GAMMA / snr).clamp(max=1.0).to(device)
+    weight = ((snr.clamp(max=MIN_SNR_GAMMA) + 1) / snr).clamp(max=MAX_WEIGHT).to(device)
     return (weight * (prediction - noise.to(device)).square()).mean()
 
 
@@ -120,7 +132,7 @@ def build(out: Path, work: Path) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
-    pool = encode_pool(vae, POOL, torch.Generator().manual_seed(SEED))
+    pool = _cached_pool(vae, work / "pool.pt")
     logger.info("encoded %d clips, latent std %.3f", len(pool.latents), pool.latents.float().std())
     captions, signal = encode_captions(out).to(device), new_scheduler().alphas_cumprod
     unet = new_unet().eval().to(device)  # eval: no dropout, as in sampling
