@@ -36,20 +36,19 @@ def assert_same_numbers(run: Path, other: Path) -> None:
 # ---- the launchers ----
 
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"],
-    "accelerate": [
-        *("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
-        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
-    ],
+    "torchrun": "torch.distributed.run --nproc-per-node=2 --master-port={port} --log-dir={logs} --tee=3",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
+    "--dynamo_backend=no --main_process_port={port} --log_dir={logs} --tee=3",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
 def test_two_launched_processes_equal_one(tmp_path, launcher):
-    command = [sys.executable, "-m", *launcher, f"--log{'_' if 'acc' in launcher[0] else '-'}dir={tmp_path / 'logs'}"]
-    command += ["--tee=3", "-m", "vader", "train", str(TOY), *FIVE_STEPS, "--runs", str(tmp_path)]
-    subprocess.run(command, env=_launch_environment(), check=True, capture_output=True)
+    launch_two = launcher.format(port=free_port(), logs=tmp_path / "logs").split()
+    command = [sys.executable, "-m", *launch_two, "-m", "vader", "train", str(TOY), *FIVE_STEPS]
+    environment = os.environ | {"PYTHONPATH": str(TOY.parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--runs", str(tmp_path)], env=environment, check=True, capture_output=True)
     first, second = (next((tmp_path / "logs").rglob(f"{rank}/stdout.log")).read_text() for rank in (0, 1))
     assert "report:" in first
     assert second == ""
@@ -57,9 +56,10 @@ def test_two_launched_processes_equal_one(tmp_path, launcher):
     assert_same_numbers(tmp_path / "toy", tmp_path / "one/toy")
 
 
-def _launch_environment() -> dict[str, str]:
-    here = str(Path(__file__).parent)
-    return os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 # ---- processes of our own, which start faster ----
@@ -67,10 +67,7 @@ def _launch_environment() -> dict[str, str]:
 
 def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Command]:
     """The command in `count` processes that know of each other; all but the first may not write."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         Command(
             ["train", str(TOY), *arguments, "--runs", str(runs)],
