@@ -200,13 +200,14 @@ def _load(section: ModelSection, sampling: SamplingSection, adapter: Path | None
         section.family,
         section.checkpoint,
         precision=section.precision,
+        device=_device(),
         solver=sampling.solver,
         eta=sampling.eta,
         spacing=sampling.spacing,
     )
     if adapter is not None:
         load_adapter(model.denoiser, adapter)
-    return model.to(_device())
+    return model
 
 
 def _device() -> str:
