@@ -24,13 +24,13 @@ def toy_run(folder: Path) -> Recipe:
     return toy_recipe("sampling.eta=0.5")
 
 
-def modelscope_run(folder: Path) -> Recipe:
+def modelscope_run(folder: Path, *overrides: str) -> Recipe:
     """A tiny ModelScope checkpoint of random weights, in whose file format the real one comes."""
     model = f"{{family: modelscope, checkpoint: {make_tiny_modelscope(folder / 'checkpoint')}}}"
     size, steps = "{frames: 3, height: 16, width: 16}", "{steps: 3, batch: 2, seed: 1}"
     return toy_recipe(
         f"model={model}", f"video={size}", "rewards=[{name: 'toys:Warmth'}]", f"train={steps}",
-        "algorithm.frames.sample=2", "evaluation.videos=2",
+        "algorithm.frames.sample=2", "evaluation.videos=2", *overrides,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from regenerate_golden import modelscope_run
 from toy_runs import TOY, Command, adapter, lines_of, metrics, toy_recipe, wait_until
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.checkpoints import Checkpoints, MetricsLog
@@ -61,6 +62,21 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path, overrides, step):
     assert metrics(tmp_path / "stopped/toy")[-1]["step"] == step
     train(recipe, tmp_path / "stopped")
     train(recipe, tmp_path / "whole")
+    assert metrics(tmp_path / "stopped/toy") == metrics(tmp_path / "whole/toy")
+    assert adapter(tmp_path / "stopped/toy") == adapter(tmp_path / "whole/toy")
+
+
+def test_the_loss_scale_of_half_precision_is_continued(tmp_path):
+    small = ("train.steps=2", "video.frames=1", "algorithm.frames.sample=1", "evaluation.videos=1")
+    recipe = modelscope_run(tmp_path, "model.precision=fp16", *small)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stopped):
+            train(recipe, tmp_path / "stopped")
+    scaler = torch.load(tmp_path / "stopped/toy/checkpoints/step-000001/state.pt", weights_only=True)["scaler"]
+    assert scaler["_growth_tracker"] == 1
+    for runs in ("stopped", "whole"):
+        train(recipe, tmp_path / runs)
     assert metrics(tmp_path / "stopped/toy") == metrics(tmp_path / "whole/toy")
     assert adapter(tmp_path / "stopped/toy") == adapter(tmp_path / "whole/toy")
 

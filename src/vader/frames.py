@@ -26,13 +26,13 @@ def choose_frames(section: FramesSection, frames: int, seed: int, step: int, ind
 
 def fixed_frames(sample: str | tuple[int, ...], frames: int) -> list[int]:
     """The frames that a fixed choice names, ascending."""
+    if isinstance(sample, tuple):
+        return sorted(sample)
     if sample == "all":
         return list(range(frames))
     if sample == "first_middle_last":
         return sorted({0, frames // 2, frames - 1})
-    if sample == "every_second":
-        return list(range(0, frames, 2))
-    return sorted(sample)
+    return list(range(0, frames, 2))  # every_second
 
 
 def check_frames(section: FramesSection, frames: int, mix: RewardMix) -> None:

@@ -79,7 +79,7 @@ def summary(scores: list[VideoScore]) -> dict[str, object]:
     """Mean reward with its spread over videos, mean parts, mean judgements."""
     rewards = [score.reward for score in scores]
     spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
-    found = {
+    found: dict[str, object] = {
         "reward": fmean(rewards),
         "std": spread,
         "stderr": spread / math.sqrt(len(rewards)),
