@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from safetensors import safe_open
 from torch import Tensor
 
-from vader import solvers
+from vader import scheduler_config, solvers
 from vader.errors import UserError
 from vader.scheduler_config import solver_from_config
 from vader.solvers import Schedule, Solver
@@ -233,9 +233,9 @@ def test_euler_flow_follows_diffusers(shift, steps):
 
 
 def test_class_defaults_are_those_of_diffusers():
-    for name, different in solvers._DDPM_FAMILY.items():
+    for name, different in scheduler_config._DDPM_FAMILY.items():
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-        for field, value in (solvers._DDIM_FIELDS | solvers._EDM_FIELDS | different).items():
+        for field, value in (scheduler_config._DDIM_FIELDS | scheduler_config._EDM_FIELDS | different).items():
             if field in parameters:
                 assert parameters[field].default == value, (name, field)
 

@@ -65,7 +65,7 @@ class Chain:
     def predict(self, i: int, latents: Tensor) -> Tensor:
         """The guided prediction at step i for unscaled latents."""
         scaled = latents * float(self.schedule.input_scale[i])
-        return self.model.predict(scaled, self.schedule.times[i].to(latents.device), self.condition, self.guidance)
+        return self.model.predict(scaled, self.schedule.times[i].to(latents), self.condition, self.guidance)
 
     def advance(self, i: int, latents: Tensor, prediction: Tensor, noise: Noise, state: Any = None) -> Step:
         fresh = noise.draw(f"step{i}") if self.model.solver.stochastic else None
