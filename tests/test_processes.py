@@ -67,7 +67,8 @@ def free_port() -> int:
 
 def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Command]:
     """The command in `count` processes that know of each other; all but the first may not write."""
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": 1}  # as launchers set them
+    shared = world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         Command(
             ["train", str(TOY), *arguments, "--runs", str(runs)],
