@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SEED = 13
 FRAMES_SCHEDULE = Schedule(steps=700, lr=1.5e-3, cooldown=200)
-CLIPS_SCHEDULE = Schedule(steps=6000, lr=1e-3, cooldown=1)
+CLIPS_SCHEDULE = Schedule(steps=12_500, lr=1e-3, cooldown=1000)
 FRAMES_BATCH, CLIPS_BATCH = 128, 16
 POOL = 20_480
 CAPTION_DROPOUT = 0.1
