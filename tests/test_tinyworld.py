@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vader.tinyworld import split
+from vader.models.registry import load_model
+from vader.rewards.registry import load_reward
+from vader.tinyworld import WEIGHTS, split
 from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
@@ -125,3 +127,22 @@ def test_a_still_or_empty_video_has_no_motion(videos) -> None:
 def test_the_generator_alone_decides_a_scene() -> None:
     one, two = (render(sample_scenes(3, torch.Generator().manual_seed(9))) for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_shipped_configs_name_no_folder_of_a_machine() -> None:
+    configs = list(WEIGHTS.rglob("*.json"))
+    assert configs
+    assert not [path.name for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
+
+
+def test_the_shipped_model_and_reward_load_and_score() -> None:
+    """The words `tiny` in a recipe: the shipped head rates full colour above dull, by most of its scale."""
+    model, reward = load_model("modelscope", "tiny"), load_reward("aesthetic", checkpoint="tiny")
+    scenes = sample_scenes(16, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        dull, vivid = (reward(render(scenes.with_vividness(v), frames=1), captions(scenes)) for v in (0.0, 1.0))
+        frames = render(scenes, frames=1)[:, 0] * 2 - 1
+        latents = model.vae.encode(frames).latent_dist.mode() * model.vae.config.scaling_factor
+        restored = model.decode(latents.unsqueeze(2))[:, 0] * 2 - 1
+    assert (vivid - dull).mean() > 5
+    assert (restored - frames).square().mean().sqrt() / 2 < 0.03  # 30 dB

@@ -24,9 +24,9 @@ class Reward(nn.Module):
 
     sensible_range: tuple[float, float] = (0.0, 1.0)
 
+    @abstractmethod
     def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Pixels `[B, F, 3, H, W]` in [0, 1] and B prompts -> rewards `[B]`."""
-        raise NotImplementedError
 
     def freeze(self) -> Reward:
         """No parameter takes a gradient and no layer is in training mode: weights are facts, not variables."""
