@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from vader.errors import UserError
-from vader.prompts import load_prompts, prompt_set_names
+from vader.prompts import Prompt, load_prompts, prompt_set_names
 from vader.tinyworld import split
 from vader.tinyworld.scenes import ALL_ATTRIBUTES, parse_caption
 
@@ -28,15 +32,15 @@ def user_module(tmp_path, monkeypatch):
         "NUMBERS = [1, 2]\n"
         "TEXT = 'a'\n"
         "def made():\n    return [f'{n} dogs' for n in (2, 3)]\n"
+        "from vader.prompts import Prompt\nLABELLED = (Prompt('a', label='b'), 'c')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
 def test_built_in_sets_are_distinct_prompts():
-    assert prompt_set_names() == ["activities-test", "activities-train", "tiny-test", "tiny-train"]
     sizes = {name: len(load_prompts(name)) for name in prompt_set_names()}
-    assert sizes == {"activities-test": 45, "activities-train": 90, "tiny-test": 200, "tiny-train": 400}
+    assert sizes.items() >= {"activities-test": 45, "activities-train": 90, "tiny-test": 200, "tiny-train": 400}.items()
     for name in prompt_set_names():
         assert len(set(load_prompts(name))) == sizes[name]
 
@@ -83,6 +87,91 @@ def test_a_file_has_a_prompt_a_line(tmp_path):
     assert load_prompts(str(tmp_path / "mine.txt")) == ["a dog", "a cat #1"]
 
 
+def test_a_prompt_is_its_text_and_keeps_its_companions():
+    prompt = Prompt("a dog runs", label="jogging", image=Path("dog.png"))
+    assert prompt == "a dog runs"
+    assert {"a dog runs": 1}[prompt] == 1
+    assert json.dumps(prompt) == '"a dog runs"'
+    assert type(str(prompt)) is str
+    for again in (pickle.loads(pickle.dumps(prompt)), copy.copy(prompt), copy.deepcopy([prompt])[0]):
+        assert (again, again.label, again.image) == ("a dog runs", "jogging", Path("dog.png"))
+    assert (Prompt("x").label, Prompt("x").image) == (None, None)
+
+
+def companions(spec: Path) -> list[tuple[str, str | None, Path | None]]:
+    return [(str(prompt), prompt.label, prompt.image) for prompt in load_prompts(str(spec))]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """`images/b_small-dog.PNG`, `images/a.jpg`, and something that is no picture."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("b_small-dog.PNG", "a.jpg", "notes.md"):
+        (folder / name).touch()
+    return folder
+
+
+def test_tables_carry_labels_and_images(tmp_path, pictures):
+    (tmp_path / "t.csv").write_text(
+        '\ufeffprompt, label, image\n"a dog, wet", washing, images/a.jpg\na cat,,\n\n,, images/b_small-dog.PNG\n'
+    )
+    expected = [
+        ("a dog, wet", "washing", pictures / "a.jpg"),
+        ("a cat", None, None),
+        ("b small dog", None, pictures / "b_small-dog.PNG"),
+    ]
+    assert companions(tmp_path / "t.csv") == expected
+    lines = [
+        {"prompt": "a dog, wet", "label": "washing", "image": "images/a.jpg"},
+        "a cat",
+        {"image": "images/b_small-dog.PNG", "label": None},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    assert companions(tmp_path / "t.jsonl") == expected
+
+
+def test_pictures_come_as_folder_list_or_one(tmp_path, pictures):
+    first, second = ("a", None, pictures / "a.jpg"), ("b small dog", None, pictures / "b_small-dog.PNG")
+    assert companions(pictures) == [first, second]
+    (tmp_path / "list.txt").write_text("# mine\nimages/b_small-dog.PNG\nimages/a.jpg\n")
+    assert companions(tmp_path / "list.txt") == [second, first]
+    assert companions(pictures / "a.jpg") == [first]
+    (tmp_path / "text.txt").write_text("a photo as in images/a.jpg\na cat\n")
+    assert [image for _, _, image in companions(tmp_path / "text.txt")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "holds no prompts"),
+        ("a.csv", "prompt,label\n", "holds no prompts"),
+        ("a.csv", "text,label\na,b\n", "has a column 'text': known: image, label, prompt"),
+        ("a.csv", "prompt,lable\na,b\n", "has a column 'lable': did you mean 'label'?"),
+        ("a.csv", "label\nb\n", "has no column 'prompt': name the columns prompt, label, image in the first line"),
+        ("a.csv", "prompt,label\na,b,c\n", "line 2 of prompt file"),
+        ("a.csv", "prompt,label\na,b\na, wet dog,b\n", "has more columns than the header: put quotes round"),
+        ("a.csv", "prompt,label\na,b\n,c\n", "has no prompt: write a text or name an image"),
+        ("a.csv", "prompt,image\na,none.png\n", "none.png', which does not exist"),
+        ("a.txt", "none.png\n", "none.png', which does not exist"),
+        ("a.jsonl", "{", "is not JSON"),
+        ("a.jsonl", "[1]", "is no object of texts"),
+        ("a.jsonl", '{"prompt": 1}', "is no object of texts"),
+        ("a.jsonl", '"a"\n{"promt": "a"}', "line 2 of prompt file"),
+        ("a.jsonl", "\n", "holds no prompts"),
+    ],
+)
+def test_mistakes_in_files_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    assert message in error_of(str(tmp_path / name))
+
+
+def test_missing_pictures_are_errors(tmp_path):
+    assert "missing.png' does not exist" in error_of(str(tmp_path / "missing.png"))
+    assert "holds no pictures" in error_of(str(tmp_path))
+    assert "a folder of pictures that exists" in error_of(str(tmp_path / "missing"))
+
+
 @pytest.mark.parametrize("content", ["", "\n \n", "# only a comment\n"])
 def test_an_empty_file_is_an_error(tmp_path, content):
     (tmp_path / "empty.txt").write_text(content)
@@ -99,12 +188,13 @@ def test_unreadable_files_are_errors(tmp_path):
 
 def test_unknown_names_get_the_nearest():
     assert error_of("tiny-tset").endswith("did you mean 'tiny-test'?")
-    assert "activities-test, activities-train, tiny-test, tiny-train" in error_of("xyz")
+    assert "activities-test, activities-train" in error_of("xyz")
 
 
 def test_own_lists_and_functions(user_module):
     assert load_prompts("my_prompts:SOME") == ["a", "b"]
     assert load_prompts("my_prompts:made") == ["2 dogs", "3 dogs"]
+    assert [prompt.label for prompt in load_prompts("my_prompts:LABELLED")] == ["b", None]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Prompt sets: from a name, a text file or a user's own `module:Name` to a list of prompts.
+"""Prompt sets: from a name, a file, a folder of pictures or a user's own `module:Name` to a list of prompts.
 
-Built-in sets are text files in `data/` (a prompt a line, `#` starts a comment line) or come from the tiny world.
+Built-in sets are files in `data/`, written for this project, or come from the tiny world. A set's `-train` and
+`-test` halves share no subject.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from typing import Any
 
 from vader.errors import UserError, nearest
 from vader.plugins import import_plugin
+from vader.prompts.files import READERS, read_folder
+from vader.prompts.prompt import Prompt
+
+__all__ = ["Prompt", "load_prompts", "prompt_set_names"]
 
 DATA = Path(__file__).parent / "data"
 GENERATED = {
@@ -20,50 +25,54 @@ GENERATED = {
 
 def prompt_set_names() -> list[str]:
     """The prompt sets that ship with the package."""
-    return sorted([*GENERATED, *(path.stem for path in DATA.glob("*.txt"))])
+    return sorted([*GENERATED, *_files()])
 
 
-def load_prompts(spec: str) -> list[str]:
+def load_prompts(spec: str) -> list[Prompt]:
     """Reads a prompt set.
 
     Args:
-        spec: a built-in name (`prompt_set_names`), a `.txt` file with a prompt a line, or `module:Name`,
-            a list of prompts or a function that returns one.
+        spec: a built-in name (`prompt_set_names`); a `.txt` file with a prompt or a picture's path a line; a `.csv`
+            file with the columns `prompt`, `label`, `image`, or a `.jsonl` file with these keys; a picture, or a
+            folder of pictures; or `module:Name`, a list of prompts or a function that returns one.
 
     Raises:
-        UserError: there is no such set or file, or there are no prompts in it.
+        UserError: there is no such set or file, it is not well-formed, or there are no prompts in it.
     """
-    if spec in prompt_set_names():
-        return _from_object(GENERATED[spec]) if spec in GENERATED else _from_file(DATA / f"{spec}.txt")
-    if spec.endswith(".txt"):
-        return _from_file(Path(spec))
+    if spec in GENERATED:
+        return _from_object(GENERATED[spec])
+    path = _files().get(spec, Path(spec).expanduser())
+    if reader := READERS.get(path.suffix.lower()):
+        return _some(reader(path), path)
+    if path.is_dir():
+        return read_folder(path)
     if ":" in spec:
         return _from_object(spec)
     hint = nearest(spec, prompt_set_names())
-    raise UserError(f"no prompt set {spec!r}: give a built-in name, a .txt file or module:Name; {hint}")
+    raise UserError(
+        f"no prompt set {spec!r}: give a built-in name, a .txt, .csv or .jsonl file, "
+        f"a folder of pictures that exists, or module:Name; {hint}"
+    )
 
 
-def _from_file(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"prompt file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt file {str(path)!r} cannot be read as text: {error}") from None
-    prompts = [line for line in lines if line and not line.startswith("#")]
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in DATA.iterdir()}
+
+
+def _some(prompts: list[Prompt], path: Path) -> list[Prompt]:
     if not prompts:
         raise UserError(f"prompt file {str(path)!r} holds no prompts: write one a line")
     return prompts
 
 
-def _from_object(spec: str) -> list[str]:
+def _from_object(spec: str) -> list[Prompt]:
     named = _named(spec)
     prompts = named() if callable(named) else named
     if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
         raise UserError(f"prompt set {spec!r} is no list of texts: it must be one, or a function that returns one")
     if not prompts:
         raise UserError(f"prompt set {spec!r} is empty: it must hold at least one prompt")
-    return list(prompts)
+    return [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
 
 
 def _named(spec: str) -> Any:

@@ -1,0 +1,140 @@
+"""Reads the files that prompts come in: texts, tables with labels and images, and pictures.
+
+In goes a path, out come `Prompt`s. Image paths in a file are relative to that file. Whatever is wrong in a
+file is one `UserError` that says where.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vader.errors import UserError, nearest
+from vader.prompts.prompt import Prompt
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+COLUMNS = ("prompt", "label", "image")
+
+
+def read_text(path: Path) -> list[Prompt]:
+    """A prompt a line; `#` starts a comment line. A file of which every line names a picture is a list of pictures.
+
+    Raises:
+        UserError: no such file, not text, a picture is missing.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(_content(path).splitlines(), start=1)]
+    texts = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if texts and all(line.lower().endswith(IMAGES) for _, line in texts):
+        return [_prompt({"image": line}, path, number) for number, line in texts]
+    return [Prompt(line) for _, line in texts]
+
+
+def read_csv(path: Path) -> list[Prompt]:
+    """A table with a header: `prompt` and, if you like, `label` and `image`; `prompt` may be left out beside `image`.
+
+    Raises:
+        UserError: no such file, not text, a column is missing or unknown, a row doesn't fit, a picture is missing.
+    """
+    reader = csv.DictReader(io.StringIO(_content(path)), skipinitialspace=True)
+    columns = [(name or "").strip() for name in reader.fieldnames or ()]
+    _check_columns(columns, f"prompt file {str(path)!r}")
+    reader.fieldnames = columns
+    return [_prompt(_whole(row, path, reader.line_num), path, reader.line_num) for row in reader]
+
+
+def read_jsonl(path: Path) -> list[Prompt]:
+    """A JSON object a line, with the keys of `read_csv`'s columns; a bare string is a prompt.
+
+    Raises:
+        UserError: no such file, not text, a line is no such object, a picture is missing.
+    """
+    lines = enumerate(_content(path).splitlines(), start=1)
+    return [_prompt(_object(line, path, number), path, number) for number, line in lines if line.strip()]
+
+
+def read_image(path: Path) -> list[Prompt]:
+    """One picture: its prompt is its name in words.
+
+    Raises:
+        UserError: no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"image {str(path)!r} does not exist")
+    return [Prompt(_words(path), image=path)]
+
+
+def read_folder(path: Path) -> list[Prompt]:
+    """The pictures of a folder (not of its subfolders) by name: each one's prompt is its name in words.
+
+    Raises:
+        UserError: there are none.
+    """
+    pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+    if not pictures:
+        raise UserError(f"folder {str(path)!r} holds no pictures: it needs files that end in {', '.join(IMAGES)}")
+    return [Prompt(_words(picture), image=picture) for picture in pictures]
+
+
+READERS: dict[str, Callable[[Path], list[Prompt]]] = {
+    ".txt": read_text,
+    ".csv": read_csv,
+    ".jsonl": read_jsonl,
+    **dict.fromkeys(IMAGES, read_image),
+}
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"prompt file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt file {str(path)!r} cannot be read as text: {error}") from None
+
+
+def _check_columns(columns: list[str], where: str) -> None:
+    for name in columns:
+        if name not in COLUMNS:
+            raise UserError(f"{where} has a column {name!r}: {nearest(name, COLUMNS)}")
+    if columns and "prompt" not in columns and "image" not in columns:
+        raise UserError(f"{where} has no column 'prompt': name the columns {', '.join(COLUMNS)} in the first line")
+
+
+def _whole(row: dict[Any, Any], path: Path, line: int) -> dict[str, Any]:
+    if None in row:
+        raise UserError(f"{_at(path, line)} has more columns than the header: put quotes round text with commas")
+    return row
+
+
+def _object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{_at(path, number)} is not JSON: {error}") from None
+    found = {"prompt": found} if isinstance(found, str) else found
+    if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
+        raise UserError(f'{_at(path, number)} is no object of texts: write {{"prompt": "a dog runs"}}')
+    _check_columns(list(found), _at(path, number))
+    return found
+
+
+def _prompt(row: Mapping[str, str | None], path: Path, line: int) -> Prompt:
+    text, label, image = ((row.get(name) or "").strip() for name in COLUMNS)
+    if not text and not image:
+        raise UserError(f"{_at(path, line)} has no prompt: write a text or name an image")
+    picture = path.parent / Path(image).expanduser()
+    if image and not picture.is_file():
+        raise UserError(f"{_at(path, line)} names the image {str(picture)!r}, which does not exist")
+    return Prompt(text or _words(picture), label or None, picture if image else None)
+
+
+def _at(path: Path, line: int) -> str:
+    return f"line {line} of prompt file {str(path)!r}"
+
+
+def _words(picture: Path) -> str:
+    return picture.stem.replace("_", " ").replace("-", " ").strip()
