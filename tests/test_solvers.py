@@ -10,7 +10,12 @@ from typing import NamedTuple
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from safetensors import safe_open
 from torch import Tensor
 
@@ -76,6 +81,8 @@ EACH = {
     ),
     "ddim sample": (SD | {"prediction_type": "sample"}, {"eta": 0.3}),
     "videocrafter2": (VIDEOCRAFTER2, {"eta": 1.0}),
+    "dpm": (MODELSCOPE, {"kind": "dpm"}),
+    "dpm v": (SD | {"prediction_type": "v_prediction"}, {"kind": "dpm", "spacing": "trailing"}),
     "svd": (SVD, {}),
     "euler epsilon": (SD, {"kind": "euler_edm"}),
     "flow": (FLOW, {}),
@@ -97,10 +104,10 @@ def walk(
     solver: Solver, schedule: Schedule, start: Tensor, noise: Tensor | None = None, denoiser: Callable = stand_in
 ) -> Tensor:
     """The latents after each step, `[S, ...]`, from standard normal `start`."""
-    x, visited = start * schedule.init_scale, []
+    x, state, visited = start * schedule.init_scale, None, []
     for i in range(len(schedule)):
         prediction = denoiser(x * schedule.input_scale[i], schedule.times[i])
-        x = solver.step(schedule, i, x, prediction, None if noise is None else noise[i]).next
+        x, *_, state = solver.step(schedule, i, x, prediction, None if noise is None else noise[i], state)
         visited.append(x)
     return torch.stack(visited)
 
@@ -129,6 +136,15 @@ def diffusers_euler(scheduler: EulerDiscreteScheduler, steps: int, start: Tensor
     x, visited = start * scheduler.init_noise_sigma, []
     for t in scheduler.timesteps:
         x = scheduler.step(stand_in(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+        visited.append(x)
+    return torch.stack(visited)
+
+
+def diffusers_dpm(scheduler: DPMSolverMultistepScheduler, steps: int, start: Tensor) -> Tensor:
+    scheduler.set_timesteps(steps)
+    x, visited = start, []
+    for t in scheduler.timesteps:
+        x = scheduler.step(stand_in(x, t), t, x).prev_sample
         visited.append(x)
     return torch.stack(visited)
 
@@ -218,6 +234,37 @@ def test_euler_edm_follows_diffusers_on_trained_levels(prediction, spacing, chan
     assert_near(schedule.times, scheduler.timesteps, 1e-5)
     assert_near(walk(solver, schedule, start)[-1], expected[-1], 1e-5)
     assert_near(walk(solver, schedule, start), expected, 1e-5)
+
+
+@pytest.mark.parametrize("change", [{}, {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}], ids=str)
+@pytest.mark.parametrize("spacing", ["auto", "leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 2, 10, 25])
+def test_dpm_follows_diffusers_with_modelscope_settings(change, spacing, steps):
+    solver = solver_from_config(MODELSCOPE | change, kind="dpm", spacing=spacing)
+    spaced = {} if spacing == "auto" else {"timestep_spacing": spacing}
+    scheduler = DPMSolverMultistepScheduler.from_config(MODELSCOPE | change | spaced)
+    start, schedule = draw(*SHAPE), solver.schedule(steps)
+    expected = diffusers_dpm(scheduler, steps, start)
+    assert schedule.times.tolist() == scheduler.timesteps.tolist()
+    assert_near(walk(solver, schedule, start), expected, 1e-5)
+
+
+def test_dpm_times_of_the_reference():
+    """25 steps of ModelScope's reference code: 999, 959, ..., 80, 40."""
+    times = solver_from_config(MODELSCOPE, kind="dpm").schedule(25).times.tolist()
+    assert times[:2] + times[-2:] == [999, 959, 80, 40]
+
+
+def test_dpm_remembers_the_clean_estimate_with_its_graph():
+    solver = solver_from_config(MODELSCOPE, kind="dpm")
+    schedule, x, earlier = solver.schedule(5), draw(*SHAPE), draw(*SHAPE, seed=1).requires_grad_()
+    first = solver.step(schedule, 0, x, earlier)
+    assert torch.equal(first.state, first.clean)
+    with_memory = solver.step(schedule, 1, first.next.detach(), draw(*SHAPE, seed=2), state=first.state).next
+    (gradient,) = torch.autograd.grad(with_memory.sum(), earlier)
+    sigma_over_alpha = float(schedule.tables["sigma"][0] / schedule.tables["alpha"][0])
+    weight = float(schedule.tables["gain"][1] * schedule.tables["look_back"][1]) * sigma_over_alpha
+    torch.testing.assert_close(gradient, torch.full_like(gradient, weight))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 7.0])
@@ -463,7 +510,8 @@ def test_missing_noise_is_an_error_only_where_noise_is_added():
 @each_solver
 def test_stochastic_says_whether_any_step_adds_noise(solver):
     schedule = solver.schedule(10, CLIP_240P)
-    assert solver.stochastic == bool((schedule.tables["std"] > 0).any())
+    x = draw(*SHAPE)
+    assert solver.stochastic == any(solver.step(schedule, i, x, x, x).std > 0 for i in range(len(schedule)))
 
 
 def test_clipping_bounds_the_clean_estimate_and_stops_its_gradient():
@@ -535,10 +583,17 @@ def test_ddim_samples_checkpoints_of_other_solvers(name):
         (SD, {"spacing": "uniform"}, "set_alpha_to_one"),
         (SD, {"eta": 1.5}, "sampling.eta"),
         (SVD, {"eta": 0.5}, "sampling.eta"),
-        (SD, {"kind": "ddpm"}, "unknown solver 'ddpm': did you mean 'ddim'"),
+        (SD, {"kind": "ddimm"}, "unknown solver 'ddimm': did you mean 'ddim'"),
         (SD, {"kind": "euler_flow"}, "DDIMScheduler cannot be sampled by euler_flow"),
         (FLOW, {"kind": "ddim"}, "FlowMatchEulerDiscreteScheduler cannot be sampled by ddim"),
         (FLOW, {"spacing": "trailing"}, "sampling.spacing"),
+        (SD | {"solver_order": 3}, {"kind": "dpm"}, "solver_order 3 is not supported"),
+        (SD | {"algorithm_type": "sde-dpmsolver++"}, {"kind": "dpm"}, "algorithm_type 'sde-dpmsolver"),
+        (SD | {"solver_type": "heun"}, {"kind": "dpm"}, "solver_type 'heun'"),
+        (SD | {"final_sigmas_type": "sigma_min"}, {"kind": "dpm"}, "final_sigmas_type='sigma_min'"),
+        (SD | {"rescale_betas_zero_snr": True}, {"kind": "dpm"}, "rescale_betas_zero_snr=True"),
+        (SD, {"kind": "dpm", "eta": 0.5}, "sampling.eta"),
+        (FLOW, {"kind": "dpm"}, "cannot be sampled by dpm"),
         ({"_class_name": "PNDMScheduler"}, {}, "set sampling.solver to ddim"),
         ({"_class_name": "DDIMSchedule"}, {}, "unknown scheduler 'DDIMSchedule': did you mean 'DDIMScheduler'"),
         ({}, {}, "_class_name"),
@@ -557,6 +612,7 @@ def test_what_is_not_supported_is_named(config, options, said):
         (SVD, 1001, None, "between 1 and the model's 1000"),
         (FLOW, 1001, None, "between 1 and the model's 1000"),
         (SD, 0, None, "between 1 and"),
+        (SD | {"_class_name": "DPMSolverMultistepScheduler"}, 1000, None, "between 1 and 999 for the solver dpm"),
         (MODELSCOPE, 1000, None, "beyond timestep 999"),
         (VIDEOCRAFTER2, 30, None, "divides 1000, got 30"),
         (SD | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 10, None, "zero SNR"),

@@ -59,7 +59,7 @@ class VideoSection(Section):
 class SamplingSection(Section):
     """How videos are sampled. `solver: auto` is the checkpoint's own."""
 
-    solver: Literal["auto", "ddim", "euler_edm", "euler_flow"] = "auto"
+    solver: Literal["auto", "ddim", "dpm", "euler_edm", "euler_flow"] = "auto"
     steps: PositiveInt = 25
     eta: Share = 0.0
     spacing: Literal["auto", "leading", "trailing", "linspace"] = "auto"
@@ -335,7 +335,7 @@ def _name_contradictions(recipe: Recipe) -> Iterator[str]:
 
 
 def _sampling_contradictions(sampling: SamplingSection) -> Iterator[str]:
-    if sampling.solver.startswith("euler") and sampling.eta > 0:
+    if sampling.solver not in ("auto", "ddim") and sampling.eta > 0:
         yield f"sampling.eta is {sampling.eta:g} but solver {sampling.solver!r} is deterministic: set it to 0"
 
 

@@ -19,6 +19,7 @@ from vader.solvers import (
     DDIM,
     SPACINGS,
     SPLITS,
+    DPMSolver2M,
     EulerEDM,
     EulerFlow,
     OpenSoraFlow,
@@ -27,7 +28,7 @@ from vader.solvers import (
     zero_terminal_snr,
 )
 
-Kind = Literal["auto", "ddim", "euler_edm", "euler_flow"]
+Kind = Literal["auto", "ddim", "dpm", "euler_edm", "euler_flow"]
 
 # Scheduler classes of diffusers for models with DDPM's noise levels, and where their defaults differ.
 _NEVER_CLIPS = {"clip_sample": False, "timestep_spacing": "linspace"}
@@ -41,6 +42,7 @@ _DDPM_FAMILY: dict[str, dict[str, Any]] = {
 }
 _OWN_KIND: dict[str, Kind] = {
     "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpm",
     "EulerDiscreteScheduler": "euler_edm",
     "FlowMatchEulerDiscreteScheduler": "euler_flow",
     "RFLOW": "euler_flow",
@@ -68,6 +70,11 @@ _EDM_FIELDS = _DDPM_FIELDS | {
     "sigma_min": None,
     "sigma_max": None,
     "timestep_type": "discrete",
+}
+_DPM_FIELDS = _DDPM_FIELDS | {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
 }
 _FLOW_FIELDS: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0}
 _RFLOW_FIELDS: dict[str, Any] = {"num_timesteps": 1000, "use_timestep_transform": False}  # Open-Sora's own names
@@ -179,6 +186,20 @@ def _ddim(name: str, config: Mapping[str, Any], eta: float) -> DDIM:
     )
 
 
+def _dpm(name: str, config: Mapping[str, Any], eta: float) -> DPMSolver2M:
+    """As diffusers makes its scheduler from another one's config: what is absent has this solver's own defaults."""
+    _of_family(name, "dpm")
+    fields = _read(config, _DPM_FIELDS, _NEVER_CLIPS)
+    for field in ("algorithm_type", "solver_order", "solver_type"):
+        _known(field, fields, (_DPM_FIELDS[field],))
+    return DPMSolver2M(
+        alpha_bar=_alpha_bar(fields),
+        prediction=_known("prediction_type", fields, SPLITS),
+        spacing=_known("timestep_spacing", fields, ("leading", "linspace", "trailing")),
+        offset=fields["steps_offset"],
+    )
+
+
 def _euler_edm(name: str, config: Mapping[str, Any], eta: float) -> EulerEDM:
     fields = _read(config, _EDM_FIELDS, _of_family(name, "euler_edm"))
     prediction = _known("prediction_type", fields, SPLITS)
@@ -210,6 +231,7 @@ def _euler_flow(name: str, config: Mapping[str, Any], eta: float) -> EulerFlow:
 
 _BUILDERS: dict[str, Callable[[str, Mapping[str, Any], float], Solver]] = {
     "ddim": _ddim,
+    "dpm": _dpm,
     "euler_edm": _euler_edm,
     "euler_flow": _euler_flow,
 }
@@ -238,7 +260,8 @@ def _read(config: Mapping[str, Any], used: dict[str, Any], defaults: dict[str, A
 def _known(field: str, fields: Mapping[str, Any], known: Any) -> str:
     if fields[field] not in known:
         raise UserError(
-            f"scheduler config: {field} {fields[field]!r} is not supported, {nearest(str(fields[field]), known)}"
+            f"scheduler config: {field} {fields[field]!r} is not supported, "
+            f"{nearest(str(fields[field]), map(str, known))}"
         )
     return fields[field]
 
