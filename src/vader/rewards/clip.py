@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
-from vader.plugins import one_line
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resizer
-from vader.rewards.weights import find_file, find_folder, load_tensors
+from vader.rewards.weights import find_file, find_folder, from_pretrained, load_pretrained, load_tensors
 
 Tokenize = Callable[[str], Tensor]  # a prompt to token ids [1, length]
 
@@ -108,7 +107,7 @@ def load_clip(source: str, tiny: str = "clip") -> CLIPModel:
     if source.endswith(SINGLE_FILES):
         path = find_file(source, tiny)
         return from_open_clip(load_tensors(path), label=str(path))
-    return _pretrained(CLIPModel, find_folder(source, tiny))
+    return load_pretrained(CLIPModel, find_folder(source, tiny), "CLIP")
 
 
 def load_image_tower(source: str, resize: str = "crop", tiny: str = "clip") -> ImageTower:
@@ -116,7 +115,8 @@ def load_image_tower(source: str, resize: str = "crop", tiny: str = "clip") -> I
     if source.endswith(SINGLE_FILES):
         return ImageTower(load_clip(source, tiny), resize)
     folder = find_folder(source, tiny)
-    return ImageTower(_pretrained(_ImageModel, folder, config=_vision_config(folder)), resize)
+    model = load_pretrained(_ImageModel, folder, "CLIP", config=_vision_config(folder))
+    return ImageTower(model, resize)
 
 
 def load_tokenizer(source: str, tiny: str = "clip", length: int = 77) -> Tokenize:
@@ -125,7 +125,7 @@ def load_tokenizer(source: str, tiny: str = "clip", length: int = 77) -> Tokeniz
     Raises:
         UserError: there is no tokenizer.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, find_folder(source, tiny), "tokenizer")
+    tokenizer = from_pretrained(AutoTokenizer, find_folder(source, tiny), "tokenizer")
 
     def tokenize(prompt: str) -> Tensor:
         return tokenizer(clean(prompt), truncation=True, max_length=length, return_tensors="pt").input_ids
@@ -153,7 +153,7 @@ def from_open_clip(
         config, renamed = _open_clip_config(tensors, head_widths), rename_open_clip(tensors)
     except KeyError as error:
         raise UserError(f"{label} is not an open_clip checkpoint: it has no {error.args[0]!r}") from error
-    return _pretrained(CLIPModel, None, config=config, state_dict=renamed, label=label)
+    return load_pretrained(CLIPModel, None, "CLIP", label, config=config, state_dict=renamed)
 
 
 # open_clip's names, by the first prefix that fits, then inside the blocks.
@@ -240,25 +240,9 @@ class _ImageModel(CLIPVisionModelWithProjection):
 
 def _vision_config(folder: str) -> Any:
     """The image tower's part of a CLIP's config; a whole CLIP's feature width stands only at its top level."""
-    config = _from_pretrained(AutoConfig, folder, "CLIP")
+    config = from_pretrained(AutoConfig, folder, "CLIP")
     if not isinstance(config, CLIPConfig):
         return config
     vision: Any = config.vision_config
     vision.projection_dim = config.projection_dim
     return vision
-
-
-def _pretrained(cls: type, source: str | None, label: str | None = None, **kwargs: Any) -> Any:
-    """A transformers model in float32 of which every weight was found: a fresh random one would be a silent error."""
-    label = label or str(source)
-    model, info = _from_pretrained(cls, source, "CLIP", label, output_loading_info=True, **kwargs)
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{label} is not the CLIP its config says: it lacks {len(missing)} weights, as {missing[0]}")
-    return model.float()
-
-
-def _from_pretrained(cls: Any, source: str | None, what: str, label: str | None = None, **kwargs: Any) -> Any:
-    try:
-        return cls.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"no {what} could be loaded from {label or source}: {one_line(error)}") from error

@@ -71,6 +71,33 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
+def load_pretrained(cls: Any, source: str | None, what: str, label: str | None = None, **kwargs: Any) -> Any:
+    """A transformers model in float32 of which every weight was found: a fresh random one would be a silent error.
+
+    Args:
+        cls: transformers' class.
+        source: what its `from_pretrained` takes.
+        what: the kind of model, and `label` its source if not that: for the errors.
+        kwargs: more for `from_pretrained`.
+
+    Raises:
+        UserError: there is no such model, or its file lacks weights.
+    """
+    label = label or str(source)
+    model, info = from_pretrained(cls, source, what, label, output_loading_info=True, **kwargs)
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{label} is not the {what} its config says: it lacks {len(missing)} weights, as {missing[0]}")
+    return model.float()
+
+
+def from_pretrained(cls: Any, source: str | None, what: str, label: str | None = None, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(source)`, whose failures are one `UserError`."""
+    try:
+        return cls.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"no {what} could be loaded from {label or source}: {one_line(error)}") from error
+
+
 def _torch_load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
