@@ -1,0 +1,60 @@
+"""The pictures that prompts carry, as the pixels an image-to-video model starts from.
+
+In go prompts and the size of the video, out come pixels `[B, 3, H, W]` in [0, 1]: upright (EXIF orientation applied),
+without transparency (laid on white), scaled to cover the video and cut to it around the centre, never stretched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vader.errors import UserError
+from vader.prompts.prompt import Prompt
+
+WHITE = (255, 255, 255, 255)
+
+
+def image_of(prompt: str) -> Path | None:
+    """The picture that a prompt carries; a plain text carries none."""
+    return prompt.image if isinstance(prompt, Prompt) else None
+
+
+def prompt_images(prompts: Sequence[str], height: int, width: int) -> Tensor:
+    """The pictures of B prompts, cut to the size of the video: float32 `[B, 3, height, width]` in [0, 1].
+
+    Raises:
+        UserError: a prompt carries none, or its file cannot be read.
+    """
+    paths = [(prompt, image_of(prompt)) for prompt in prompts]
+    for prompt, path in paths:
+        if path is None:
+            raise UserError(f"prompt {prompt!r} has no image, and the model starts from one: use a set of pictures")
+    return torch.stack([read_picture(path, height, width) for _, path in paths if path is not None])
+
+
+def read_picture(path: Path, height: int, width: int) -> Tensor:
+    """A picture cut to `[3, height, width]`, float32 in [0, 1].
+
+    Raises:
+        UserError: there is no such file, or it is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = _on_white(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNG
+        raise UserError(f"image {str(path)!r} cannot be read: {error}") from error
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted).copy()).movedim(-1, 0).float() / 255
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, WHITE), layer).convert("RGB")
