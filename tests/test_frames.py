@@ -83,6 +83,19 @@ def test_a_clip_reward_takes_enough_frames(sample, frames):
     check_frames(FramesSection(sample=sample), frames, CLIP)
 
 
+class Pairs(Stillness):
+    frame_multiple = 2
+
+
+@pytest.mark.parametrize(("sample", "frames", "counted"), [(3, 4, 3), ("all", 5, 5), (2, 5, 5)])
+def test_a_clip_reward_refuses_frames_that_make_no_pairs(sample, frames, counted):
+    """Neither in training, nor in evaluation, which scores them all."""
+    mix = RewardMix({"pairs": Pairs()}, {"pairs": 1.0})
+    with pytest.raises(UserError, match=f"reward 'pairs' needs a multiple of 2 frames, got {counted}: set"):
+        check_frames(FramesSection(sample=sample), frames, mix)
+    check_frames(FramesSection(sample=2), 4, mix)
+
+
 def test_a_frame_reward_takes_one_frame():
     check_frames(FramesSection(sample=1), 1, RewardMix({"warmth": Warmth()}, {"warmth": 1.0}))
 

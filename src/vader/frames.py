@@ -36,14 +36,22 @@ def fixed_frames(sample: str | tuple[int, ...], frames: int) -> list[int]:
 
 
 def check_frames(section: FramesSection, frames: int, mix: RewardMix) -> None:
-    """Raises `UserError` if a clip reward of the mix would see fewer frames than it needs."""
+    """Raises `UserError` if a clip reward of the mix would see too few frames, or an odd one where it needs pairs."""
     seen = section.sample if isinstance(section.sample, int) else len(fixed_frames(section.sample, frames))
     for name, reward in mix.rewards.items():
-        if isinstance(reward, ClipReward) and seen < reward.min_frames:
+        if not isinstance(reward, ClipReward):
+            continue
+        if seen < reward.min_frames:
             raise UserError(
                 f"reward {name!r} needs at least {reward.min_frames} frames together, got {seen}: "
                 "raise algorithm.frames.sample or video.frames"
             )
+        for count in (seen, frames):  # in training, and in evaluation
+            if count % reward.frame_multiple:
+                raise UserError(
+                    f"reward {name!r} needs a multiple of {reward.frame_multiple} frames, got {count}: "
+                    "set algorithm.frames.sample or video.frames"
+                )
 
 
 def _random(count: int, frames: int, seed: int, step: int, index: int) -> Tensor:

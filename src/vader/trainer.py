@@ -174,6 +174,7 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
     train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
     algorithm = load_algorithm(recipe)
     engine = build_engine(recipe, folder)
+    engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     check_space(folder, _bytes_of_checkpoints(recipe, engine))
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)

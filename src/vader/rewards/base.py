@@ -28,6 +28,10 @@ class Reward(nn.Module):
     def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Pixels `[B, F, 3, H, W]` in [0, 1] and B prompts -> rewards `[B]`."""
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises `UserError` if a prompt lacks what this reward needs of it. Asked before a run starts."""
+        return
+
     def freeze(self) -> Reward:
         """No parameter takes a gradient and no layer is in training mode: weights are facts, not variables."""
         return self.eval().requires_grad_(False)
@@ -51,9 +55,13 @@ class FrameReward(Reward):
 
 
 class ClipReward(Reward):
-    """A score of the frames together: implement `forward`. It needs `min_frames` of them."""
+    """A score of the frames together: implement `forward`.
+
+    It needs `min_frames` of them or more, a multiple of `frame_multiple`.
+    """
 
     min_frames: int = 2
+    frame_multiple: int = 1
 
 
 class RewardMix(Reward):
@@ -73,6 +81,10 @@ class RewardMix(Reward):
         for reward in self.rewards.values():
             reward.to_precision(dtype)  # type: ignore[operator]
         return self
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for reward in self.rewards.values():
+            reward.check_prompts(prompts)  # type: ignore[operator]
 
     def parts(self, frames: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {name: reward(frames, prompts) for name, reward in self.rewards.items()}
