@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -63,12 +64,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is neither.
     """
-    try:
-        content: dict[str, Any] = dict(load_file(path) if path.suffix == ".safetensors" else _torch_load(path))
-    except Exception as error:  # a foreign file: every format fails in its own way
-        raise UserError(f"{str(path)!r} is no readable weight file: {one_line(error)}") from error
+    content = read_weights(path)
     tensors = content.get("state_dict", content)
     return {name.removeprefix("module."): value for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a safetensors file or a torch checkpoint holds, as it is; code in a pickle is never run.
+
+    Raises:
+        UserError: the file is neither.
+    """
+    try:
+        return dict(load_file(path) if path.suffix == ".safetensors" else _torch_load(path))
+    except Exception as error:  # a foreign file: every format fails in its own way
+        raise UserError(f"{str(path)!r} is no readable weight file: {one_line(error)}") from error
 
 
 def load_pretrained(cls: Any, source: str | None, what: str, label: str | None = None, **kwargs: Any) -> Any:
@@ -99,7 +109,8 @@ def from_pretrained(cls: Any, source: str | None, what: str, label: str | None =
 
 
 def _torch_load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    mapped = is_zipfile(path)  # then only the tensors that are used are read: training checkpoints hold far more
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _is_path(source: str) -> bool:
