@@ -16,7 +16,7 @@ from torch import Tensor
 from vader import randomness
 from vader.algorithms.base import Batch, Engine
 from vader.frames import choose_frames
-from vader.models.base import VideoModel
+from vader.models.base import VideoModel, VideoSize
 from vader.models.modelscope import ModelScope
 from vader.policies import Plan, draw_plan
 from vader.sampling import Chain
@@ -75,7 +75,7 @@ def necessary_passes(engine: Engine, batch: Batch) -> list[Pass]:
     chain, latents = engine.chain(micro.prompts), engine.noise("train", micro).draw("start")
     frames = choose_frames(recipe.algorithm.frames, recipe.video.frames, recipe.train.seed, batch.step, micro.indices)
     passes = [
-        Pass("text", repeats, encoding(engine.model, micro.prompts)),
+        Pass("text", repeats, encoding(engine.model, micro.prompts, engine.size)),
         Pass("denoiser, no gradient", repeats * calls.no_grad, denoising(chain, latents, grad=False)),
         Pass("denoiser, gradient to adapter", repeats * calls.adapter_only, denoising(chain, latents, grad=True)),
         Pass("denoiser, gradient to latents too", repeats * calls.through, denoising(chain, latents, True, True)),
@@ -89,10 +89,10 @@ def necessary_passes(engine: Engine, batch: Batch) -> list[Pass]:
 # ---- bare calls: of ModelScope's networks directly, of another family's through its contract's one call ----
 
 
-def encoding(model: VideoModel, prompts: tuple[str, ...]) -> Callable[[], Any]:
+def encoding(model: VideoModel, prompts: tuple[str, ...], size: VideoSize) -> Callable[[], Any]:
     """Prompts and the empty prompt."""
     if not isinstance(model, ModelScope):
-        return lambda: model.encode(prompts)
+        return lambda: model.encode(prompts, size=size)
     settings = {"padding": "max_length", "max_length": model.tokenizer.model_max_length, "truncation": True}
     tokens = [model.tokenizer(texts, return_tensors="pt", **settings).input_ids for texts in (list(prompts), [""])]
     ids = [some.to(model.device) for some in tokens]

@@ -54,7 +54,7 @@ class Studio(VideoModel):
     def networks(self):
         return {"transformer": self.denoiser, "vae": self.decoder}
 
-    def encode(self, prompts, images=None):
+    def encode(self, prompts, images=None, size=None):
         names = ("red", "green", "blue")
         colours = torch.tensor([[float(name in prompt) for name in names] for prompt in prompts], device=self.device)
         return Condition({"colour": colours}, {"colour": torch.zeros_like(colours)})

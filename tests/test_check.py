@@ -207,7 +207,7 @@ class BlindDecoder(ModelScope):
 
 
 class OnePrompt(ModelScope):
-    def encode(self, prompts, images=None):
+    def encode(self, prompts, images=None, size=None):
         return super().encode(prompts[:1], images)
 
 

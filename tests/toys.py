@@ -62,7 +62,7 @@ class ToyModel(VideoModel):
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae}
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
         text = torch.tensor([[float(ord(c) % 7) / 7 for c in p.ljust(6)[:6]] for p in prompts]).to(self.vae.weight)
         return Condition({"text": text}, {"text": torch.zeros_like(text)})
 

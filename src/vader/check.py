@@ -176,7 +176,7 @@ def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outc
 
 
 def _conditions(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
-    condition = model.encode(prompts)
+    condition = model.encode(prompts, size=size)
     shapes = {name: list(value.shape) for name, value in condition.cond.items()}
     if shapes != {name: list(value.shape) for name, value in condition.uncond.items()}:
         return False, "cond and uncond differ in names or shapes"
@@ -198,7 +198,7 @@ def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[str]) -> Out
 @torch.no_grad()
 def _prediction(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
     latents = _latents(model, size, len(prompts))
-    prediction = _predict(model, size, latents, model.encode(prompts))
+    prediction = _predict(model, size, latents, model.encode(prompts, size=size))
     if prediction.shape != latents.shape or prediction.dtype != torch.float32:
         wrong = f"{list(prediction.shape)} {prediction.dtype}"
         return False, f"{wrong}, should be {list(latents.shape)} torch.float32"
@@ -207,7 +207,7 @@ def _prediction(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outco
 
 @torch.no_grad()
 def _predictions_independent(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
-    latents, condition = _latents(model, size, len(prompts)), model.encode(prompts)
+    latents, condition = _latents(model, size, len(prompts)), model.encode(prompts, size=size)
     rows = [slice(i, i + 1) for i in range(len(prompts))]
     alone = torch.cat([_predict(model, size, latents[row], condition[row]) for row in rows])
     return _equal(_predict(model, size, latents, condition), alone, _tolerance(model.denoiser))
@@ -272,7 +272,7 @@ def _adapter_objective(
     probe = _copy_with_adapter(model)
     CASTS[dtype](probe.denoiser)
     latents = _latents(model, size, len(prompts)).to(dtype)
-    condition = _cast(model.encode(prompts), dtype)
+    condition = _cast(model.encode(prompts, size=size), dtype)
     weights = normal(latents.shape[1:], 0, "check/projection", 0, range(len(prompts)), latents.device).to(dtype)
 
     def objective() -> Tensor:

@@ -165,7 +165,7 @@ def sample_videos(
     videos = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
-        condition = model.encode(prompts[some], None if images is None else images[some])
+        condition = model.encode(prompts[some], None if images is None else images[some], size)
         noise = Noise(shape, seed, "sample", 0, indices[some], model.device)
         videos.append(model.decode(sample_latents(Chain(model, schedule, condition, guidance), noise)).cpu())
     return torch.cat(videos)

@@ -94,8 +94,15 @@ class VideoModel(ABC):
         """
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
-        """Encodes B prompts (and images `[B, 3, H, W]` in [0, 1] for image-to-video), without gradient."""
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+        """Encodes B prompts, without gradient.
+
+        Args:
+            prompts: one a video.
+            images: `[B, 3, H, W]` in [0, 1], for image-to-video.
+            size: of the videos, for families whose denoiser is told it (fps, resolution); sampling and training
+                always give it.
+        """
 
     @abstractmethod
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:

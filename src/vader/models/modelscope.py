@@ -79,7 +79,7 @@ class ModelScope(VideoModel):
         )
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> Condition:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
         """Text embeddings `[B, L, D]`; the unconditional ones are those of the empty prompt.
 
         Raises:
