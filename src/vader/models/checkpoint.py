@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from diffusers.models import ModelMixin
 from huggingface_hub import hf_hub_download, model_info, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from vader import tinyworld
 from vader.errors import UserError
 from vader.plugins import one_line
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
 Result = TypeVar("Result")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def resolve(checkpoint: str, family: str) -> str:
@@ -75,15 +80,55 @@ def check_components(source: str, components: dict[str, str]) -> None:
             raise UserError(f"checkpoint {source!r} is not whole: {subfolder}/{file} is missing")
 
 
+def find_file(source: str, subfolder: str, file: str) -> Path:
+    """A component's file, downloaded from a hub id; the subfolder of a checkpoint that is one component is "".
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    name = PurePosixPath(subfolder, file).as_posix()
+    if Path(source).is_dir():
+        return Path(source, name)
+    return _translated(lambda: Path(hf_hub_download(source, name)), source, name)
+
+
 def load_config(source: str, subfolder: str, file: str = "config.json") -> dict[str, Any]:
     """A component's JSON settings."""
-    with_name = f"{subfolder}/{file}"
+    path = find_file(source, subfolder, file)
+    return _translated(lambda: json.loads(path.read_text()), source, f"{subfolder}/{file}".lstrip("/"))
 
-    def read() -> dict[str, Any]:
-        path = Path(source, with_name) if Path(source).is_dir() else Path(hf_hub_download(source, with_name))
-        return json.loads(path.read_text())
 
-    return _translated(read, source, with_name)
+def load_tensors(source: str, subfolder: str, file: str = "model.safetensors") -> dict[str, Tensor]:
+    """The tensors of a component's weight file."""
+    path = find_file(source, subfolder, file)
+    return _translated(lambda: load_file(path), source, f"{subfolder}/{file}".lstrip("/"))
+
+
+def fill(
+    network: Network, weights: Mapping[str, Tensor], dtype: torch.dtype, label: str, keep: Collection[str] = ()
+) -> Network:
+    """Gives a network of our own, built on the meta device, its weights: frozen, in eval mode, in `dtype`.
+
+    Args:
+        weights: exactly the network's state dict, by name and shape.
+        label: what they are, for the error: "transformer of checkpoint 'x'".
+        keep: names of those that stay in their own precision.
+
+    Raises:
+        UserError: naming the first weight that is missing, unknown or of another shape.
+    """
+    expected = network.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise UserError(f"{label} is not whole: it lacks {len(missing)} weights ({missing[0]} ...)")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise UserError(f"{label} is of another kind: it has {len(unknown)} unknown weights ({unknown[0]} ...)")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            shapes = f"{list(weight.shape)}, should be {list(expected[name].shape)}"
+            raise UserError(f"{label} does not fit its config.json: {name} is {shapes}")
+    cast = {name: weight if name in keep else weight.to(dtype) for name, weight in weights.items()}
+    network.load_state_dict(cast, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype) -> Any:
@@ -96,8 +141,7 @@ def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.d
     classes = config.get("architectures") or [config.get("_class_name")]
     if network.__name__ not in classes:
         raise UserError(f"checkpoint {source!r} is of another family: its {subfolder} is no {network.__name__}")
-    # transformers renamed its dtype argument between versions, and its networks are small: they are cast after loading
-    options: dict[str, Any] = {"torch_dtype": dtype} if issubclass(network, ModelMixin) else {}
+    options = {"torch_dtype" if issubclass(network, ModelMixin) else DTYPE: dtype}
     loaded, report = _translated(
         lambda: network.from_pretrained(source, subfolder=subfolder, output_loading_info=True, **options),
         source,

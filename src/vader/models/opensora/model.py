@@ -1,0 +1,119 @@
+"""Open-Sora 1.2 (arXiv:2412.20404) as a base model: STDiT3 denoiser, chunked VAE, T5 prompts, rectified flow.
+
+`vader.models.opensora.parts` says what a checkpoint is. Latents are `[B, 4, T, h, w]`, of unit variance; 17 frames
+are 5 latent ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vader.errors import UserError
+from vader.models.base import Condition, VideoModel, VideoSize
+from vader.models.opensora.parts import find_parts, load_transformer, load_vae
+from vader.models.opensora.sizes import latent_size
+from vader.models.opensora.stdit3 import STDiT3
+from vader.models.opensora.text import TextEmbedder, prepared
+from vader.models.opensora.vae import CHANNELS, OpenSoraVAE, pixel_frames
+from vader.scheduler_config import Kind, solver_from_config
+from vader.solvers import Solver
+
+SCHEDULER = {"_class_name": "RFLOW", "use_timestep_transform": True}  # the release names no scheduler in its files
+STILL_FPS = 120  # what the denoiser is told of a single frame
+
+
+class OpenSora(VideoModel):
+    """STDiT3, decoded window by window; text is encoded once a prompt, and the encoder not kept."""
+
+    family = "opensora"
+    lora_targets = ("qkv", "q_linear", "kv_linear")
+    denoiser: STDiT3
+
+    def __init__(self, transformer: STDiT3, vae: OpenSoraVAE, text: TextEmbedder, solver: Solver) -> None:
+        self.denoiser = transformer
+        self.vae = vae
+        self.text = text
+        self.solver = solver
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        solver: Kind = "auto",
+        eta: float = 0.0,
+        spacing: str = "auto",
+        vae: str | None = None,
+        text_encoder: str | None = None,
+    ) -> OpenSora:
+        """See `VideoModel.load`; `vader.models.opensora.parts` says what `checkpoint`, `vae`, `text_encoder` may be."""
+        parts = find_parts(checkpoint, vae, text_encoder)
+        transformer = load_transformer(parts.transformer, dtype)
+        length = transformer.config.model_max_length
+        return cls(
+            transformer=transformer,
+            vae=load_vae(parts.vae, dtype),
+            text=TextEmbedder(parts.text_encoder, parts.tokenizer, dtype, length),
+            solver=solver_from_config(SCHEDULER, eta=eta, kind=solver, spacing=spacing),
+        )
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encodes all that is new among the prompts, loading the text encoder once."""
+        self.text.prepare([prepared(prompt) for prompt in prompts], self.device)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+        """Text embeddings `[B, L, D]`, L the longest prompt's tokens, with their mask, and the video's size and fps.
+
+        The unconditional twin is the learned null embedding, cut to as many tokens as the prompt has.
+
+        Raises:
+            UserError: images were given; this family makes videos from text alone.
+            ValueError: no size was given, which the denoiser has to be told.
+        """
+        if images is not None:
+            raise UserError("models of the family 'opensora' take no images: use text prompts")
+        if size is None:
+            raise ValueError("Open-Sora's denoiser is told the video's size: give `size`")
+        text, mask = self.text([prepared(prompt) for prompt in prompts], self.device)
+        null = self.denoiser.y_embedder.y_embedding[: text.shape[1]].expand(len(prompts), -1, -1)
+        told = {"text_mask": mask, **self._told(size, len(prompts))}
+        return Condition({"text": text.to(null.dtype), **told}, {"text": null, **told})
+
+    def _told(self, size: VideoSize, count: int) -> dict[str, Tensor]:
+        numbers = {
+            "fps": STILL_FPS if size.frames == 1 else size.fps,
+            "height": size.height,
+            "width": size.width,
+        }
+        return {name: torch.full((count,), float(value), device=self.device) for name, value in numbers.items()}
+
+    def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
+        """`(4, T, h, w)`; `vader.models.opensora.sizes` says which sizes there are."""
+        return CHANNELS, *latent_size(size, self.vae.space_factor)
+
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """See `VideoModel.denoise`: latents and prediction (the velocity, data minus noise) are `[N, 4, T, h, w]`."""
+        out = self.denoiser(latents, time.to(latents.device).expand(len(latents)), **inputs)
+        return out[:, :CHANNELS].to(latents.dtype)
+
+    def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+        """See `VideoModel.decode_unclamped`: chosen frames cost their own chunks of 17 frames, and no other.
+
+        Height and width are whole multiples of the VAE's factor, rounded down.
+        """
+        count, z = pixel_frames(latents.shape[2]), latents.to(self.vae.dtype)
+        if frames is None:
+            pixels = self.vae.decode(z, count)
+        else:
+            each = zip(z.split(1), frames.tolist(), strict=True)
+            pixels = torch.cat([self.vae.decode_frames(video, chosen, count) for video, chosen in each])
+        return pixels.movedim(1, 2).to(latents.dtype) / 2 + 0.5
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The text encoder is not among them: it is there only while new prompts are encoded."""
+        return {"transformer": self.denoiser, "vae": self.vae}

@@ -1,0 +1,84 @@
+"""Where the parts of an Open-Sora 1.2 checkpoint lie, and how its own two networks are loaded from them.
+
+`checkpoint` is one of
+
+    hpcai-tech/OpenSora-STDiT-v3    the transformer, a hub id or folder: VAE and text encoder are then the release's
+    my/opensora                     one folder with transformer/, vae/, text_encoder/, tokenizer/
+    tiny                            the tiny world's own, laid out so
+
+and a recipe's `model.vae` and `model.text_encoder`, hub ids or folders, each replace a part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from vader.models import checkpoint as files
+from vader.models.opensora.stdit3 import STDiT3, STDiT3Config, frequencies
+from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
+
+FAMILY = "opensora"
+RELEASE_VAE = "hpcai-tech/OpenSora-VAE-v1.2"
+RELEASE_TEXT = "DeepFloyd/t5-v1_1-xxl"
+ONE_FOLDER = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+
+
+class Part(NamedTuple):
+    """One component: a folder or hub id, and the subfolder in it ("" where it is the whole)."""
+
+    source: str
+    subfolder: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.subfolder} of {self.source!r}" if self.subfolder else repr(self.source)
+
+
+class Parts(NamedTuple):
+    transformer: Part
+    vae: Part
+    text_encoder: Part
+    tokenizer: Part
+
+
+def find_parts(checkpoint: str, vae: str | None = None, text_encoder: str | None = None) -> Parts:
+    """The parts that a recipe names; see the module's text.
+
+    Raises:
+        UserError: one is neither a folder nor to be had from the hub, or a folder of all lacks one.
+    """
+    source = files.resolve(checkpoint, FAMILY)
+    if Path(source, "transformer").is_dir():
+        files.check_components(source, ONE_FOLDER)
+        parts = Parts(*(Part(source, name) for name in ONE_FOLDER))
+    else:
+        parts = Parts(Part(source), Part(RELEASE_VAE), Part(RELEASE_TEXT), Part(RELEASE_TEXT))
+    own = {"vae": vae, "text_encoder": text_encoder, "tokenizer": text_encoder}
+    parts = parts._replace(**{name: Part(value) for name, value in own.items() if value is not None})
+    return Parts(*(Part(files.resolve(part.source, FAMILY), part.subfolder) for part in parts))
+
+
+def load_transformer(part: Part, dtype: torch.dtype) -> STDiT3:
+    """The denoiser, frozen; rotary frequencies stay in float32 and are made where the file has none."""
+    config = STDiT3Config.from_json(files.load_config(part.source, part.subfolder))
+    weights = files.load_tensors(part.source, part.subfolder)
+    weights.setdefault("rope.freqs", frequencies(config.hidden_size // config.num_heads // 2, None, torch.float32))
+    with torch.device("meta"):
+        network = STDiT3(config)
+    return files.fill(network, weights, dtype, f"transformer {part.label}", keep=("rope.freqs",))
+
+
+def load_vae(part: Part, dtype: torch.dtype) -> OpenSoraVAE:
+    """The VAE, frozen."""
+    config = VAEConfig.from_json(files.load_config(part.source, part.subfolder))
+    with torch.device("meta"):
+        network = OpenSoraVAE(config)
+    return files.fill(network, files.load_tensors(part.source, part.subfolder), dtype, f"vae {part.label}")
