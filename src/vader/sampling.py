@@ -161,6 +161,7 @@ def sample_videos(
     prompts are batched.
     """
     schedule, shape = model.solver.schedule(steps, size), model.noise_shape(size)
+    model.prepare(prompts)
     indices = range(len(prompts)) if indices is None else indices
     videos = []
     for start in range(0, len(prompts), batch):

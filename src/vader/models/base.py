@@ -104,6 +104,12 @@ class VideoModel(ABC):
                 always give it.
         """
 
+    def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 (most families have nothing to do)
+        """Told every prompt before a run or a batch of samples begins.
+
+        A family whose text encoder is too large to stay in memory encodes them here, and drops it.
+        """
+
     @abstractmethod
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         """The shape of one video's latents.

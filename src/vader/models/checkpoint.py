@@ -137,25 +137,23 @@ def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.d
     Raises:
         UserError: it cannot be read, is of another class, or lacks weights.
     """
-    config = load_config(source, subfolder)
+    config, part = load_config(source, subfolder), subfolder or "network"
     classes = config.get("architectures") or [config.get("_class_name")]
     if network.__name__ not in classes:
-        raise UserError(f"checkpoint {source!r} is of another family: its {subfolder} is no {network.__name__}")
+        raise UserError(f"checkpoint {source!r} is of another family: its {part} is no {network.__name__}")
     options = {"torch_dtype" if issubclass(network, ModelMixin) else DTYPE: dtype}
     loaded, report = _translated(
         lambda: network.from_pretrained(source, subfolder=subfolder, output_loading_info=True, **options),
         source,
-        subfolder,
+        part,
     )
     if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"checkpoint {source!r} is not whole: {subfolder} lacks {len(missing)} weights ({missing[0]} ...)"
-        )
+        raise UserError(f"checkpoint {source!r} is not whole: {part} lacks {len(missing)} weights ({missing[0]} ...)")
     return loaded.to(dtype).eval().requires_grad_(False)
 
 
 def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str) -> Any:
-    return _translated(lambda: tokenizer.from_pretrained(source, subfolder=subfolder), source, subfolder)
+    return _translated(lambda: tokenizer.from_pretrained(source, subfolder=subfolder), source, subfolder or "tokenizer")
 
 
 def _translated(load: Callable[[], Result], source: str, part: str) -> Result:

@@ -6,7 +6,7 @@
     my/opensora                     one folder with transformer/, vae/, text_encoder/, tokenizer/
     tiny                            the tiny world's own, laid out so
 
-and a recipe's `model.vae` and `model.text_encoder`, hub ids or folders, each replace a part.
+and `model.options` of a recipe may replace a part: `vae` and `text_encoder`, each a hub id or folder.
 """
 
 from __future__ import annotations
