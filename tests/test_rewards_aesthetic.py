@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from reward_factories import make_head, make_tiny_clip, parity_vision_folder, unit_range
 from vader.errors import UserError
-from vader.rewards.aesthetic import Aesthetic, linear_stack
+from vader.rewards.aesthetic import Aesthetic
+from vader.rewards.heads import linear_stack
 
 HEAD = "parity/rewards/aesthetic_head.safetensors"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from reward_factories import FEATURES, make_tiny_clip
 from vader.errors import UserError
@@ -44,9 +45,26 @@ def test_full_size_open_clip_fits_transformers_clip(shared):
     found = {name: list(tensor.shape) for name, tensor in clip.rename_open_clip(tensors).items()}
     assert found == {name: _shape(value) for name, value in manifests["transformers_CLIPModel_H"].items()}
     config = clip._open_clip_config(tensors, None)
+    with torch.device("meta"):
+        model = CLIPModel(config)
+    model.load_state_dict(clip.rename_open_clip(tensors), strict=True, assign=True)  # nothing missing, nothing over
+    assert sum(parameter.numel() for parameter in model.parameters()) == manifests["params"]["H"]
     published = manifests["configs"]["H"]
     for tower, settings in (("vision_config", config.vision_config), ("text_config", config.text_config)):
         assert {name: getattr(settings, name) for name in published[tower]} == published[tower]
+
+
+def test_full_size_image_tower_takes_its_share_of_clip_l(shared):
+    manifests = json.loads(shared("parity/rewards/clip_full_manifests.json").read_text())
+    whole = {name: _shape(value) for name, value in manifests["transformers_CLIPModel_L14"].items()}
+    vision = CLIPConfig(**manifests["configs"]["L14"]).vision_config
+    with torch.device("meta"):
+        model = clip._ImageModel(vision)
+    found = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert found == {name: whole[name] for name in found}
+    left = whole.keys() - found
+    assert all(any(re.search(rule, name) for rule in model._keys_to_ignore_on_load_unexpected) for name in left)
+    assert clip.ImageTower(model).width == 768
 
 
 def _shape(value) -> list[int]:

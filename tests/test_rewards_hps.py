@@ -81,7 +81,8 @@ def test_half_precision_is_close(folder):
     assert (score - exact).abs().max() < 0.05
 
 
-def test_everything_is_frozen(folder):
+def test_everything_is_frozen_and_no_gradient_is_kept(folder):
     reward = HPS(checkpoint=folder).freeze()
-    assert not any(parameter.requires_grad for parameter in reward.parameters())
+    reward(torch.rand(3, 1, 3, 16, 16, requires_grad=True), PROMPTS).sum().backward()
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in reward.parameters())
     assert not any(module.training for module in reward.modules())

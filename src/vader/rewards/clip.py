@@ -25,6 +25,7 @@ from vader.rewards.weights import find_file, find_folder, from_pretrained, load_
 
 Tokenize = Callable[[str], Tensor]  # a prompt to token ids [1, length]
 
+TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # OpenCLIP ViT-H's, for checkpoints that come without one
 SINGLE_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
@@ -92,6 +93,13 @@ class ClipSimilarity(FrameReward):
     def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return (self.image(images) * self.text(prompts)).sum(dim=-1)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        if not all(prompt.strip() for prompt in prompts):
+            raise UserError(
+                f"{type(self).__name__} compares a video with its prompt, and a prompt is empty: "
+                "give every video one (vader score: --prompt or --prompts)"
+            )
+
     def to_precision(self, dtype: torch.dtype) -> ClipSimilarity:
         self.image.to(dtype)
         self.text.to(dtype)
@@ -108,6 +116,12 @@ def load_clip(source: str, tiny: str = "clip") -> CLIPModel:
         path = find_file(source, tiny)
         return from_open_clip(load_tensors(path), label=str(path))
     return load_pretrained(CLIPModel, find_folder(source, tiny), "CLIP")
+
+
+def towers(model: CLIPModel, tokenizer: str, resize: str) -> tuple[ImageTower, TextTower]:
+    """Both towers of a CLIP, prompts tokenized as the folder or hub id `tokenizer` says. Errors as `load_tokenizer`."""
+    tokenize = load_tokenizer(tokenizer, length=model.text_model.config.max_position_embeddings)
+    return ImageTower(model, resize), TextTower(model, tokenize)
 
 
 def load_image_tower(source: str, resize: str = "crop", tiny: str = "clip") -> ImageTower:

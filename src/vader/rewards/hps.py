@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vader.rewards.clip import SINGLE_FILES, ClipSimilarity, ImageTower, TextTower, load_clip, load_tokenizer
+from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_clip, towers
 from vader.rewards.preprocess import Resize
 
 CHECKPOINTS = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1_compressed.pt"}
-TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class HPS(ClipSimilarity):
@@ -40,5 +39,4 @@ class HPS(ClipSimilarity):
         checkpoint = checkpoint or CHECKPOINTS[version]
         model = load_clip(checkpoint)
         tokenizer = tokenizer or (TOKENIZER if checkpoint.endswith(SINGLE_FILES) else checkpoint)
-        tokenize = load_tokenizer(tokenizer, length=model.text_model.config.max_position_embeddings)
-        super().__init__(ImageTower(model, resize), TextTower(model, tokenize))
+        super().__init__(*towers(model, tokenizer, resize))

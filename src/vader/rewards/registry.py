@@ -14,6 +14,9 @@ from vader.rewards.base import Reward, RewardMix
 BUILT_IN = {
     "aesthetic": "vader.rewards.aesthetic:Aesthetic",
     "hps": "vader.rewards.hps:HPS",
+    "pickscore": "vader.rewards.pickscore:PickScore",
+    "weather": "vader.rewards.weather:Weather",
+    "compression": "vader.rewards.compression:Compression",
 }
 
 
