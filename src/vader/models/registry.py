@@ -11,7 +11,10 @@ from vader.models.base import VideoModel
 from vader.plugins import load_object
 from vader.scheduler_config import Kind
 
-FAMILIES = {"modelscope": "vader.models.modelscope:ModelScope"}
+FAMILIES = {
+    "modelscope": "vader.models.modelscope:ModelScope",
+    "opensora": "vader.models.opensora.model:OpenSora",
+}
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
