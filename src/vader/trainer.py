@@ -107,6 +107,8 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
         return None
     _open_folder(run)
     _restore(run)
+    with run.accelerator.local_main_process_first():  # so that a cache is filled once
+        run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
     with (
         _stop_requests() as stop,
         Display(recipe.name, recipe.train.steps, run.progress.step, run.accelerator.is_main_process) as display,
