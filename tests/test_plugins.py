@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
 import pytest
 
 from vader.errors import UserError
-from vader.plugins import instantiate, load_object
+from vader.plugins import checked_options, instantiate, load_object
 from vader.rewards import FrameReward, Reward
 
 MODULE = """
@@ -117,3 +118,18 @@ def test_wrong_options_are_one_line(cls, options, message):
         instantiate(cls, "thing", options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_options_of_a_function_leave_out_what_is_reserved():
+    def load(path: str, *, dtype: int = 0, motion: int = 127, chunk: int | None = None) -> None:
+        """As a model family's `load`."""
+
+    reserved = ("path", "dtype")
+    assert checked_options(load, "model 'x'", {"motion": 3, "chunk": None}, reserved) == {"motion": 3, "chunk": None}
+    for options, said in (
+        ({"motoin": 3}, "model 'x' has no option 'motoin': did you mean 'motion'"),
+        ({"dtype": 3}, "model 'x' has no option 'dtype'"),
+        ({"motion": "fast"}, "model 'x': motion is 'fast'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            checked_options(load, "model 'x'", options, reserved)

@@ -138,6 +138,7 @@ def test_the_first_difference_names_its_key():
         ("video.frames='8'", ["'video.frames' is \"8\"", "expected an integer above 0"]),
         ("video.frames=", ["'video.frames' is null", "expected an integer above 0"]),
         ("sampling.eta=2", ["'sampling.eta' is 2", "expected a number from 0 to 1"]),
+        ("model.options=3", ["'model.options' is 3", "expected a section"]),
         (
             "sampling.solver=dim",
             ["'sampling.solver' is \"dim\"", "expected one of auto, ddim, dpm, euler_edm, euler_flow"],

@@ -204,6 +204,7 @@ def _load(section: ModelSection, sampling: SamplingSection, adapter: Path | None
         solver=sampling.solver,
         eta=sampling.eta,
         spacing=sampling.spacing,
+        options=section.options,
     )
     if adapter is not None:
         load_adapter(model.denoiser, adapter)
@@ -489,7 +490,7 @@ def _base_model(run: Path) -> VideoModel:
 
     section = load_recipe(str(run / "recipe.yaml"), []).model
     precision = "fp32" if section.precision == "auto" else section.precision
-    return load_model(section.family, section.checkpoint, precision=precision)
+    return load_model(section.family, section.checkpoint, precision=precision, options=section.options)
 
 
 # ---------------------------------------------------------------- the tiny world

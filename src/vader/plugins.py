@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
@@ -53,10 +53,20 @@ def instantiate(cls: type[T], label: str, options: Mapping[str, Any]) -> T:
     Raises:
         UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
     """
-    parameters = _parameters(cls)
-    _check_names(parameters, label, options)
-    hints = _hints(cls)
-    return cls(**{name: _validated(hints.get(name, Any), value, f"{label}: {name}") for name, value in options.items()})
+    return cls(**_checked(_parameters(cls), _hints(cls.__init__), label, options))  # type: ignore[misc]
+
+
+def checked_options(
+    function: Callable[..., Any], label: str, options: Mapping[str, Any], reserved: Collection[str]
+) -> dict[str, Any]:
+    """Options as keyword arguments of a function, names and types checked; `reserved` parameters are no options.
+
+    Raises:
+        UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
+    """
+    parameters = inspect.signature(function).parameters
+    own = {name: parameter for name, parameter in parameters.items() if name not in reserved}
+    return _checked(own, _hints(function), label, options)
 
 
 def import_plugin(name: str, label: str) -> ModuleType:
@@ -91,6 +101,13 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(cls).parameters
 
 
+def _checked(
+    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any], label: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    _check_names(parameters, label, options)
+    return {name: _validated(hints.get(name, Any), value, f"{label}: {name}") for name, value in options.items()}
+
+
 def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, options: Mapping[str, Any]) -> None:
     named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -103,10 +120,10 @@ def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, option
         raise UserError(f"{label} needs the option {missing[0]!r}")
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    """The constructor's type hints; none where they name what only a type checker imports."""
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function's type hints; none where they name what only a type checker imports."""
     try:
-        return get_type_hints(cls.__init__)  # type: ignore[misc]
+        return get_type_hints(function)
     except NameError:
         return {}
 

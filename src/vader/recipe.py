@@ -47,6 +47,7 @@ class ModelSection(Section):
     family: str = "modelscope"
     checkpoint: str
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the frozen weights
+    options: dict[str, Any] = {}  # the family's own, as svd's motion_bucket
 
 
 class VideoSection(Section):
@@ -79,6 +80,37 @@ class RewardSection(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+# Mixes by name. A mix stands for its rewards, each with the mix's own options and its weight times the mix's.
+# hps_aesthetic: the paper's code has the loss (1.5 * 0.1 |aesthetic - 10| + |1 - hps|) / 2, whose gradient below 10
+# is that of 0.075 aesthetic + 0.5 hps.
+MIXES: dict[str, tuple[dict[str, Any], ...]] = {
+    "hps_aesthetic": (
+        {"name": "hps", "weight": 0.5, "resize": "squash"},
+        {"name": "aesthetic", "weight": 0.075, "resize": "squash"},
+    ),
+}
+
+
+def expand_mixes(sections: Sequence[RewardSection]) -> tuple[RewardSection, ...]:
+    """Every mix that is named becomes its rewards; all else stays."""
+    return tuple(part for section in sections for part in _parts_of(section))
+
+
+def _parts_of(section: RewardSection) -> Sequence[RewardSection]:
+    if section.name not in MIXES:
+        return (section,)
+    weighted = [{**part, **section.options, "weight": section.weight * part["weight"]} for part in MIXES[section.name]]
+    return [RewardSection.model_validate(part) for part in weighted]
+
+
+def _monitors(sections: Sequence[RewardSection]) -> tuple[RewardSection, ...]:
+    """Monitors are never summed, so that a weight would say nothing; those of a mix are dropped."""
+    for section in sections:
+        if section.weight != 1.0:
+            raise UserError(f"evaluation.monitors: {section.name} has a weight, and monitors are not summed: drop it")
+    return tuple(section.model_copy(update={"weight": 1.0}) for section in expand_mixes(sections))
 
 
 class PromptsSection(Section):
@@ -442,7 +474,7 @@ def _describe(node: dict[str, Any]) -> str:
         case "array":
             return _describe_list(node)
         case "object":
-            return f"a section with the keys {', '.join(_keys(node))}"
+            return f"a section with the keys {', '.join(_keys(node))}" if "properties" in node else "a section"
         case kind:
             return {"string": "a text", "boolean": "true or false", "null": "null"}[str(kind)]
 

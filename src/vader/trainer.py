@@ -34,7 +34,7 @@ from vader.evaluation.run_folder import ADAPTER, read_run
 from vader.frames import check_frames
 from vader.memory import checkpoint_blocks, peak_memory_bytes
 from vader.models.base import VideoModel
-from vader.models.registry import frozen_dtype, load_model, model_class
+from vader.models.registry import frozen_dtype, load_model, model_options
 from vader.progress import Display
 from vader.prompts import load_prompts
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
@@ -193,12 +193,13 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     accelerator = _accelerator(recipe, folder)
     device = accelerator.device
     dtype = frozen_dtype(recipe.model.precision, device)
-    model_class(recipe.model.family)  # an unknown family ends the run before the rewards are read
+    model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
     reward = build_mix(recipe.rewards).to(device).to_precision(dtype)
     check_frames(recipe.algorithm.frames, recipe.video.frames, reward)
     model = load_model(
         recipe.model.family, recipe.model.checkpoint, precision=recipe.model.precision, device=device,
         solver=recipe.sampling.solver, eta=recipe.sampling.eta, spacing=recipe.sampling.spacing,
+        options=recipe.model.options,
     )  # fmt: skip
     parameters = _attach_adapter(recipe, model)
     settings = recipe.optimizer

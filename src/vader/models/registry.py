@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
 from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
-from vader.plugins import load_object
+from vader.plugins import checked_options, load_object
 from vader.scheduler_config import Kind
 
 FAMILIES = {
@@ -16,6 +17,7 @@ FAMILIES = {
     "opensora": "vader.models.opensora.model:OpenSora",
 }
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+CONTRACT = ("checkpoint", "dtype", "solver", "eta", "spacing")  # what every family's `load` takes
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +35,7 @@ def load_model(
     solver: Kind = "auto",
     eta: float = 0.0,
     spacing: str = "auto",
+    options: Mapping[str, Any] | None = None,
 ) -> VideoModel:
     """Loads a base model, frozen and in eval mode, ready to sample.
 
@@ -41,12 +44,19 @@ def load_model(
         checkpoint: what the family loads: for built-in ones `tiny`, a folder or a hub id.
         precision: of the frozen weights; `auto` is bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere.
         solver, eta, spacing: how to sample, see `solver_from_config`.
+        options: what the family's own `load` takes beyond the contract, as svd's `motion_bucket`.
 
     Raises:
-        UserError: no such family, class or checkpoint.
+        UserError: no such family, class, checkpoint or option.
     """
+    own = model_options(family, options or {})
     dtype = frozen_dtype(precision, torch.device(device))
-    return model_class(family).load(checkpoint, dtype=dtype, solver=solver, eta=eta, spacing=spacing).to(device)
+    return model_class(family).load(checkpoint, dtype=dtype, solver=solver, eta=eta, spacing=spacing, **own).to(device)
+
+
+def model_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A family's own options, checked. Raises `UserError` if there is no such family or option."""
+    return checked_options(model_class(family).load, f"model {family!r}", options, CONTRACT)
 
 
 def model_class(family: str) -> type[VideoModel]:
