@@ -187,7 +187,6 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
         (["algorithm.frames.sample=[2, 2]"], "is [2, 2]: name each index once"),
         (["algorithm.frames.sample=first_middle_last", "video.frames=2"], "it needs at least 3"),
         (["train.micro_batch=3"], "train.batch 4 is no multiple of train.micro_batch 3"),
-        (["sampling.solver=euler_edm", "sampling.eta=1"], "sampling.eta is 1 but solver 'euler_edm' is deterministic"),
         (["sampling.solver=dpm", "sampling.eta=1"], "sampling.eta is 1 but solver 'dpm' is deterministic"),
         (["name=a/b"], "name 'a/b' names the run's folder"),
         (["name='..'"], "name '..' names the run's folder"),

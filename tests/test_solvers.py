@@ -13,9 +13,11 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
 from safetensors import safe_open
 from torch import Tensor
 
@@ -84,9 +86,12 @@ EACH = {
     "dpm": (MODELSCOPE, {"kind": "dpm"}),
     "dpm v": (SD | {"prediction_type": "v_prediction"}, {"kind": "dpm", "spacing": "trailing"}),
     "svd": (SVD, {}),
+    "svd eta": (SVD, {"eta": 1.0}),
     "euler epsilon": (SD, {"kind": "euler_edm"}),
     "flow": (FLOW, {}),
+    "flow eta": (FLOW, {"eta": 0.5}),
     "open-sora": (OPEN_SORA, {}),
+    "open-sora eta": (OPEN_SORA, {"eta": 1.0}),
 }
 each_solver = pytest.mark.parametrize("solver", [solver_from_config(c, **k) for c, k in EACH.values()], ids=list(EACH))
 
@@ -499,6 +504,39 @@ def test_noise_at_eta_1_keeps_the_variance_of_the_path():
     assert tables["std"][-1] == 0  # with set_alpha_to_one the last step ends in the clean estimate
 
 
+@pytest.mark.parametrize("config", [SD, SVD, FLOW, OPEN_SORA], ids=["ddim", "edm", "flow", "open-sora"])
+def test_noise_at_eta_1_is_that_of_the_posterior(config):
+    """Bayes's rule for Gaussians: precisions of prior (from the clean latents) and likelihood (one noising) add up."""
+    tables = solver_from_config(config, eta=1.0).schedule(10, CLIP_240P).tables
+    half = solver_from_config(config, eta=0.5).schedule(10, CLIP_240P).tables
+    for i in range(9):
+        at = {name: float(table[i]) for name, table in tables.items()}
+        sigma_next = float(tables["sigma"][i + 1])
+        kept = at["alpha"] / at["alpha_next"]
+        noising = at["sigma"] ** 2 - (kept * sigma_next) ** 2
+        expected = (1 / sigma_next**2 + kept**2 / noising) ** -0.5
+        assert at["std"] == pytest.approx(expected, rel=1e-9)
+        assert at["direction"] ** 2 + at["std"] ** 2 == pytest.approx(sigma_next**2, rel=1e-9)
+        assert float(half["std"][i]) == pytest.approx(expected / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_edm_at_eta_1_follows_diffusers_ancestral_sampler(spacing):
+    config = SD | {"timestep_spacing": spacing}
+    solver = solver_from_config(config, kind="euler_edm", eta=1.0)
+    scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(12)
+    start, noise = draw(*SHAPE), draw(12, *SHAPE, seed=1)
+    x, expected = start * scheduler.init_noise_sigma, []
+    for t, fresh in zip(scheduler.timesteps, noise, strict=True):
+        prediction = stand_in(scheduler.scale_model_input(x, t), t)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ancestral, "randn_tensor", lambda *_, fresh=fresh, **__: fresh)
+            x = scheduler.step(prediction, t, x).prev_sample
+        expected.append(x)
+    assert_near(walk(solver, solver.schedule(12), start, noise), torch.stack(expected), 1e-4)
+
+
 def test_missing_noise_is_an_error_only_where_noise_is_added():
     solver, latents = solver_from_config(SD, eta=0.5), draw(*SHAPE)
     schedule = solver.schedule(10)
@@ -582,7 +620,7 @@ def test_ddim_samples_checkpoints_of_other_solvers(name):
         (SD, {"spacing": "even"}, "timestep_spacing 'even' is not supported"),
         (SD, {"spacing": "uniform"}, "set_alpha_to_one"),
         (SD, {"eta": 1.5}, "sampling.eta"),
-        (SVD, {"eta": 0.5}, "sampling.eta"),
+        (SVD, {"eta": -0.5}, "sampling.eta"),
         (SD, {"kind": "ddimm"}, "unknown solver 'ddimm': did you mean 'ddim'"),
         (SD, {"kind": "euler_flow"}, "DDIMScheduler cannot be sampled by euler_flow"),
         (FLOW, {"kind": "ddim"}, "FlowMatchEulerDiscreteScheduler cannot be sampled by ddim"),

@@ -367,7 +367,7 @@ def _name_contradictions(recipe: Recipe) -> Iterator[str]:
 
 
 def _sampling_contradictions(sampling: SamplingSection) -> Iterator[str]:
-    if sampling.solver not in ("auto", "ddim") and sampling.eta > 0:
+    if sampling.solver == "dpm" and sampling.eta > 0:
         yield f"sampling.eta is {sampling.eta:g} but solver {sampling.solver!r} is deterministic: set it to 0"
 
 

@@ -134,7 +134,7 @@ def solver_from_config(
         config: a diffusers scheduler config (`scheduler_config.json`); absent fields have their class's default.
             Two additions: in a DDIM config `dynamic_rescale: true` and `timestep_spacing: "uniform"` are
             VideoCrafter2's, and the class `RFLOW` is Open-Sora's, with Open-Sora's field names.
-        eta: the share of fresh noise in a DDIM step, in [0, 1].
+        eta: the share of fresh noise in a step, in [0, 1]; dpm has none.
         kind: which solver; "auto" is the one that the config names.
         spacing: replaces the config's `timestep_spacing`; "auto" keeps it.
 
@@ -146,8 +146,8 @@ def solver_from_config(
     kind = _own_kind(name) if kind == "auto" else kind
     if kind not in _BUILDERS:
         raise UserError(f"unknown solver {kind!r}: {nearest(kind, _BUILDERS)}")
-    if not 0.0 <= eta <= 1.0 or (eta > 0.0 and kind != "ddim"):
-        raise UserError(f"sampling.eta is in [0, 1] for ddim and 0 for the other solvers, got {eta} for {kind}")
+    if not 0.0 <= eta <= 1.0 or (eta > 0.0 and kind == "dpm"):
+        raise UserError(f"sampling.eta is in [0, 1], and 0 for dpm, which is deterministic; got {eta} for {kind}")
     if spacing != "auto":
         config = {**config, "timestep_spacing": spacing}
     return _BUILDERS[kind](name, config, eta)
@@ -214,6 +214,7 @@ def _euler_edm(name: str, config: Mapping[str, Any], eta: float) -> EulerEDM:
         sigma_max=fields["sigma_max"],
         continuous=time == "continuous"
         and prediction == "v_prediction",  # for other predictions diffusers keeps timesteps
+        eta=eta,
     )
 
 
@@ -222,10 +223,10 @@ def _euler_flow(name: str, config: Mapping[str, Any], eta: float) -> EulerFlow:
         raise UserError("timestep spacing means nothing to euler_flow: leave sampling.spacing at auto")
     if name == "RFLOW":
         fields = _read(config, _RFLOW_FIELDS)
-        return OpenSoraFlow(fields["num_timesteps"], transform=fields["use_timestep_transform"])
+        return OpenSoraFlow(fields["num_timesteps"], eta=eta, transform=fields["use_timestep_transform"])
     if name == "FlowMatchEulerDiscreteScheduler":
         fields = _read(config, _FLOW_FIELDS)
-        return EulerFlow(fields["num_train_timesteps"], fields["shift"])
+        return EulerFlow(fields["num_train_timesteps"], fields["shift"], eta)
     raise UserError(f"a checkpoint with {name} cannot be sampled by euler_flow: set sampling.solver to auto")
 
 

@@ -69,6 +69,10 @@ class Solver(ABC):
     def renoise(self, schedule: Schedule, i: int, clean: Tensor, noise: Tensor) -> Tensor:
         """Clean latents brought to the noise level at which step i starts (forward process)."""
 
+    @abstractmethod
+    def noise_estimate(self, schedule: Schedule, i: int, latents: Tensor, prediction: Tensor) -> Tensor:
+        """The noise in the latents at which step i starts, by this prediction; whatever it is a prediction of."""
+
 
 # ------------------------------------------------------------------------------ what a prediction stands for
 
@@ -113,12 +117,23 @@ def path_tables(alpha: Tensor, sigma: Tensor, alpha_next: Tensor, sigma_next: Te
     return {"alpha": alpha, "sigma": sigma, "alpha_next": alpha_next, "direction": direction, "std": std}
 
 
+def posterior_std(alpha: Tensor, sigma: Tensor, alpha_next: Tensor, sigma_next: Tensor) -> Tensor:
+    """Standard deviation `[S]` of the less noisy latents given the noisier ones and the clean ones.
+
+    It is that of a forward process in which noise is added from level to level: DDPM's (arXiv 2006.11239, eq. 7)
+    where alpha^2 + sigma^2 = 1, ancestral Euler sampling where alpha = 1.
+    """
+    kept = alpha / alpha_next
+    return sigma_next / sigma * (sigma**2 - (kept * sigma_next) ** 2).clamp(min=0).sqrt()
+
+
 class PathSolver(Solver):
     """The step that all solvers share; a subclass makes the schedule and reads the prediction.
 
     `next = alpha_next * clean + sqrt(sigma_next^2 - std^2) * noise_estimate + std * fresh_noise` is DDIM's
     eq. 12 (arXiv 2010.02502). With std = 0 it is, term by term, the Euler step of EDM (arXiv 2206.00364,
-    algorithm 1 without churn, alpha = 1) and of rectified flow (arXiv 2209.03003, alpha = 1 - sigma).
+    algorithm 1 without churn, alpha = 1) and of rectified flow (arXiv 2209.03003, alpha = 1 - sigma). Any std up to
+    sigma_next leaves the distribution at every level as it is, so each of them has an `eta` as DDIM has.
     """
 
     @abstractmethod
@@ -142,6 +157,10 @@ class PathSolver(Solver):
     def renoise(self, schedule: Schedule, i: int, clean: Tensor, noise: Tensor) -> Tensor:
         at = row(schedule, i)
         return at["alpha"] * clean + at["sigma"] * noise
+
+    def noise_estimate(self, schedule: Schedule, i: int, latents: Tensor, prediction: Tensor) -> Tensor:
+        at = row(schedule, i)
+        return self.estimates(latents, prediction.to(latents.dtype), at["alpha"], at["sigma"])[1]
 
 
 def row(schedule: Schedule, i: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.solvers.base import PathSolver, Schedule, path_tables, split_velocity
+from vader.solvers.base import PathSolver, Schedule, path_tables, posterior_std, split_velocity
 from vader.solvers.levels import require_steps, then_zero
 
 
@@ -18,11 +18,17 @@ from vader.solvers.levels import require_steps, then_zero
 class EulerFlow(PathSolver):
     """Euler's method on the straight path `(1 - sigma) * clean + sigma * noise` (rectified flow, arXiv 2209.03003).
 
-    A static shift moves the levels towards noise (arXiv 2403.03206, eq. 23), where larger videos need them.
+    A static shift moves the levels towards noise (arXiv 2403.03206, eq. 23), where larger videos need them. Eta is
+    the share of fresh noise, as in DDIM: 0 is deterministic.
     """
 
     train_steps: int = 1000  # the denoiser is told sigma * train_steps
     shift: float = 1.0
+    eta: float = 0.0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     def estimates(self, latents: Tensor, prediction: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
         return split_velocity(latents, prediction, alpha, sigma)
@@ -31,7 +37,8 @@ class EulerFlow(PathSolver):
         require_steps(steps, self.train_steps)
         sigma = self._sigmas(steps, size)
         sigma_next = then_zero(sigma)
-        tables = path_tables(1 - sigma, sigma, 1 - sigma_next, sigma_next, torch.zeros_like(sigma))
+        levels = (1 - sigma, sigma, 1 - sigma_next, sigma_next)
+        tables = path_tables(*levels, std=self.eta * posterior_std(*levels))
         return Schedule(sigma * self.train_steps, torch.ones_like(sigma), 1.0, tables)
 
     def _sigmas(self, steps: int, size: Any) -> Tensor:
