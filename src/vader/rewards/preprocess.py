@@ -41,11 +41,11 @@ def squash(images: Tensor, size: int) -> Tensor:
     return resize(images, size, size, "bilinear")
 
 
-def crop(images: Tensor, size: int) -> Tensor:
-    """The centre square: shorter side to `size`, bicubic, then cut to `[N, 3, size, size]`."""
+def crop(images: Tensor, size: int, mode: Literal["bilinear", "bicubic"] = "bicubic") -> Tensor:
+    """The centre square: shorter side to `size`, then cut to `[N, 3, size, size]`."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    images = resize(images, height * size // short, width * size // short, "bicubic")
+    images = resize(images, height * size // short, width * size // short, mode)
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
 
