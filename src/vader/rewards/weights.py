@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
-import torch
 from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vader.errors import UserError
 from vader.plugins import one_line
 from vader.tinyworld import weights_path
+from vader.weight_files import read_weights
 
 TINY = "tiny"
 
@@ -69,18 +67,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """What a safetensors file or a torch checkpoint holds, as it is; code in a pickle is never run.
-
-    Raises:
-        UserError: the file is neither.
-    """
-    try:
-        return dict(load_file(path) if path.suffix == ".safetensors" else _torch_load(path))
-    except Exception as error:  # a foreign file: every format fails in its own way
-        raise UserError(f"{str(path)!r} is no readable weight file: {one_line(error)}") from error
-
-
 def load_pretrained(cls: Any, source: str | None, what: str, label: str | None = None, **kwargs: Any) -> Any:
     """A transformers model in float32 of which every weight was found: a fresh random one would be a silent error.
 
@@ -106,11 +92,6 @@ def from_pretrained(cls: Any, source: str | None, what: str, label: str | None =
         return cls.from_pretrained(source, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"no {what} could be loaded from {label or source}: {one_line(error)}") from error
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    mapped = is_zipfile(path)  # then only the tensors that are used are read: training checkpoints hold far more
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _is_path(source: str) -> bool:
