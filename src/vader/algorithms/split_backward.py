@@ -64,6 +64,7 @@ def split_backward(
     leaf = latents.detach().requires_grad_()
     differentiate = _by_frames if scorer.reward.framewise else _by_clip
     scored = differentiate(scorer, leaf, frames.split(chunk, dim=1), scale)
+    assert leaf.grad is not None  # every chunk's backward ends there
     return leaf.grad, scored
 
 
@@ -76,8 +77,13 @@ def _by_frames(scorer: Scorer, leaf: Tensor, chunks: Sequence[Tensor], scale: fl
         total, scored = scorer(leaf, chunk)
         (-scale * share * total.sum()).backward()
         scores.append((share, scored))
-    parts = {name: sum(share * scored.parts[name] for share, scored in scores) for name in scores[0][1].parts}
-    return Scored(parts, scorer.reward.total(parts), sum(share * scored.clamped for share, scored in scores))
+    parts = {name: _mean([(share, scored.parts[name]) for share, scored in scores]) for name in scores[0][1].parts}
+    clamped = _mean([(share, scored.clamped) for share, scored in scores])
+    return Scored(parts, scorer.reward.total(parts), clamped)
+
+
+def _mean(weighted: Sequence[tuple[float, Tensor]]) -> Tensor:
+    return torch.stack([weight * value for weight, value in weighted]).sum(dim=0)
 
 
 def _by_clip(scorer: Scorer, leaf: Tensor, chunks: Sequence[Tensor], scale: float | Tensor) -> Scored:

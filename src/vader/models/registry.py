@@ -15,6 +15,7 @@ from vader.scheduler_config import Kind
 FAMILIES = {
     "modelscope": "vader.models.modelscope:ModelScope",
     "opensora": "vader.models.opensora.model:OpenSora",
+    "svd": "vader.models.svd:StableVideoDiffusion",
 }
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 CONTRACT = ("checkpoint", "dtype", "solver", "eta", "spacing")  # what every family's `load` takes
@@ -63,7 +64,7 @@ def model_class(family: str) -> type[VideoModel]:
     """The class behind a family's name. Raises `UserError` if there is none, or if it does not meet the contract."""
     if ":" not in family and family not in FAMILIES:
         raise UserError(f"unknown model family {family!r}: {nearest(family, FAMILIES)}, or your own as 'module:Class'")
-    return load_object(FAMILIES.get(family, family), "model", VideoModel)  # type: ignore[type-abstract]
+    return load_object(FAMILIES.get(family, family), "model", VideoModel)
 
 
 def frozen_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -139,12 +139,49 @@ def parse_caption(text: str) -> Attributes:
     return Attributes(**{kind: hits[0] for kind, hits in found.items()})
 
 
+def sample_pairs(count: int, generator: torch.Generator) -> tuple[Scenes, Scenes]:
+    """Draws `count` scenes of two objects, as two scenes each that share background and vividness (`render_pairs`).
+
+    Each object keeps to its own half of the frame: beside each other they move up or down, one above the other
+    left or right, so they never touch. They are a little smaller than single ones.
+    """
+    first, second = sample_scenes(count, generator), sample_scenes(count, generator)
+    beside, far = torch.rand(2, count, generator=generator) < 0.5
+    second = replace(second, background=first.background, vividness=first.vividness)
+    return _in_half(first, beside, far, generator), _in_half(second, beside, ~far, generator)
+
+
+def _in_half(scenes: Scenes, beside: Tensor, far: Tensor, generator: torch.Generator) -> Scenes:
+    """The objects moved to the near (left, upper) or the far half of a frame that is split beside or above."""
+    radius = scenes.radius - 0.03
+    offset = 2 * torch.rand(2, len(scenes), generator=generator) - 1
+    across = 0.25 + 0.5 * far + offset[0] * (0.25 - radius)
+    along = 0.5 + 0.9 * offset[1] * (0.5 - radius - 0.5 * scenes.travel)
+    center = torch.stack([torch.where(beside, across, along), torch.where(beside, along, across)], dim=1)
+    return replace(scenes, radius=radius, center=center, motion=scenes.motion % 2 + 2 * beside)
+
+
 def render(scenes: Scenes, frames: int = 8, size: int = 32) -> Tensor:
     """Draws the scenes: float32 `[N, F, 3, S, S]` in [0, 1], antialiased."""
-    alpha = object_masks(scenes, frames, size)[:, :, None]
+    return draw_objects(render_grounds(scenes, frames, size), scenes)
+
+
+def render_pairs(first: Scenes, second: Scenes, frames: int = 8, size: int = 32) -> Tensor:
+    """Draws the objects of both over the backgrounds of the first: float32 `[N, F, 3, S, S]` in [0, 1]."""
+    return draw_objects(render(first, frames, size), second)
+
+
+def render_grounds(scenes: Scenes, frames: int = 8, size: int = 32) -> Tensor:
+    """Draws the backgrounds alone: float32 `[N, F, 3, S, S]` in [0, 1]."""
+    ground = painted(backgrounds(size)[scenes.background], scenes.vividness[:, None, None, None])
+    return ground[:, None].expand(-1, frames, -1, -1, -1)
+
+
+def draw_objects(videos: Tensor, scenes: Scenes) -> Tensor:
+    """The videos `[N, F, 3, S, S]` with the scenes' objects over them."""
+    alpha = object_masks(scenes, videos.shape[1], videos.shape[-1])[:, :, None]
     paint = painted(_color_table(COLORS)[scenes.color], scenes.vividness[:, None])[:, None, :, None, None]
-    ground = painted(backgrounds(size)[scenes.background], scenes.vividness[:, None, None, None])[:, None]
-    return torch.lerp(ground.expand(-1, frames, -1, -1, -1), paint.expand(-1, frames, -1, size, size), alpha)
+    return torch.lerp(videos, paint.expand_as(videos), alpha)
 
 
 def object_masks(scenes: Scenes, frames: int, size: int) -> Tensor:
@@ -206,7 +243,8 @@ def backgrounds(size: int) -> Tensor:
 
 def _stars(x: Tensor, y: Tensor) -> Tensor:
     spots = ((0.12, 0.18), (0.42, 0.08), (0.78, 0.22), (0.62, 0.52), (0.22, 0.62), (0.88, 0.74), (0.48, 0.90))
-    return sum(torch.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 0.035**2)) for u, v in spots)
+    glows = (torch.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 0.035**2)) for u, v in spots)
+    return sum(glows, start=torch.zeros_like(x))
 
 
 def _color_table(colors: dict[str, tuple[float, float, float]]) -> Tensor:

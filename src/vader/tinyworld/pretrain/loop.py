@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ def generator_for(seed: int, step: int) -> torch.Generator:
 
 
 def fit(
-    model: nn.Module,
+    model: Network,
     loss: Callable[[torch.Generator], Tensor],
     schedule: Schedule,
     seed: int,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     report_every: int = 100,
-) -> nn.Module:
+) -> Network:
     """Minimises `loss(generator)` over the parameters of `model` and returns its moving average, in eval mode.
 
     Args:
@@ -84,7 +86,7 @@ def fit(
             logger.info("step %d/%d  loss %.5f  %.2f s/step", step + 1, schedule.steps, running, pace)
             running = 0.0
             _save(stateful, step + 1, checkpoint)
-    return average.module.eval()
+    return cast(Network, average.module.eval())
 
 
 def _restore(stateful: dict, checkpoint: Path | None) -> int:

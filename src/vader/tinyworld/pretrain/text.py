@@ -7,6 +7,7 @@ attributes out of a batch. Conditioning is then meaningful from the denoiser's f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ STYLE_WORDS = ("dull", "faded", "plain", "bright", "vivid", "photo", "of")
 TEMPERATURE = 0.07
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Writes a CLIP tokenizer whose vocabulary has every byte and, as single tokens, the words of the tiny world."""
+def write_tokenizer(folder: Path, words: Sequence[str] = ()) -> CLIPTokenizer:
+    """Writes a CLIP tokenizer whose vocabulary has every byte and, each one token, the tiny world's words and `words`."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bpe.train_from_iterator(
-        [_all_words()], trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", min_frequency=1)
+        [_all_words(words)], trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", min_frequency=1)
     )
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     learned = [token for token in bpe.get_vocab() if len(token.removesuffix("</w>")) > 1]
@@ -46,8 +47,8 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def _all_words() -> str:
-    names = [*COLORS, *SHAPES, *BACKGROUNDS, *MOTIONS, *STYLE_WORDS]
+def _all_words(more: Sequence[str]) -> str:
+    names = [*COLORS, *SHAPES, *BACKGROUNDS, *MOTIONS, *STYLE_WORDS, *more]
     return " ".join(sorted({word for text in (*CAPTIONS, *names) for word in text.split() if "{" not in word}))
 
 
