@@ -119,6 +119,24 @@ def test_a_dumped_recipe_names_every_key(tmp_path):
     assert data["optimizer"]["eps"] == 1e-8
 
 
+def test_a_mix_stands_for_its_rewards(tmp_path):
+    mix = "[{name: hps_aesthetic, weight: 2, checkpoint: tiny}, {name: hps, version: v2.0}]"
+    recipe = load_recipe("tiny", [f"rewards={mix}", "evaluation.monitors=[{name: hps_aesthetic, resize: crop}]"])
+    shared = {"resize": "squash", "checkpoint": "tiny"}
+    assert [(reward.name, reward.weight, reward.options) for reward in recipe.rewards] == [
+        ("hps", 1.0, shared),
+        ("aesthetic", 0.15, shared),
+        ("hps", 1.0, {"version": "v2.0"}),
+    ]
+    monitors = recipe.evaluation.monitors
+    assert [(one.name, one.weight, one.options["resize"]) for one in monitors] == [
+        ("hps", 1.0, "crop"),
+        ("aesthetic", 1.0, "crop"),
+    ]
+    dump_recipe(recipe, tmp_path / "recipe.yaml", {})
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
 def test_the_first_difference_names_its_key():
     one, other = load_recipe("tiny"), load_recipe("tiny", ["rewards.0.weight=2", "train.steps=50"])
     assert first_difference(one, one) is None
@@ -188,6 +206,7 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
         (["algorithm.frames.sample=first_middle_last", "video.frames=2"], "it needs at least 3"),
         (["train.micro_batch=3"], "train.batch 4 is no multiple of train.micro_batch 3"),
         (["sampling.solver=dpm", "sampling.eta=1"], "sampling.eta is 1 but solver 'dpm' is deterministic"),
+        (["evaluation.monitors=[{name: hps, weight: 2}]"], "hps has a weight, and monitors are not summed: drop it"),
         (["name=a/b"], "name 'a/b' names the run's folder"),
         (["name='..'"], "name '..' names the run's folder"),
     ],

@@ -197,6 +197,25 @@ def test_parts_of_a_mix_are_compared(bare_run):
     assert "hps 0.250 0.262 +0.012" in text
 
 
+def test_monitors_have_a_table_and_charts_of_their_own(bare_run):
+    monitors = [{"pickscore": 21.0, "hps": 0.27}, {"pickscore": 19.5, "hps": 0.25}]
+    lines = [evaluation_line(step, 4.95, monitors=found) for step, found in zip((0, 4), monitors, strict=True)]
+    write_metrics(bare_run, *lines)
+    page = page_of(bare_run)
+    text = text_of(page)
+    assert f"pickscore 21.0 19.5 {MINUS}1.5" in text
+    assert f"hps 0.270 0.250 {MINUS}0.020" in text
+    assert page.count("Monitors, on held-out prompts") == 1
+    assert "pickscore over steps" in page
+    assert "Judge" not in text
+
+
+def test_charts_of_parts_go_by_the_names_in_the_metrics(bare_run):
+    parts = {"Warmth": 1.0, "Warmth_2": 2.0}
+    write_metrics(bare_run, evaluation_line(0, 3.0, parts=parts), train_line(1, parts=parts))
+    assert "Warmth_2 over steps" in page_of(bare_run)
+
+
 # ---------------------------------------------------------------- unfinished and damaged runs
 
 

@@ -7,9 +7,12 @@ import torch
 
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
-from vader.recipe import RewardSection
+from vader.recipe import MIXES, RewardSection
 from vader.rewards import FrameReward, RewardMix, build_mix, load_reward, reward_names
-from vader.rewards.registry import part_names
+from vader.rewards.aesthetic import Aesthetic
+from vader.rewards.base import Reward
+from vader.rewards.hps import HPS
+from vader.rewards.registry import BUILT_IN, part_names, reward_class
 
 OWN = """
 import torch
@@ -57,6 +60,40 @@ def test_mix_of_a_recipe(own, tmp_path):
     assert mix.weights == {"aesthetic": 0.5, "Redness": 1.0, "Redness_2": -2.0}
     parts = mix.parts(torch.rand(2, 1, 3, 16, 16), ["", ""])
     torch.testing.assert_close(parts["Redness_2"], 2 * parts["Redness"])
+
+
+def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch):
+    clip, head = str(make_tiny_clip(tmp_path / "clip")), str(make_head(tmp_path / "aesthetic_head.safetensors"))
+    monkeypatch.setattr("vader.rewards.aesthetic.HEAD", head)
+    mix = build_mix([RewardSection(name="hps_aesthetic", checkpoint=clip, weight=2.0)])
+    frames, prompts = torch.rand(2, 2, 3, 12, 20, requires_grad=True), ["red", "a blue"]
+    hps = HPS(checkpoint=clip, resize="squash").freeze()(frames, prompts)
+    aesthetic = Aesthetic(clip, head, resize="squash").freeze()(frames, prompts)
+    loss = (1.5 * 0.1 * (aesthetic - 10).abs() + (1 - hps).abs()) / 2
+    (expected,) = torch.autograd.grad(-2 * loss.sum(), frames)
+    (gradient,) = torch.autograd.grad(mix(frames, prompts).sum(), frames)
+    assert aesthetic.max() < 10
+    torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-5)
+    assert list(mix.rewards) == ["hps", "aesthetic"]
+    assert mix.sensible_range == pytest.approx((2 * (0.5 * 0.2 + 0.075), 2 * (0.5 * 0.35 + 0.75)))
+
+
+def test_a_mix_loads_like_a_reward(own, monkeypatch):
+    monkeypatch.setitem(MIXES, "reds", ({"name": own, "weight": 0.5}, {"name": own, "weight": -2.0}))
+    mix = load_reward("reds", strength=3.0)
+    assert mix.weights == {"Redness": 0.5, "Redness_2": -2.0}
+    assert mix.sensible_range == (-4.0, 1.0)
+    assert reward_names()["hps_aesthetic"] == "The mix 0.5 hps + 0.075 aesthetic, as in the paper's code."
+    with pytest.raises(UserError, match="did you mean 'hps_aesthetic'"):
+        load_reward("hps_aestetic")
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_reward_says_where_real_videos_score(name):
+    classes = reward_class(name).mro()
+    assert any("sensible_range" in vars(cls) for cls in classes[: classes.index(Reward)])
+    low, high = reward_class(name).sensible_range
+    assert low < high
 
 
 def test_part_names_are_distinct():

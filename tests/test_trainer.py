@@ -66,6 +66,46 @@ def test_what_must_not_change_the_numbers(tmp_path, plain_run, override):
     assert_close_runs(tmp_path / "toy", plain_run, tolerance=1e-6)
 
 
+GREEDY = """
+import torch
+from vader.rewards.base import FrameReward
+
+class Greedy(FrameReward):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)  # draws from the global generator, as careless rewards do
+
+    def score_frames(self, images, prompts):
+        return self.layer(images.mean(dim=(2, 3)))[:, 0] + torch.rand(len(images))
+"""
+
+
+def test_monitors_are_scored_and_change_no_other_number(tmp_path, monkeypatch, plain_run):
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monitors = "[{name: 'greedy:Greedy'}, {name: 'toys:Stillness'}, {name: 'toys:Warmth'}]"
+    train(toy_recipe(f"evaluation.monitors={monitors}"), tmp_path)
+    lines, monitored = metrics(tmp_path / "toy"), []
+    for line in lines:
+        if line["kind"] == "evaluation":
+            monitored.append(line.pop("monitors"))
+            assert {name: monitored[-1][name] for name in line["parts"]} == line["parts"]
+    assert [list(found) for found in monitored] == [["Greedy", "Stillness", "Warmth"]] * 3
+    assert lines == metrics(plain_run)
+    assert adapter(tmp_path / "toy") == adapter(plain_run)
+    assert read_run(tmp_path / "toy").evaluations[-1].monitors == monitored[-1]
+
+
+def test_a_monitor_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, capsys):
+    asked = ["train", str(TOY), "--runs", str(tmp_path)]
+    assert main([*asked, "evaluation.monitors=[{name: pikscore}]"]) == 2
+    assert "unknown reward 'pikscore': did you mean 'pickscore'?" in capsys.readouterr().err
+    few = ["video.frames=1", "algorithm.frames.sample=1", "rewards=[{name: 'toys:Warmth'}]"]
+    assert main([*asked, *few, "evaluation.monitors=[{name: 'toys:Stillness'}]"]) == 2
+    assert "reward 'Stillness' needs at least 2 frames" in capsys.readouterr().err
+    assert not (tmp_path / "toy").exists()
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_split_and_plain_backward_of_frame_rewards_agree(tmp_path, chunk):
     warmth = ("rewards=[{name: 'toys:Warmth'}]", f"algorithm.frames={{sample: 3, chunk: {chunk}}}")
@@ -334,20 +374,22 @@ def test_a_tracker_gets_every_step_and_the_run_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recipe = toy_recipe("train.trackers=[tensorboard]", "train.max_skipped=1")
+    monitor = "evaluation.monitors=[{name: 'toys:Stillness'}]"
+    recipe = toy_recipe("train.trackers=[tensorboard]", "train.max_skipped=1", monitor)
     with monkeypatch.context() as patch:
         failing_in(patch, {4}, not_a_number)
         with pytest.raises(RunError):
             train(recipe, tmp_path)
     train(recipe, tmp_path)
     run = tmp_path / "toy"
-    found = {}
+    found, monitors = {}, {}
     for folder in {path.parent for path in run.rglob("events.out*")}:
         events = EventAccumulator(str(folder)).Reload()
-        found |= (
-            {event.step: event.value for event in events.Scalars("train/reward")} if events.Tags()["scalars"] else {}
-        )
+        if events.Tags()["scalars"]:
+            found |= {event.step: event.value for event in events.Scalars("train/reward")}
+            monitors |= {event.step: event.value for event in events.Scalars("monitors/Stillness")}
     rewards = {line["step"]: line["reward"] for line in metrics(run) if line["kind"] == "train"}
+    assert monitors == pytest.approx({e.step: e.monitors["Stillness"] for e in read_run(run).evaluations})
     assert {s: r for s, r in found.items() if s != 4} == pytest.approx({s: r for s, r in rewards.items() if s != 4})
 
 

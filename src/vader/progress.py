@@ -56,10 +56,11 @@ class Display:
             self.console.print(f"step {line['step']}/{self.steps}  {text}  left {self._left(line['step'])}")
 
     def evaluation(self, line: dict[str, Any]) -> None:
-        judge = "".join(f"  {name} {value:.2f}" for name, value in line.get("judge", {}).items())
+        beside = {**line.get("monitors", {}), **line.get("judge", {})}
+        found = "".join(f"  {name} {value:.2f}" for name, value in beside.items())
         reward = f"{line['reward']:.3f} ± {line['stderr']:.3f}"
         self.console.print(
-            f"step {line['step']}/{self.steps}  held-out reward {reward} ({line['videos']} videos){judge}"
+            f"step {line['step']}/{self.steps}  held-out reward {reward} ({line['videos']} videos){found}"
         )
 
     def _left(self, step: int) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -180,6 +181,7 @@ class EvaluationSection(Section):
     shown: PositiveInt = 4  # how many are written as mp4
     batch: PositiveInt = 8
     judge: bool = False  # the tiny world's ground truth, beside the reward
+    monitors: Annotated[tuple[RewardSection, ...], AfterValidator(_monitors)] = ()  # scored, never trained on
 
 
 class MemorySection(Section):
@@ -194,7 +196,7 @@ class Recipe(Section):
     model: ModelSection
     video: VideoSection
     sampling: SamplingSection = SamplingSection()
-    rewards: Annotated[tuple[RewardSection, ...], Field(min_length=1)]
+    rewards: Annotated[tuple[RewardSection, ...], Field(min_length=1), AfterValidator(expand_mixes)]
     prompts: PromptsSection
     algorithm: AlgorithmSection = AlgorithmSection()
     adapter: AdapterSection = AdapterSection()

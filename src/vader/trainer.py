@@ -37,7 +37,8 @@ from vader.models.base import VideoModel
 from vader.models.registry import frozen_dtype, load_model, model_options
 from vader.progress import Display
 from vader.prompts import load_prompts
-from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.recipe import FramesSection, Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.rewards.base import RewardMix
 from vader.rewards.registry import build_mix
 
 
@@ -72,6 +73,7 @@ class Run:
     folder: Path
     engine: Engine
     algorithm: Algorithm
+    monitors: RewardMix
     train_prompts: list[str]
     test_prompts: list[str]
     checkpoints: Checkpoints
@@ -175,13 +177,23 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
     """
     train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
     algorithm = load_algorithm(recipe)
+    monitors = _load_monitors(recipe, test_prompts)
     engine = build_engine(recipe, folder)
+    monitors.to(engine.model.device).to_precision(frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     check_space(folder, _bytes_of_checkpoints(recipe, engine))
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
     log = MetricsLog(folder / "metrics.jsonl")
-    return Run(recipe, folder, engine, algorithm, train_prompts, test_prompts, checkpoints, log, Progress())
+    return Run(recipe, folder, engine, algorithm, monitors, train_prompts, test_prompts, checkpoints, log, Progress())
+
+
+def _load_monitors(recipe: Recipe, test_prompts: list[str]) -> RewardMix:
+    """The rewards that score held-out videos and are never trained on. Raises `UserError` as `build_run`."""
+    monitors = build_mix(recipe.evaluation.monitors)
+    check_frames(FramesSection(sample="all"), recipe.video.frames, monitors)
+    monitors.check_prompts(test_prompts)
+    return monitors
 
 
 def build_engine(recipe: Recipe, folder: Path) -> Engine:
@@ -341,7 +353,7 @@ def _evaluate(run: Run, display: Display) -> None:
     count = settings.final_videos if at_the_ends and settings.final_videos else settings.videos
     display.stage(f"scoring {count} held-out videos")
     began = time.perf_counter()
-    scores = evaluate(run.engine, run.test_prompts, count)
+    scores = evaluate(run.engine, run.test_prompts, count, run.monitors)
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **summary(scores)}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
@@ -349,6 +361,7 @@ def _evaluate(run: Run, display: Display) -> None:
         run.log.append(line)
     display.evaluation(line)
     _track(run, "held_out", {"reward": line["reward"], **line["parts"], **line.get("judge", {})})
+    _track(run, "monitors", line.get("monitors", {}))
 
 
 def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float) -> None:
@@ -376,7 +389,7 @@ def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float) -> N
 
 
 def _track(run: Run, group: str, values: dict[str, Any]) -> None:
-    if run.recipe.train.trackers:
+    if run.recipe.train.trackers and values:
         run.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=run.progress.step)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,33 +20,39 @@ from torch import Tensor
 
 from vader.algorithms.base import Engine
 from vader.evaluation.video_io import write_mp4
+from vader.rewards.base import RewardMix
 from vader.sampling import sample_videos
 from vader.tinyworld.judge import judge_prompts
 
 
 @dataclass
 class VideoScore:
-    """One held-out video: its rewards, the judge's findings, and its pixels `[F, 3, H, W]` if it is shown."""
+    """One held-out video: its rewards, its monitors, the judge's findings, and its pixels `[F, 3, H, W]` if shown."""
 
     index: int
     prompt: str
     reward: float
     parts: dict[str, float]
+    monitors: dict[str, float]
     judge: dict[str, float]
     pixels: Tensor | None
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, prompts: Sequence[str], count: int) -> list[VideoScore]:
-    """Samples and scores `count` videos of the prompts, round and round, shared by all processes."""
+def evaluate(engine: Engine, prompts: Sequence[str], count: int, monitors: RewardMix) -> list[VideoScore]:
+    """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
+
+    Monitors are rewards that nothing is trained on: a monitor that falls while the reward rises tells of hacking.
+    """
     accelerator, batch = engine.accelerator, engine.recipe.evaluation.batch
     mine = list(range(count))[accelerator.process_index :: accelerator.num_processes]
-    scores = [score for i in range(0, len(mine), batch) for score in _score(engine, prompts, mine[i : i + batch])]
+    batches = [mine[i : i + batch] for i in range(0, len(mine), batch)]
+    scores = [score for indices in batches for score in _score(engine, prompts, indices, monitors)]
     gathered = gather_object(scores) if accelerator.num_processes > 1 else scores
     return sorted(gathered, key=lambda score: score.index)
 
 
-def _score(engine: Engine, prompts: Sequence[str], indices: list[int]) -> list[VideoScore]:
+def _score(engine: Engine, prompts: Sequence[str], indices: list[int], monitors: RewardMix) -> list[VideoScore]:
     texts = [prompts[index % len(prompts)] for index in indices]
     recipe = engine.recipe
     videos = sample_videos(
@@ -59,7 +65,8 @@ def _score(engine: Engine, prompts: Sequence[str], indices: list[int]) -> list[V
         batch=len(texts),
         indices=indices,
     )
-    parts = engine.reward.parts(videos.to(engine.model.device), texts)
+    pixels = videos.to(engine.model.device)
+    parts, monitored = engine.reward.parts(pixels, texts), monitors.parts(pixels, texts)
     total = engine.reward.total(parts).tolist()
     judged = judge_prompts(videos, texts) if recipe.evaluation.judge else {}
     return [
@@ -67,16 +74,21 @@ def _score(engine: Engine, prompts: Sequence[str], indices: list[int]) -> list[V
             index=index,
             prompt=texts[i],
             reward=total[i],
-            parts={name: part[i].item() for name, part in parts.items()},
-            judge={name: found[i].item() for name, found in judged.items()},
+            parts=_of_video(parts, i),
+            monitors=_of_video(monitored, i),
+            judge=_of_video(judged, i),
             pixels=videos[i] if index < recipe.evaluation.shown else None,
         )
         for i, index in enumerate(indices)
     ]
 
 
+def _of_video(found: Mapping[str, Tensor], i: int) -> dict[str, float]:
+    return {name: values[i].item() for name, values in found.items()}
+
+
 def summary(scores: list[VideoScore]) -> dict[str, object]:
-    """Mean reward with its spread over videos, mean parts, mean judgements."""
+    """Mean reward with its spread over videos, mean parts; mean monitors and judgements where there are any."""
     rewards = [score.reward for score in scores]
     spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
     found: dict[str, object] = {
@@ -86,7 +98,11 @@ def summary(scores: list[VideoScore]) -> dict[str, object]:
         "videos": len(scores),
         "parts": _means([score.parts for score in scores]),
     }
-    return found | ({"judge": _means([score.judge for score in scores])} if scores[0].judge else {})
+    beside = {
+        "monitors": _means([score.monitors for score in scores]),
+        "judge": _means([score.judge for score in scores]),
+    }
+    return found | {name: means for name, means in beside.items() if means}
 
 
 def _means(records: list[dict[str, float]]) -> dict[str, float]:

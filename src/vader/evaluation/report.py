@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, median
 from string import Template
+from typing import Literal
 
 from vader.evaluation.charts import Series, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
@@ -76,8 +77,9 @@ def headline(run: Run) -> str:
 
 def _comparisons(before: Evaluation, after: Evaluation) -> str:
     parts = _comparison("Rewards, unweighted", before.parts, after.parts) if len(before.parts) > 1 else ""
+    monitors = _comparison("Monitors<small>rewards that were not trained on</small>", before.monitors, after.monitors)
     judge = "Judge<small>figures that were not trained on</small>"
-    return parts + _comparison(judge, before.judge, after.judge, scale=1.0)
+    return parts + monitors + _comparison(judge, before.judge, after.judge, scale=1.0)
 
 
 def _described(recipe: Recipe) -> str:
@@ -248,7 +250,8 @@ def curves(run: Run) -> str:
         for axis, label in (("step", "optimiser steps"), ("queries", "reward queries"))
     )
     smalls = _small_charts("Each reward", _part_series(run))
-    smalls += _small_charts("Judge, on held-out prompts", _judge_series(run), (0.0, 1.0))
+    smalls += _small_charts("Monitors, on held-out prompts", _beside_series(run, "monitors"))
+    smalls += _small_charts("Judge, on held-out prompts", _beside_series(run, "judge"), (0.0, 1.0))
     smalls += _small_charts("Health of the training", _health_series(run))
     table = _evaluation_table(run.evaluations) if run.evaluations else ""
     return _section("Reward", f'<div class="card">{legend(series)}{large}</div>{table}{smalls}', beside=_AXIS)
@@ -261,7 +264,7 @@ _AXIS = (
 
 
 def _part_series(run: Run) -> dict[str, list[Series]]:
-    names = [reward.name for reward in run.recipe.rewards]
+    names = list((run.train or run.evaluations)[0].parts)
     if len(names) == 1:
         return {}
     return {
@@ -273,10 +276,12 @@ def _part_series(run: Run) -> dict[str, list[Series]]:
     }
 
 
-def _judge_series(run: Run) -> dict[str, list[Series]]:
-    judged = [evaluation for evaluation in run.evaluations if evaluation.judge]
-    names = judged[0].judge if judged else {}
-    return {name: [_over_steps("held-out", judged, [e.judge[name] for e in judged])] for name in names}
+def _beside_series(run: Run, kind: Literal["monitors", "judge"]) -> dict[str, list[Series]]:
+    """What held-out videos were measured by without being trained on it."""
+    measured = [evaluation for evaluation in run.evaluations if getattr(evaluation, kind)]
+    figures = [getattr(evaluation, kind) for evaluation in measured]
+    names = figures[0] if figures else {}
+    return {name: [_over_steps("held-out", measured, [one[name] for one in figures])] for name in names}
 
 
 def _health_series(run: Run) -> dict[str, list[Series]]:

@@ -36,7 +36,7 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The reward of held-out prompts under fixed noise; `judge` holds figures that nobody trained on."""
+    """The reward of held-out prompts under fixed noise; `monitors` and `judge` hold figures that nobody trained on."""
 
     step: int
     queries: int
@@ -47,6 +47,7 @@ class Evaluation:
     parts: dict[str, float]
     seconds: float
     judge: dict[str, float] = field(default_factory=dict)
+    monitors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

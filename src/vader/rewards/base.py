@@ -65,12 +65,17 @@ class ClipReward(Reward):
 
 
 class RewardMix(Reward):
-    """The weighted sum of named rewards; `parts` says what each contributed, unweighted."""
+    """The weighted sum of named rewards; `parts` says what each contributed, unweighted.
+
+    Its sensible range is the weighted sum of theirs.
+    """
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
         super().__init__()
         self.rewards = nn.ModuleDict(rewards)
         self.weights = weights
+        ends = [sorted(weights[name] * end for end in reward.sensible_range) for name, reward in rewards.items()]
+        self.sensible_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
     @property
     def framewise(self) -> bool:
