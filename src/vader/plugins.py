@@ -123,7 +123,7 @@ def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, option
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """A function's type hints; none where they name what only a type checker imports."""
     try:
-        return get_type_hints(function)
+        return get_type_hints(function, include_extras=True)
     except NameError:
         return {}
 
