@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -38,11 +39,25 @@ def user_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+SIZES = {  # train, test
+    "actions": (56, 24),
+    "activities": (90, 45),
+    "book-and-cup": (30, 15),
+    "clothes": (60, 28),
+    "instruments": (66, 36),
+    "kinetics": (60, 24),
+    "scenes": (40, 20),
+    "tiny": (400, 200),
+    "tiny-removal": (80, 40),
+}
+
+
 def test_built_in_sets_are_distinct_prompts():
-    sizes = {name: len(load_prompts(name)) for name in prompt_set_names()}
-    assert sizes.items() >= {"activities-test": 45, "activities-train": 90, "tiny-test": 200, "tiny-train": 400}.items()
-    for name in prompt_set_names():
-        assert len(set(load_prompts(name))) == sizes[name]
+    assert set(prompt_set_names()) == {f"{name}-{half}" for name in SIZES for half in ("train", "test")}
+    for name, sizes in SIZES.items():
+        train, test = load_prompts(f"{name}-train"), load_prompts(f"{name}-test")
+        assert (len(train), len(test)) == sizes
+        assert len({*train, *test}) == sum(sizes)
 
 
 def test_the_tiny_split_shares_no_combination_but_every_word():
@@ -80,6 +95,47 @@ def test_the_activity_sets_share_no_animal_and_have_every_activity():
     assert (len(animals["train"]), len(animals["test"])) == (30, 15)
     assert not animals["train"] & animals["test"]
     assert activities["train"] == activities["test"] == {"washing the dishes", "riding a bike", "playing chess"}
+
+
+PLACE = r"(?:,| beside\b| under\b| in\b| by\b| above\b| between\b|$)"
+PATTERNS = {  # what a set's prompts look like; the named parts are shared by no two of train and test
+    "actions": r"^an? (?P<subject>.+?) \w+ing\b",
+    "activities": r"^an? (?P<subject>\w+) ",
+    "book-and-cup": r"\bbooks? .*\bcup\b.* on an? (?P<place>.+?)" + PLACE,
+    "clothes": r"^an? (?P<subject>.+?) wearing (?P<garment>.+), \w+ing ",
+    "instruments": r"^an? (?P<subject>.+?) playing the (?P<instrument>.+?) (?:in|on|at|by|under) ",
+    "kinetics": r"^an? (?P<subject>\w+) ",
+    "scenes": r"^an? (?P<subject>.+?) (?:in|on|at|under|with|by|of|above|after|full|before|over)\b",
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_halves_share_no_subject(name):
+    """Nor a garment, an instrument, a place: compared by their last words ("polar bear" is a bear)."""
+    seen = []
+    for half in ("train", "test"):
+        matches = [re.search(PATTERNS[name], prompt) for prompt in load_prompts(f"{name}-{half}")]
+        assert all(matches)
+        seen.append([{part: words.split()[-1] for part, words in match.groupdict().items()} for match in matches])
+    for part in seen[0][0]:
+        train, test = ({parts[part] for parts in half} for half in seen)
+        assert not train & test
+        assert len(test) >= 3
+
+
+def test_removal_prompts_of_the_tiny_world_show_what_is_removed():
+    train, test = load_prompts("tiny-removal-train"), load_prompts("tiny-removal-test")
+    assert all(re.match(r"an? \w+ circle moving \w+ over \w+$", prompt) for prompt in [*train, *test])
+    assert set(train) < set(load_prompts("tiny-train"))
+    assert set(test) < set(load_prompts("tiny-test"))
+
+
+def test_kinetics_prompts_have_labels_of_their_own(shared):
+    labels = [{prompt.label for prompt in load_prompts(f"kinetics-{half}")} for half in ("train", "test")]
+    assert [len(half) for half in labels] == [60, 24]
+    assert not labels[0] & labels[1]
+    known = json.loads(shared("parity/rewards/labels.json").read_text())["kinetics400_labels"]
+    assert labels[0] | labels[1] <= set(known)
 
 
 def test_a_file_has_a_prompt_a_line(tmp_path):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from vader.tinyworld.scenes import ALL_ATTRIBUTES, Attributes, caption
+from vader.tinyworld.scenes import ALL_ATTRIBUTES, SHAPES, Attributes, caption
+
+REMOVED = "circle"  # the shape that tiny recipes of object removal make vanish
 
 
 def train_attributes() -> list[Attributes]:
@@ -31,6 +33,16 @@ def train_prompts() -> list[str]:
 
 def test_prompts() -> list[str]:
     return [caption(item) for item in test_attributes()]
+
+
+def removal_train_prompts() -> list[str]:
+    """The 80 training prompts of a circle."""
+    return [caption(item) for item in train_attributes() if SHAPES[item.shape] == REMOVED]
+
+
+def removal_test_prompts() -> list[str]:
+    """The 40 test prompts of a circle."""
+    return [caption(item) for item in test_attributes() if SHAPES[item.shape] == REMOVED]
 
 
 def _shuffled(items: list[Attributes]) -> list[Attributes]:
