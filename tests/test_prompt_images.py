@@ -11,7 +11,7 @@ from PIL import Image
 
 from vader.errors import UserError
 from vader.prompts import Prompt
-from vader.prompts.images import prompt_images, read_picture
+from vader.prompts.images import check_pictures, prompt_images, read_picture
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -96,6 +96,8 @@ def test_what_is_no_picture_is_one_line(tmp_path):
         with pytest.raises(UserError, match=rf"{name}' cannot be read") as caught:
             read_picture(tmp_path / name, 8, 8)
         assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=rf"{name}' cannot be read"):
+            check_pictures(["a text", Prompt("x", image=tmp_path / name)])
     cut = stored(tmp_path / "cut.png", random_pixels(64, 64))
     cut.write_bytes(cut.read_bytes()[:300])
     with pytest.raises(UserError, match=r"cut.png' cannot be read"):

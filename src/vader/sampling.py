@@ -19,6 +19,7 @@ from vader.adapters import adapter_disabled
 from vader.memory import offload_activations
 from vader.models.base import Condition, Guidance, VideoModel, VideoSize
 from vader.policies import Plan
+from vader.prompts.images import prompt_images
 from vader.solvers import Schedule, Step
 
 
@@ -143,6 +144,13 @@ def _distance(chain: Chain, i: int, latents: Tensor, prediction: Tensor) -> Tens
     return (prediction - base).square().flatten(1).mean(dim=1).sum()
 
 
+def encode(model: VideoModel, prompts: Sequence[str], size: VideoSize, images: Tensor | None = None) -> Condition:
+    """The condition of B prompts; a model that starts from images gets those the prompts carry, or `images`."""
+    if images is None and model.takes_images:
+        images = prompt_images(prompts, size.height, size.width)
+    return model.encode(prompts, images, size)
+
+
 @torch.no_grad()
 def sample_videos(
     model: VideoModel,
@@ -157,16 +165,19 @@ def sample_videos(
 ) -> Tensor:
     """Samples one video a prompt: float32 `[B, F, 3, H, W]` in [0, 1], on the CPU.
 
-    A video's noise depends on the seed and its index alone (None: its place among the prompts), not on how the
-    prompts are batched.
+    Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry. A video's
+    noise depends on the seed and its index alone (None: its place among the prompts), not on how the prompts are
+    batched.
     """
     schedule, shape = model.solver.schedule(steps, size), model.noise_shape(size)
+    if images is None:
+        model.check_prompts(prompts)
     model.prepare(prompts)
     indices = range(len(prompts)) if indices is None else indices
     videos = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
-        condition = model.encode(prompts[some], None if images is None else images[some], size)
+        condition = encode(model, prompts[some], size, None if images is None else images[some])
         noise = Noise(shape, seed, "sample", 0, indices[some], model.device)
         videos.append(model.decode(sample_latents(Chain(model, schedule, condition, guidance), noise)).cpu())
     return torch.cat(videos)

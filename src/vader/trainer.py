@@ -34,7 +34,7 @@ from vader.evaluation.run_folder import ADAPTER, read_run
 from vader.frames import check_frames
 from vader.memory import checkpoint_blocks, peak_memory_bytes
 from vader.models.base import VideoModel
-from vader.models.registry import frozen_dtype, load_model, model_options
+from vader.models.registry import frozen_dtype, load_model, model_class, model_options
 from vader.progress import Display
 from vader.prompts import load_prompts
 from vader.recipe import FramesSection, Recipe, dump_recipe, first_difference, library_versions, load_recipe
@@ -176,6 +176,7 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
         UserError: a part of the recipe cannot be had here, or does not fit the others.
     """
     train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
+    model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
     algorithm = load_algorithm(recipe)
     monitors = _load_monitors(recipe, test_prompts)
     engine = build_engine(recipe, folder)

@@ -21,7 +21,7 @@ from torch import Tensor
 from vader.models.base import Guidance, VideoModel, VideoSize
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix
-from vader.sampling import Chain, Noise
+from vader.sampling import Chain, Noise, encode
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Engine:
     def chain(self, prompts: Sequence[str], base_distance: bool = False) -> Chain:
         """The sampling chain of these prompts, encoded."""
         schedule = self.model.solver.schedule(self.recipe.sampling.steps, self.size)
-        condition = self.model.encode(prompts, size=self.size)
+        condition = encode(self.model, prompts, self.size)
         return Chain(self.model, schedule, condition, self.guidance, base_distance, self.recipe.memory.offload)
 
     def noise(self, purpose: str, batch: Batch) -> Noise:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.prompts.images import check_pictures, image_of
 from vader.scheduler_config import Kind
 from vader.solvers import Solver
 
@@ -34,7 +35,7 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: `uncond + scale * (cond - uncond)`; scale 1 needs no unconditional branch.
+    """Classifier-free guidance (`VideoModel.guide`); scale 1 needs no unconditional branch.
 
     `batched` runs both branches as one batch (faster) or one after the other (less memory).
     `detach_uncond` stops the gradient of the unconditional branch.
@@ -63,11 +64,27 @@ class Condition:
         return {name: torch.cat([self.cond[name], self.uncond[name]]) for name in self.cond}
 
 
+def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
+    """Height and width in latents, for a VAE that makes `factor` x `factor` pixels of one.
+
+    Raises:
+        UserError: a side is no multiple of the factor; names the nearest size that is possible.
+    """
+    if size.height % factor or size.width % factor:
+        height, width = (max(1, round(side / factor)) * factor for side in (size.height, size.width))
+        raise UserError(
+            f"video size {size.height}x{size.width} (height x width) is not possible: "
+            f"both must be multiples of {factor}; the nearest is {height}x{width}"
+        )
+    return size.height // factor, size.width // factor
+
+
 class VideoModel(ABC):
     """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapter."""
 
     family: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    takes_images: ClassVar[bool] = False  # whether a video starts from a picture (image-to-video)
 
     denoiser: nn.Module  # carries the adapter
     solver: Solver  # built from the checkpoint's own scheduler settings
@@ -92,6 +109,21 @@ class VideoModel(ABC):
         Raises:
             UserError: there is no such checkpoint, or it is not of this family.
         """
+
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str]) -> None:
+        """Before anything is loaded: prompts carry pictures where the family starts from them, and none elsewhere.
+
+        Raises:
+            UserError: naming the first prompt that does not fit, or whose picture cannot be opened.
+        """
+        family = f"models of the family {cls.family!r}"
+        for prompt in prompts:
+            if image_of(prompt) is None and cls.takes_images:
+                raise UserError(f"{family} start from images, but prompt {prompt!r} has none: use a set of pictures")
+            if image_of(prompt) is not None and not cls.takes_images:
+                raise UserError(f"{family} take no images, but prompt {prompt!r} has one: use a set of texts")
+        check_pictures(prompts)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
@@ -154,8 +186,11 @@ class VideoModel(ABC):
         """The guided prediction at one time, with a graph wherever the caller's grad mode and weights ask for one."""
         if guidance.scale == 1.0:
             return self.denoise(latents, time, condition.cond)
-        cond, uncond = self._branches(latents, time, condition, guidance)
-        return uncond + guidance.scale * (cond - uncond)
+        return self.guide(*self._branches(latents, time, condition, guidance), guidance.scale)
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+        """The guided prediction, `uncond + scale * (cond - uncond)` (arXiv 2207.12598, eq. 6, scale = 1 + w there)."""
+        return uncond + scale * (cond - uncond)
 
     def _branches(
         self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance

@@ -6,7 +6,8 @@ without transparency (laid on white), scaled to cover the video and cut to it ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +39,33 @@ def prompt_images(prompts: Sequence[str], height: int, width: int) -> Tensor:
     return torch.stack([read_picture(path, height, width) for _, path in paths if path is not None])
 
 
+def check_pictures(prompts: Sequence[str]) -> None:
+    """Raises `UserError` for the first picture that does not exist or is none; looks at their first bytes alone."""
+    for path in filter(None, map(image_of, prompts)):
+        with _opened(path):
+            pass
+
+
 def read_picture(path: Path, height: int, width: int) -> Tensor:
     """A picture cut to `[3, height, width]`, float32 in [0, 1].
 
     Raises:
         UserError: there is no such file, or it is no picture.
     """
-    try:
-        with Image.open(path) as image:
-            upright = _on_white(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNG
-        raise UserError(f"image {str(path)!r} cannot be read: {error}") from error
+    with _opened(path) as image:
+        upright = _on_white(ImageOps.exif_transpose(image))
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted).copy()).movedim(-1, 0).float() / 255
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file, not read yet; what goes wrong within, in reading it, is the user's mistake."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNG
+        raise UserError(f"image {str(path)!r} cannot be read: {error}") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:
