@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +269,7 @@ def test_scores_as_json(capsys, user_folder):
     scores = json.loads(capsys.readouterr().out)
     assert [file["path"] for file in scores["files"]] == videos
     assert scores["mean"] == pytest.approx({"Brightness": 0.5, "Brightness_2": 1.0, "total": 1.0}, abs=0.01)
+    assert scores["std"] == pytest.approx({"Brightness": 0.25, "Brightness_2": 0.5, "total": 0.5}, abs=0.01)
     assert scores["files"][1]["parts"]["Brightness_2"]["mean"] == pytest.approx(1.5, abs=0.02)
 
 
@@ -276,7 +278,35 @@ def test_scores_as_a_table_with_means(capsys, user_folder):
     assert main(["score", *videos, "--reward", "my_rewards:Brightness", "--max-frames", "2"]) == 0
     out = capsys.readouterr().out
     assert all(path in out for path in videos)
+    means = [float(mean) for mean in re.findall(r"(0\.\d{4}) ± 0\.\d{4}", out)]
+    assert means == pytest.approx([0.25, 0.75, 0.5, 0.5], abs=0.01)  # two videos, and both together
     assert [row.split("│")[1].strip() for row in out.splitlines() if "│" in row][-1] == "mean"
+
+
+def test_a_folder_of_videos_is_scored_video_by_video(capsys, user_folder):
+    (user_folder / "videos").mkdir()
+    videos = [write_grey(user_folder / "videos" / f"{level}.mp4", level) for level in (0.25, 0.75)]
+    (user_folder / "videos" / "contact-sheet.png").touch()
+    (user_folder / "prompts.txt").write_text("one\ntwo\n")
+    arguments = ["score", str(user_folder / "videos"), "--reward", "my_rewards:Brightness", "--prompts", "prompts.txt"]
+    assert main([*arguments, "--json"]) == 0
+    assert [file["path"] for file in json.loads(capsys.readouterr().out)["files"]] == videos
+
+
+def test_a_terminal_sees_how_far_scoring_is(capsys, user_folder, monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    videos = [write_grey(user_folder / f"{level}.mp4", level) for level in (0.25, 0.75)]
+    assert main(["score", *videos, "--reward", "my_rewards:Brightness", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "2/2" in captured.err
+    assert json.loads(captured.out)["mean"]["total"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_without_a_single_score_there_is_no_table(capsys, user_folder):
+    assert main(["score", "missing.mp4", "--reward", "my_rewards:Brightness"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == "vader: 1 of 1 videos could not be scored"
 
 
 def test_unreadable_files_are_reported_and_the_others_scored(capsys, user_folder):

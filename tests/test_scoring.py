@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vader.errors import UserError
-from vader.evaluation.scoring import CHUNK, score_files
+from vader.evaluation.scoring import CHUNK, find_videos, over_files, score_files
 from vader.evaluation.video_io import write_mp4, write_png_frames
 from vader.rewards.base import ClipReward, FrameReward, RewardMix
 
@@ -22,6 +22,8 @@ class Brightness(FrameReward):
 
 
 class Flicker(ClipReward):
+    min_frames = 1  # it says itself what it needs
+
     def forward(self, frames, prompts):
         if frames.shape[1] < 2:
             raise UserError("reward 'flicker' needs two frames, got 1: set max_frames")
@@ -78,11 +80,70 @@ def test_bad_files_are_recorded_and_the_others_scored(tmp_path):
     assert [score.path.name for score in scores] == names
     assert "no video that can be read" in scores[0].error
     assert "no video at" in scores[1].error
-    assert "needs two frames" in scores[2].error
+    assert scores[2].error.startswith(f"{tmp_path / 'single'}: reward 'flicker' needs two frames")
     assert scores[0].parts == {}
     assert scores[0].total is None
     assert scores[3].error is None
     assert scores[3].parts["flicker"].mean == pytest.approx(-1 / 3, abs=1e-6)
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_its_file(tmp_path):
+    class Wild(FrameReward):
+        def score_frames(self, images, prompts):
+            return images.mean(dim=(1, 2, 3)).log()
+
+    write_png_frames(tmp_path / "black", torch.zeros(2, 3, 8, 8))
+    write_png_frames(tmp_path / "white", torch.ones(2, 3, 8, 8))
+    black, white = score_files([tmp_path / "black", tmp_path / "white"], mix(wild=Wild()), ["", ""])
+    assert black.error.endswith("black: the score by reward 'wild' is not finite")
+    assert white.total == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_clip_reward_says_how_many_frames_it_takes(tmp_path):
+    class Pairs(Flicker):
+        min_frames, frame_multiple = 2, 2
+
+    write_png_frames(tmp_path / "odd", ramp(5))
+    write_png_frames(tmp_path / "one", ramp(1))
+    (odd,) = score_files([tmp_path / "odd"], mix(pairs=Pairs()), [""])
+    assert "reward 'pairs' needs a multiple of 2 frames, got 5" in odd.error
+    assert "--max-frames 4" in odd.error
+    (even,) = score_files([tmp_path / "odd"], mix(pairs=Pairs()), [""], max_frames=4)
+    assert even.error is None
+    (one,) = score_files([tmp_path / "one"], mix(pairs=Pairs()), [""])
+    assert "reward 'pairs' needs at least 2 frames together, got 1" in one.error
+
+
+def test_prompts_are_checked_before_anything_is_read(tmp_path):
+    class Picky(Brightness):
+        def check_prompts(self, prompts):
+            raise UserError("a prompt is empty")
+
+    reward = Picky()
+    with pytest.raises(UserError, match="a prompt is empty"):
+        score_files([tmp_path], mix(picky=reward), [""])
+    assert reward.calls == []
+
+
+def test_spread_over_files(tmp_path):
+    levels = (0.2, 0.6)
+    for level in levels:
+        write_png_frames(tmp_path / str(level), torch.full((2, 3, 8, 8), level))
+    paths = [tmp_path / str(level) for level in levels] + [tmp_path / "missing"]
+    overall = over_files(score_files(paths, mix(brightness=Brightness(), flicker=Flicker()), [""] * 3))
+    assert list(overall) == ["brightness", "flicker", "total"]
+    assert overall["brightness"].mean == pytest.approx(0.4, abs=1e-3)
+    assert overall["brightness"].std == pytest.approx(0.2, abs=1e-3)
+    assert over_files(score_files(paths[2:], mix(brightness=Brightness()), [""])) == {}
+
+
+def test_a_folder_of_videos_stands_for_its_videos(tmp_path):
+    for name in ("b.mp4", "a.GIF", "contact-sheet.png", "prompts.json", ".half.mp4"):
+        (tmp_path / name).touch()
+    write_png_frames(tmp_path / "frames", ramp(2))
+    alone, missing = tmp_path / "frames" / "frame-0000.png", tmp_path / "missing.mp4"
+    found = find_videos([tmp_path, tmp_path / "frames", alone, missing])
+    assert found == [tmp_path / "a.GIF", tmp_path / "b.mp4", tmp_path / "frames", alone, missing]
 
 
 def test_each_video_needs_its_prompt(tmp_path):

@@ -10,10 +10,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vader.check import Check
-    from vader.evaluation.scoring import FileScore
+    from vader.evaluation.scoring import FileScore, PartScore
     from vader.models.base import VideoModel, VideoSize
     from vader.recipe import ModelSection, RewardSection, SamplingSection, VideoSection
 
@@ -150,7 +150,7 @@ def sample(
         print(path)
 
 
-def _prompts_to_sample(prompts: list[str], file: str | None) -> list[str]:
+def _prompts_to_sample(prompts: list[str], file: str | None) -> Sequence[str]:
     from vader.prompts import load_prompts
 
     texts = [*prompts, *(load_prompts(file) if file else [])]
@@ -250,7 +250,7 @@ def _slug(text: str) -> str:
     epilog="Example: vader score videos/*.mp4 --reward aesthetic:checkpoint=tiny --reward hps:checkpoint=tiny,weight=5"
 )
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="Video files, or folders of frames.")],
+    paths: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or folders of frames.")],
     rewards: Annotated[
         list[str],
         typer.Option("--reward", metavar="NAME[:KEY=VALUE,...]", help="A reward with its options; may be repeated."),
@@ -266,24 +266,40 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Score videos by rewards. Files that cannot be read are reported and the others scored; exit status 1 then."""
-    texts = _prompts_to_score(paths, prompt, prompts)
     sections = [_reward_section(spec) for spec in rewards]
-    from vader.evaluation.scoring import score_files
+    from vader.evaluation.scoring import find_videos, score_files
     from vader.rewards.registry import build_mix
 
-    scores = score_files(paths, build_mix(sections).to(_device()), texts, max_frames)
+    videos = find_videos(paths)
+    texts = _prompts_to_score(videos, prompt, prompts)
+    mix = build_mix(sections).to(_device())
+    with _progress(len(videos)) as advance:
+        scores = score_files(videos, mix, texts, max_frames, lambda _: advance())
     print(_scores_as_json(scores)) if as_json else _print_scores(scores)
     if unreadable := [score.error for score in scores if score.error]:
         print(*unreadable, sep="\n", file=sys.stderr)
         raise RunError(f"{len(unreadable)} of {len(scores)} videos could not be scored")
 
 
-def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -> list[str]:
+def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -> Sequence[str]:
     from vader.prompts import load_prompts
 
     if prompt is not None and file is not None:
         raise UserError("--prompt is one prompt for all videos, --prompts one for each: give one of the two")
     return load_prompts(file) if file else [prompt or ""] * len(paths)
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[], None]]:
+    """On a terminal, a bar on stderr that `advance()` moves; elsewhere nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("videos", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=count)
+        yield lambda: bar.advance(task)
 
 
 def _reward_section(spec: str) -> RewardSection:
@@ -303,29 +319,34 @@ def _reward_section(spec: str) -> RewardSection:
 
 
 def _scores_as_json(scores: list[FileScore]) -> str:
+    from vader.evaluation.scoring import over_files
+
     files = [asdict(score) | {"path": str(score.path)} for score in scores]
-    return json.dumps({"files": files, "mean": _mean_scores(scores)}, indent=2)
-
-
-def _mean_scores(scores: list[FileScore]) -> dict[str, float]:
-    """The mean over the files that have scores, of each reward and of the total."""
-    good = [score for score in scores if score.error is None]
-    parts = {name: fmean(score.parts[name].mean for score in good) for name in (good[0].parts if good else ())}
-    return parts | ({"total": fmean(score.total for score in good if score.total is not None)} if good else {})
+    overall = over_files(scores)
+    mean, std = ({name: getattr(part, kind) for name, part in overall.items()} for kind in ("mean", "std"))
+    return json.dumps({"files": files, "mean": mean, "std": std}, indent=2)
 
 
 def _print_scores(scores: list[FileScore]) -> None:
+    """The table: mean ± spread over frames of each video, and over videos below; nothing where no video has a score."""
     from rich.table import Table
 
-    means = _mean_scores(scores)
-    table = Table("video", "frames", *means)
+    from vader.evaluation.scoring import over_files
+
+    if not (overall := over_files(scores)):
+        return
+    table = Table("video", "frames", *overall)
     for score in scores:
-        if score.error is None:
-            values = [*(part.mean for part in score.parts.values()), score.total]
-            table.add_row(str(score.path), str(score.frames), *(f"{value:.4f}" for value in values))
+        if score.total is not None:
+            parts = map(_mean_and_spread, score.parts.values())
+            table.add_row(escape(str(score.path)), str(score.frames), *parts, f"{score.total:.4f}")
     table.add_section()
-    table.add_row("mean", "", *(f"{value:.4f}" for value in means.values()))
+    table.add_row("mean", "", *map(_mean_and_spread, overall.values()))
     _print_wide(table)
+
+
+def _mean_and_spread(part: PartScore) -> str:
+    return f"{part.mean:.4f}" if part.std is None else f"{part.mean:.4f} ± {part.std:.4f}"
 
 
 def _print_wide(table: Table) -> None:
@@ -368,7 +389,8 @@ def _prompt_sets() -> dict[str, str]:
     from vader.prompts import load_prompts, prompt_set_names
 
     sets = {name: load_prompts(name) for name in prompt_set_names()}
-    return {name: f'{len(prompts)} prompts, as "{prompts[0]}"' for name, prompts in sets.items()}
+    labelled = {name: " with labels" if prompts[0].label else "" for name, prompts in sets.items()}
+    return {name: f'{len(prompts)} prompts{labelled[name]}, as "{prompts[0]}"' for name, prompts in sets.items()}
 
 
 def _recipes() -> dict[str, str]:

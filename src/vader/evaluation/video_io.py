@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from vader.errors import UserError
 
 EYE = 256  # pixels: smaller videos are enlarged towards this
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BT709 = 1  # the code of these primaries, transfer and matrix in ISO/IEC 23091-2: what browsers take for granted
 LIMITED_RANGE = 1

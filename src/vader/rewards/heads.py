@@ -73,7 +73,8 @@ def linear_stack(
     _check_gaps(numbers, label, activation)
     if activation is None:
         return nn.Sequential(*layers)
-    return nn.Sequential(*(part for layer in layers for part in (layer, activation())))[:-1]
+    parts = [part for layer in layers for part in (layer, activation())]
+    return nn.Sequential(*parts[:-1])  # none after the last
 
 
 def _check_gaps(numbers: list[int], label: str, activation: type[nn.Module] | None) -> None:
