@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vader.errors import UserError, nearest
-from vader.tinyworld.pretrain import clip, modelscope, text, vae
+from vader.tinyworld.pretrain import actions, clip, detector, modelscope, text, vae
 
 Build = Callable[[Path, Path], dict[str, float]]
 
@@ -23,6 +23,14 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
         lambda out, work: modelscope.build(out / "modelscope", work),
         ("modelscope/vae", "modelscope/text_encoder"),
     ),
+    "detector": (
+        lambda out, work: detector.build(out / "detector", work, out / "modelscope" / "vae"),
+        ("modelscope/vae",),
+    ),
+    "actions": (
+        lambda out, work: actions.build(out / "actions", work, out / "modelscope" / "vae"),
+        ("modelscope/vae",),
+    ),
 }
 
 
@@ -30,7 +38,7 @@ def build(name: str, out: Path) -> dict[str, float]:
     """Trains one of the tiny world's models, or `all`, and returns its held-out quality.
 
     Args:
-        name: "vae", "text", "clip" or "modelscope", as they stand on each other; "all" for all four.
+        name: one of `BUILDS`, in which each stands after what it stands on; "all" for all.
         out: the folder of weights, laid out as the package's own; unfinished work is kept in `out/work`.
 
     Raises:
