@@ -114,6 +114,11 @@ class OpenSora(VideoModel):
             pixels = torch.cat([self.vae.decode_frames(video, chosen, count) for video, chosen in each])
         return pixels.movedim(1, 2).to(latents.dtype) / 2 + 0.5
 
+    @torch.no_grad()
+    def encode_video(self, pixels: Tensor) -> Tensor:
+        """See `VideoModel.encode_video`: the means of the posteriors, `[B, 4, T, h, w]`."""
+        return self.vae.encode(pixels.movedim(2, 1).to(self.vae.dtype) * 2 - 1, torch.zeros_like).to(pixels.dtype)
+
     def networks(self) -> dict[str, nn.Module]:
         """The text encoder is not among them: it is there only while new prompts are encoded."""
         return {"transformer": self.denoiser, "vae": self.vae}
