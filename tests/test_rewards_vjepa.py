@@ -386,3 +386,32 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(checkpoint.RELEASES, "vith16", (tmp_path / "gone.pth.tar").as_uri())
     with pytest.raises(UserError, match="could not be downloaded"):
         load_jepa("vith16")
+
+
+def test_loss_is_the_paper_s_formula(networks):
+    """Written out for one clip: mean absolute error of standardised features, both kinds of mask counting alike."""
+    clips = torch.randn(1, 3, 4, 16, 16)
+    sets = draw_masks(GRID, torch.Generator().manual_seed(2))
+    features = networks.target_encoder(clips)[0]
+    deviation = (features.var(dim=-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    standardised = (features - features.mean(dim=-1, keepdim=True)) / deviation
+    losses = []
+    for i, (context, target) in enumerate(sets):
+        seen = networks.predictor.predictor_embed(networks.encoder(clips, context))[0]
+        places = networks.predictor.predictor_pos_embed[0]
+        hidden = networks.predictor.mask_tokens[i][0] + places[target[0]]
+        x = torch.cat([seen + places[context[0]], hidden])[None]
+        for block in networks.predictor.predictor_blocks:
+            x = block(x)
+        predicted = networks.predictor.predictor_proj(networks.predictor.predictor_norm(x))[0, len(seen) :]
+        losses.append((predicted - standardised[target[0]]).abs().mean())
+    found = prediction_loss(networks, clips, normalized_targets(networks, clips), [sets])
+    torch.testing.assert_close(found, torch.stack(losses).mean()[None])
+    assert (losses[0] - losses[1]).abs() > 1e-3
+
+
+def test_scores_are_what_they_were(file):
+    """Golden: a change of masks, sizes, normalisation or formula moves these."""
+    frames = torch.rand(2, 4, 3, 16, 24, generator=torch.Generator().manual_seed(5))
+    scores = VJEPA(file, masks=2).freeze()(frames, PROMPTS[:2])
+    torch.testing.assert_close(scores, torch.tensor([-0.98636, -0.96249]), atol=1e-4, rtol=0)

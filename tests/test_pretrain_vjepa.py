@@ -1,0 +1,44 @@
+"""The tiny world's V-JEPA: V-JEPA's own training step, and a file that the reward loads."""
+
+from __future__ import annotations
+
+import torch
+
+from vader.rewards import load_reward
+from vader.tinyworld import weights_path
+from vader.tinyworld.pretrain import vjepa
+from vader.tinyworld.pretrain.loop import Schedule
+
+
+def test_the_loss_trains_encoder_and_predictor_but_not_the_target():
+    networks = vjepa.new_networks()
+    vjepa.pretraining_loss(networks, torch.rand(2, 8, 3, 32, 32), torch.Generator().manual_seed(0)).backward()
+    trained = {name for name, parameter in networks.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in networks.named_parameters() if not name.startswith("target_encoder.")}
+
+
+def test_the_target_follows_the_encoder():
+    networks = vjepa.new_networks()
+    old = networks.encoder.norm.weight.clone()
+    networks.encoder.norm.weight.data += 1
+    vjepa.follow(networks, momentum=0.75)
+    torch.testing.assert_close(networks.target_encoder.norm.weight, old + 0.25)
+
+
+def test_shuffled_clips_hold_the_same_frames_in_another_order():
+    frames = torch.arange(3.0).expand(50, 3)[..., None, None, None] * torch.ones(50, 3, 1, 2, 2)
+    mixed = vjepa.shuffled(frames, torch.Generator().manual_seed(0))[:, :, 0, 0, 0]
+    assert torch.equal(mixed.sort(dim=1).values, frames[:, :, 0, 0, 0])
+    assert {tuple(order) for order in mixed.tolist()} == {(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)}
+
+
+def test_a_few_steps_write_a_file_that_the_reward_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(vjepa, "SCHEDULE", Schedule(steps=2, lr=1e-3, warmup=1, cooldown=1))
+    monkeypatch.setattr(vjepa, "BATCH", 4)
+    monkeypatch.setattr(vjepa, "PAIRS", 8)
+    found = vjepa.build(tmp_path, tmp_path, weights_path("modelscope/vae"))
+    assert found.keys() == {"shuffled_told", "loss", "loss_shuffled"}
+    path = tmp_path / "vjepa.safetensors"
+    assert path.stat().st_size < 3e6
+    scores = load_reward("vjepa", checkpoint=str(path))(torch.rand(2, 8, 3, 32, 32), ["", ""])
+    assert scores.isfinite().all()
