@@ -115,6 +115,10 @@ def sample(
     file: Annotated[
         str | None, typer.Option("--file", metavar="FILE", help="A .txt file with a prompt a line, or a prompt set.")
     ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="PATH", help="A picture to start from, or a folder of them; may be repeated."),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="RECIPE", help="Where model and sizes come from; default: tiny.")
     ] = None,
@@ -134,13 +138,16 @@ def sample(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
 ) -> None:
     """Generate videos with a base model, or with an adapter on it: an mp4 each and a contact sheet."""
-    texts = _prompts_to_sample(prompts or [], file)
+    texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
     model_section, video, sampling = _sections_to_sample(recipe, model, size_asked)
     sampling = _with(sampling, steps=steps, guidance=guidance)
     _make_folder(out)
     from vader.models.base import Guidance, VideoSize
+    from vader.models.registry import model_class
     from vader.sampling import sample_videos
+
+    model_class(model_section.family).check_prompts(texts)
 
     loaded = _load(model_section, sampling, adapter)
     size = VideoSize(video.frames, video.height, video.width, video.fps)
@@ -150,13 +157,19 @@ def sample(
         print(path)
 
 
-def _prompts_to_sample(prompts: list[str], file: str | None) -> Sequence[str]:
-    from vader.prompts import load_prompts
+def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path]) -> Sequence[str]:
+    """Texts, or pictures, or as many of the one as of the other."""
+    from vader.prompts import Prompt, load_prompts
 
     texts = [*prompts, *(load_prompts(file) if file else [])]
-    if not texts:
+    pictures = [picture for path in images for picture in load_prompts(str(path))]
+    if not texts and not pictures:
         raise UserError('nothing to sample: give prompts in quotes, as in vader sample "a dog runs", or --file FILE')
-    return texts
+    if not texts or not pictures:
+        return pictures or texts
+    if len(texts) != len(pictures):
+        raise UserError(f"{len(pictures)} images and {len(texts)} prompts: give as many of both, or images alone")
+    return [Prompt(text, image=picture.image) for text, picture in zip(texts, pictures, strict=True)]
 
 
 def _sections_to_sample(

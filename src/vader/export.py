@@ -35,7 +35,8 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     out = prepare_folder(out_dir, HEADROOM * sum(_size(network) for network in model.networks().values()))
     merge_adapter(model.denoiser)
     pipeline.save_pretrained(out)
-    _write_vocabulary(pipeline.tokenizer, out / "tokenizer")
+    if "tokenizer" in pipeline.components:  # image-to-video pipelines have none
+        _write_vocabulary(pipeline.tokenizer, out / "tokenizer")
     return out
 
 
