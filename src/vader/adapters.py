@@ -6,6 +6,8 @@ layers, and the rest of the program sees one network as before. The file is what
 
 To use such a file in diffusers where its own loader knows the class: `pipe.load_lora_weights(folder)`;
 where it does not (UNet3D, as of 0.42): `vader.adapters.load_into(pipe, folder)`.
+
+Also read are the `.pt` files that VADER's authors published (`vader.models.videocrafter.lora`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vader.errors import UserError, nearest
+from vader.models.videocrafter import lora
 from vader.randomness import generator
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -318,6 +321,8 @@ def adapter_file(path: Path | str) -> Path:
 
 def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     file = adapter_file(path)
+    if file.suffix in lora.SUFFIXES:
+        return lora.read_lora(file)
     try:
         with safe_open(file, framework="pt") as stream:
             weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118

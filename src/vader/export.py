@@ -13,6 +13,7 @@ from torch import nn
 from vader.adapters import FILE_NAME, adapter_file, load_adapter, merge_adapter, read_metadata
 from vader.errors import UserError
 from vader.models.base import VideoModel
+from vader.models.videocrafter.lora import SUFFIXES, import_lora
 
 HEADROOM = 1.05  # settings and headers beside the weights
 
@@ -48,7 +49,8 @@ def export_adapter(adapter: Path | str, out_dir: Path | str) -> Path:
     """
     read_metadata(adapter)  # an adapter indeed
     source = adapter_file(adapter)
-    return shutil.copyfile(source, prepare_folder(out_dir, source.stat().st_size) / FILE_NAME)
+    target = prepare_folder(out_dir, source.stat().st_size) / FILE_NAME
+    return import_lora(source, target) if source.suffix in SUFFIXES else shutil.copyfile(source, target)
 
 
 def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:

@@ -19,7 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vader.errors import UserError
 from vader.models import checkpoint as files
-from vader.models.base import Condition, VideoModel, VideoSize
+from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
+from vader.models.image_vae import decode_frames, space_factor
 from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
 
@@ -99,14 +100,7 @@ class ModelScope(VideoModel):
 
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         """`(C, F, h, w)`; height and width must be whole multiples of the VAE's factor (UNet3D takes any latents)."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        if size.height % factor or size.width % factor:
-            height, width = (max(1, round(side / factor)) * factor for side in (size.height, size.width))
-            raise UserError(
-                f"video size {size.height}x{size.width} (height x width) is not possible: "
-                f"both must be multiples of {factor}; the nearest is {height}x{width}"
-            )
-        return self.denoiser.config.in_channels, size.frames, size.height // factor, size.width // factor
+        return self.denoiser.config.in_channels, size.frames, *latent_sides(size, space_factor(self.vae))
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction are `[N, C, F, h, w]`."""
@@ -116,13 +110,7 @@ class ModelScope(VideoModel):
 
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped`: frames are decoded one by one, so only the chosen ones cost anything."""
-        chosen = latents.movedim(2, 1)  # [B, F, C, h, w]
-        if frames is not None:
-            rows = torch.arange(len(latents), device=latents.device)[:, None]
-            chosen = chosen[rows, frames.to(latents.device)]
-        images = chosen.flatten(0, 1) / self.vae.config.scaling_factor
-        pixels = self.vae.decode(images.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
-        return pixels.unflatten(0, chosen.shape[:2]) / 2 + 0.5
+        return decode_frames(self.vae, latents, frames)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}

@@ -16,6 +16,7 @@ FAMILIES = {
     "modelscope": "vader.models.modelscope:ModelScope",
     "opensora": "vader.models.opensora.model:OpenSora",
     "svd": "vader.models.svd:StableVideoDiffusion",
+    "videocrafter": "vader.models.videocrafter.model:VideoCrafter",
 }
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 CONTRACT = ("checkpoint", "dtype", "solver", "eta", "spacing")  # what every family's `load` takes

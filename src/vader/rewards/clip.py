@@ -209,9 +209,25 @@ def rename_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in renamed.items()}
 
 
-def _renamed(name: str) -> str:
-    name = next((new + name.removeprefix(old) for old, new in _PREFIXES if name.startswith(old)), name)
-    for old, new in _IN_BLOCKS:
+def to_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' tensors under open_clip's names: the inverse of `rename_open_clip`."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        target = _renamed(name, [(new, old) for old, new in _PREFIXES], [(new, old) for old, new in _IN_BLOCKS])
+        stem, part, kind = target.rpartition("q_proj.")
+        if part:
+            fused = [tensors[name.replace("q_proj.", f"{p}_proj.")] for p in "qkv"]
+            named[f"{stem}in_proj_{kind}"] = torch.cat(fused)
+        elif not target.rpartition(".")[0].endswith((".k_proj", ".v_proj")):
+            named[target] = tensor.T if target in _TRANSPOSED else tensor
+    return {name: tensor.contiguous() for name, tensor in named.items()}
+
+
+def _renamed(
+    name: str, prefixes: Sequence[tuple[str, str]] = _PREFIXES, in_blocks: Sequence[tuple[str, str]] = _IN_BLOCKS
+) -> str:
+    name = next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
+    for old, new in in_blocks:
         name = name.replace(old, new)
     return name
 

@@ -1,0 +1,157 @@
+"""VideoCrafter2 text-to-video (arXiv:2401.09047) as a base model.
+
+A checkpoint is the released `model.ckpt`, its folder, a hub id (`VideoCrafter/VideoCrafter2`) or `tiny`. The file
+holds no tokenizer: a `tokenizer` folder beside it is taken, or else CLIP's from the hub. Latents are `[B, C, F, h, w]`,
+of unit variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vader.errors import UserError
+from vader.models import checkpoint as files
+from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
+from vader.models.image_vae import decode_frames, space_factor
+from vader.models.videocrafter.networks import empty_text, empty_unet, empty_vae, load_text, load_unet, load_vae
+from vader.models.videocrafter.release import FAMILY, Release, find_release, read_release
+from vader.rewards.clip import clean
+from vader.scheduler_config import Kind, solver_from_config
+from vader.solvers import Solver
+
+TOKENIZER = "openai/clip-vit-large-patch14"  # its vocabulary is open_clip's
+PADDING = 0  # open_clip pads with zeros, not with the end token
+
+
+class VideoCrafter(VideoModel):
+    """UNet3D denoiser that is told the frames per second, image VAE, OpenCLIP text encoder."""
+
+    family = FAMILY
+    lora_targets = ("to_q", "to_k", "to_v")
+    denoiser: Any  # diffusers' networks carry their settings in ways that type checkers do not see
+    vae: Any
+
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        solver: Solver,
+    ) -> None:
+        self.denoiser = unet
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.solver = solver
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        solver: Kind = "auto",
+        eta: float = 0.0,
+        spacing: str = "auto",
+        tokenizer: str | None = None,
+    ) -> VideoCrafter:
+        """See `VideoModel.load`; the module's text says what `checkpoint` may be.
+
+        Args:
+            tokenizer: folder or hub id of a CLIP tokenizer, in place of the one beside the file or CLIP's own.
+        """
+        path = find_release(checkpoint)
+        release = read_release(path)
+        label, settings = release.label, release.settings
+        unet = empty_unet(release.unet, settings, f"UNet of {label}")
+        vae = empty_vae(release.vae, settings, f"VAE of {label}")
+        text_encoder = empty_text(release.text, settings, f"text encoder of {label}")
+        return cls(
+            solver=solver_from_config(scheduler_config(release), eta=eta, kind=solver, spacing=spacing),
+            tokenizer=_load_tokenizer(path, tokenizer, text_encoder.config.vocab_size),
+            unet=load_unet(unet, release.unet, dtype, f"UNet of {label}"),
+            vae=load_vae(vae, release.vae, dtype, f"VAE of {label}"),
+            text_encoder=load_text(text_encoder, release.text, dtype, f"text encoder of {label}"),
+        )
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+        """Text features `[B, L, D]` and frames per second `[B]`; unconditional are the empty prompt, and the same fps.
+
+        Raises:
+            UserError: images were given; this family makes videos from text alone.
+            ValueError: no size was given, whose fps the denoiser has to be told.
+        """
+        if images is not None:
+            raise UserError("models of the family 'videocrafter' take no images: use text prompts")
+        if size is None:
+            raise ValueError("VideoCrafter's denoiser is told the frames per second: give `size`")
+        text = self._embed(prompts)
+        fps = torch.full((len(prompts),), size.fps, device=self.device)
+        return Condition({"text": text, "fps": fps}, {"text": self._embed([""]).expand_as(text), "fps": fps})
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        """All positions of the text encoder, those of the padding too, as the release has it."""
+        length = self.text_encoder.config.max_position_embeddings
+        found = self.tokenizer([clean(prompt) for prompt in prompts], truncation=True, max_length=length).input_ids
+        tokens = [ids + [PADDING] * (length - len(ids)) for ids in found]
+        return self.text_encoder(torch.tensor(tokens, device=self.device))[0]
+
+    def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
+        """`(C, F, h, w)`; the UNet was trained on latents that it halves evenly at every level but the last."""
+        halvings = 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+        height, width = latent_sides(size, halvings * space_factor(self.vae))
+        return self.denoiser.config.in_channels, size.frames, height * halvings, width * halvings
+
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """See `VideoModel.denoise`: latents and prediction are `[N, C, F, h, w]`."""
+        dtype = self.denoiser.dtype
+        prediction = self.denoiser(
+            latents.to(dtype),
+            time.to(latents.device),
+            inputs["text"].to(dtype),
+            timestep_cond=inputs["fps"],
+            return_dict=False,
+        )[0]
+        return prediction.to(latents.dtype)
+
+    def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+        """See `VideoModel.decode_unclamped`: frames are decoded one by one, so only the chosen ones cost anything."""
+        return decode_frames(self.vae, latents, frames)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}
+
+
+def scheduler_config(release: Release) -> dict[str, Any]:
+    """The file's own schedule as a DDIM config: uniform times, last step to the first trained level, scaled x0."""
+    levels = release.schedule["alphas_cumprod"].double()
+    betas = 1 - levels / torch.cat([levels.new_ones(1), levels[:-1]])
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": len(levels),
+        "trained_betas": betas.tolist(),
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "timestep_spacing": "uniform",
+        "dynamic_rescale": True,
+    }
+
+
+def _load_tokenizer(path: Path, source: str | None, words: int) -> CLIPTokenizer:
+    """Raises `UserError` if it cannot be had, or knows words that the text encoder does not."""
+    beside = path.parent / "tokenizer"
+    source = source or (str(beside) if beside.is_dir() else TOKENIZER)
+    tokenizer = files.load_tokenizer(CLIPTokenizer, files.resolve(source, FAMILY), "")
+    if len(tokenizer) > words:
+        raise UserError(f"tokenizer {source!r} has {len(tokenizer)} words, the text encoder of {str(path)!r} {words}")
+    return tokenizer
