@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    UNet3DConditionModel,
+    UNetSpatioTemporalConditionModel,
+)
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MERGES = ("r e", "re d</w>", "b l", "bl u", "blu e</w>")
@@ -31,6 +36,70 @@ def make_tiny_modelscope(path: Path, seed: int = 0) -> Path:
     write_tokenizer(path / "tokenizer")
     _write_json(path / "model_index.json", MODEL_INDEX)
     return path
+
+
+def make_tiny_svd(path: Path, seed: int = 0) -> Path:
+    """A `StableVideoDiffusionPipeline` folder of random weights, as the SVD release has it: latents half the pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _without_zeros(_svd_unet()).save_pretrained(path / "unet")
+        _without_zeros(_svd_vae()).save_pretrained(path / "vae")
+        _without_zeros(_image_encoder()).save_pretrained(path / "image_encoder")
+    for name, content in {
+        "scheduler/scheduler_config.json": SVD_SCHEDULER,
+        "feature_extractor/preprocessor_config.json": SVD_FEATURES,
+        "model_index.json": SVD_MODEL_INDEX,
+    }.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        _write_json(path / name, content)
+    return path
+
+
+SVD_SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": False,
+    "sigma_max": 700.0,
+    "sigma_min": 0.002,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "timestep_type": "continuous",
+    "trained_betas": None,
+    "use_karras_sigmas": True,
+}
+
+SVD_FEATURES = {
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 224},
+}
+
+SVD_MODEL_INDEX = {
+    "_class_name": "StableVideoDiffusionPipeline",
+    "_diffusers_version": "0.24.0.dev0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+    "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
+}
 
 
 MODEL_INDEX = {
@@ -97,6 +166,45 @@ def _vae() -> AutoencoderKL:
         sample_size=16,
         scaling_factor=0.7,
     )
+
+
+def _svd_unet() -> UNetSpatioTemporalConditionModel:
+    return UNetSpatioTemporalConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 64),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        num_attention_heads=(2, 4),
+        num_frames=4,
+    )
+
+
+def _svd_vae() -> AutoencoderKLTemporalDecoder:
+    return AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        sample_size=16,
+        scaling_factor=0.7,
+    )
+
+
+def _image_encoder() -> CLIPVisionModelWithProjection:
+    """Of 224 pixels, as diffusers' pipeline takes for granted."""
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
+    )
+    return CLIPVisionModelWithProjection(config)
 
 
 def _text_encoder() -> CLIPTextModel:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, TextToVideoSDPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, TextToVideoSDPipeline
 
 from factories import make_tiny_modelscope
 from vader.errors import UserError
@@ -40,18 +40,20 @@ def noise(model, count=2, size=SIZE):
 def sample(model, latents, prompts, steps, scale):
     """The plain loop: every room of ours that sampling stands on."""
     condition, schedule = model.encode(prompts), model.solver.schedule(steps, SIZE)
-    latents = latents * schedule.init_scale
+    latents, state = latents * schedule.init_scale, None
     for i in range(len(schedule)):
         scaled = latents * schedule.input_scale[i].float()
         prediction = model.predict(scaled, schedule.times[i], condition, Guidance(scale))
-        latents = model.solver.step(schedule, i, latents, prediction).next
+        latents, *_, state = model.solver.step(schedule, i, latents, prediction, state=state)
     return latents
 
 
-@pytest.mark.parametrize("scale", [1.0, 7.5])
+@pytest.mark.parametrize(("solver", "scale"), [("auto", 1.0), ("auto", 7.5), ("dpm", 7.5)])
 @torch.no_grad()
-def test_sampling_equals_the_diffusers_pipeline(model, folder, scale):
-    pipe = TextToVideoSDPipeline.from_pretrained(folder)
+def test_sampling_equals_the_diffusers_pipeline(folder, solver, scale):
+    model, pipe = load_model("modelscope", str(folder), solver=solver), TextToVideoSDPipeline.from_pretrained(folder)
+    if solver == "dpm":
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     start = noise(model)
     settings = {"num_inference_steps": 5, "guidance_scale": scale, "height": 16, "width": 16}

@@ -136,7 +136,8 @@ def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[str]) -
 
 
 def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str] = PROMPTS) -> list[Check]:
-    """Checks a text-to-video model on random latents of `size`, one for each prompt (two or more).
+    """Checks a model on random latents of `size`, one for each prompt (two or more), and random pictures if it
+    starts from them.
 
     The adapter is tried on a copy of the denoiser; the model itself stays as it is.
     """
@@ -160,6 +161,12 @@ def _latents(model: VideoModel, size: VideoSize, count: int) -> Tensor:
     return normal(model.noise_shape(size), 0, "check/latents", 0, range(count), model.device)
 
 
+def _condition(model: VideoModel, size: VideoSize, prompts: list[str]) -> Condition:
+    """The prompts, encoded; where videos start from pictures, random ones."""
+    images = _random_pixels(len(prompts), size)[:, 0] if model.takes_images else None
+    return model.encode(prompts, images, size)
+
+
 def _time(model: VideoModel, size: VideoSize) -> Tensor:
     """What the denoiser is told in the middle of a short chain."""
     return model.solver.schedule(4, size).times[2]
@@ -176,7 +183,7 @@ def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outc
 
 
 def _conditions(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
-    condition = model.encode(prompts, size=size)
+    condition = _condition(model, size, prompts)
     shapes = {name: list(value.shape) for name, value in condition.cond.items()}
     if shapes != {name: list(value.shape) for name, value in condition.uncond.items()}:
         return False, "cond and uncond differ in names or shapes"
@@ -198,7 +205,7 @@ def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[str]) -> Out
 @torch.no_grad()
 def _prediction(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
     latents = _latents(model, size, len(prompts))
-    prediction = _predict(model, size, latents, model.encode(prompts, size=size))
+    prediction = _predict(model, size, latents, _condition(model, size, prompts))
     if prediction.shape != latents.shape or prediction.dtype != torch.float32:
         wrong = f"{list(prediction.shape)} {prediction.dtype}"
         return False, f"{wrong}, should be {list(latents.shape)} torch.float32"
@@ -207,7 +214,7 @@ def _prediction(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outco
 
 @torch.no_grad()
 def _predictions_independent(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
-    latents, condition = _latents(model, size, len(prompts)), model.encode(prompts, size=size)
+    latents, condition = _latents(model, size, len(prompts)), _condition(model, size, prompts)
     rows = [slice(i, i + 1) for i in range(len(prompts))]
     alone = torch.cat([_predict(model, size, latents[row], condition[row]) for row in rows])
     return _equal(_predict(model, size, latents, condition), alone, _tolerance(model.denoiser))
@@ -272,7 +279,7 @@ def _adapter_objective(
     probe = _copy_with_adapter(model)
     CASTS[dtype](probe.denoiser)
     latents = _latents(model, size, len(prompts)).to(dtype)
-    condition = _cast(model.encode(prompts, size=size), dtype)
+    condition = _cast(_condition(model, size, prompts), dtype)
     weights = normal(latents.shape[1:], 0, "check/projection", 0, range(len(prompts)), latents.device).to(dtype)
 
     def objective() -> Tensor:

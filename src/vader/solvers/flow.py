@@ -35,13 +35,13 @@ class EulerFlow(PathSolver):
 
     def schedule(self, steps: int, size: Any = None) -> Schedule:
         require_steps(steps, self.train_steps)
-        sigma = self._sigmas(steps, size)
+        sigma = self.sigmas(steps, size)
         sigma_next = then_zero(sigma)
         levels = (1 - sigma, sigma, 1 - sigma_next, sigma_next)
         tables = path_tables(*levels, std=self.eta * posterior_std(*levels))
         return Schedule(sigma * self.train_steps, torch.ones_like(sigma), 1.0, tables)
 
-    def _sigmas(self, steps: int, size: Any) -> Tensor:
+    def sigmas(self, steps: int, size: Any) -> Tensor:
         """Diffusers' levels: even ones down to the lowest trained one, 1 / T, which so gets shifted twice."""
         lowest = self.shift / (self.train_steps - 1 + self.shift)
         return shifted(torch.linspace(1.0, lowest, steps, dtype=torch.float64), self.shift)
@@ -59,7 +59,7 @@ class OpenSoraFlow(EulerFlow):
     def estimates(self, latents: Tensor, prediction: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
         return split_velocity(latents, -prediction, alpha, sigma)
 
-    def _sigmas(self, steps: int, size: Any) -> Tensor:
+    def sigmas(self, steps: int, size: Any) -> Tensor:
         even = 1 - torch.arange(steps, dtype=torch.float64) / steps
         return shifted(even, open_sora_shift(size)) if self.transform else even
 
