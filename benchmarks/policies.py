@@ -21,17 +21,14 @@ from vader.errors import RunError
 from vader.evaluation.run_folder import Evaluation, Run, read_run
 from vader.recipe import Recipe, load_recipe
 
-LAST_1 = "algorithm.policy={name: last, k: 1}"
 POLICIES: dict[str, tuple[str, ...]] = {
-    "last-1": (LAST_1,),
-    "last-1-all-frames": (LAST_1, "algorithm.frames.sample=all"),
-    "last-2": ("algorithm.policy={name: last, k: 2}",),
+    "last-1": ("algorithm.policy={name: last, k: 1}",),
+    "last-1-all-frames": ("algorithm.policy={name: last, k: 1}", "algorithm.frames.sample=all"),
     "last-5": ("algorithm.policy={name: last, k: 5}",),
-    "last-5-all-frames": ("algorithm.policy={name: last, k: 5}", "algorithm.frames.sample=all"),
     "random-tail": ("algorithm.policy={name: random_tail}",),
+    "random-tail-all-frames": ("algorithm.policy={name: random_tail}", "algorithm.frames.sample=all"),
     "full": ("algorithm.policy={name: full}",),
     "drtune-5": ("algorithm.policy={name: drtune, k: 5}",),
-    "drtune-5-all-frames": ("algorithm.policy={name: drtune, k: 5}", "algorithm.frames.sample=all"),
     "draft-lv-2": ("algorithm.policy={name: draft_lv, k: 2}",),
     "refl": ("algorithm.policy={name: refl}",),
 }

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 SEED = 13
 POOL = 20_480
 CAPTION_DROPOUT = 0.1
-SAMPLING_STEPS, GUIDANCE = 20, 4.0  # of the videos that are judged, as in the recipe `tiny`
+SAMPLING_STEPS, GUIDANCE = 10, 4.0  # of the videos that are judged, as in the recipe `tiny`
 
 
 @dataclass(frozen=True)
