@@ -16,6 +16,7 @@ BUILT_IN = {
     "aesthetic": "vader.rewards.aesthetic:Aesthetic",
     "hps": "vader.rewards.hps:HPS",
     "pickscore": "vader.rewards.pickscore:PickScore",
+    "imagereward": "vader.rewards.imagereward:ImageReward",
     "weather": "vader.rewards.weather:Weather",
     "compression": "vader.rewards.compression:Compression",
     "object_removal": "vader.rewards.object_removal:ObjectRemoval",
