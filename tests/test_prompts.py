@@ -49,6 +49,7 @@ SIZES = {  # train, test
     "scenes": (40, 20),
     "tiny": (400, 200),
     "tiny-removal": (80, 40),
+    "tiny-action": (100, 50),
 }
 
 

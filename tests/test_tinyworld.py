@@ -6,16 +6,19 @@ import pytest
 import torch
 
 from vader.models.registry import load_model
+from vader.prompts import Prompt
 from vader.rewards.registry import load_reward
 from vader.tinyworld import WEIGHTS, split
 from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
     CAPTIONS,
+    MOTIONS,
     backgrounds,
     boxes,
     caption,
     captions,
+    look_caption,
     object_centers,
     object_masks,
     painted,
@@ -111,6 +114,13 @@ def test_the_judge_is_not_fooled_by_another_prompt(scenes, videos) -> None:
     wrong = judge_prompts(videos[:16], captions(scenes)[16:32])
     assert all(right[name].mean() == 1 for name in ATTRIBUTES)
     assert all(wrong[name].mean() < 0.6 for name in ATTRIBUTES)
+
+
+def test_the_judge_takes_what_a_prompt_leaves_open_from_its_label(scenes, videos) -> None:
+    prompts = [Prompt(look_caption(item), label="left") for item in scenes.attributes()]
+    right = judge_prompts(videos, prompts)
+    assert torch.equal(right["motion"], (scenes.motion == list(MOTIONS).index("left")).float())
+    assert right["color"].mean() == right["shape"].mean() == right["background"].mean() == 1
 
 
 def test_a_still_or_empty_video_has_no_motion(videos) -> None:

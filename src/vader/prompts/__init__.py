@@ -20,6 +20,8 @@ DATA = Path(__file__).parent / "data"
 GENERATED = {
     "tiny-train": "vader.tinyworld.split:train_prompts",
     "tiny-test": "vader.tinyworld.split:test_prompts",
+    "tiny-action-train": "vader.tinyworld.split:action_train_prompts",
+    "tiny-action-test": "vader.tinyworld.split:action_test_prompts",
     "tiny-removal-train": "vader.tinyworld.split:removal_train_prompts",
     "tiny-removal-test": "vader.tinyworld.split:removal_test_prompts",
 }

@@ -37,6 +37,6 @@ class HPS(ClipSimilarity):
             UserError: weights or tokenizer are missing.
         """
         checkpoint = checkpoint or CHECKPOINTS[version]
-        model = load_clip(checkpoint)
+        model = load_clip(checkpoint, tiny="hps")
         tokenizer = tokenizer or (TOKENIZER if checkpoint.endswith(SINGLE_FILES) else checkpoint)
         super().__init__(*towers(model, tokenizer, resize))

@@ -33,7 +33,7 @@ class PickScore(ClipSimilarity):
         Raises:
             UserError: weights or tokenizer are missing.
         """
-        model = load_clip(checkpoint)
+        model = load_clip(checkpoint, tiny="pickscore")
         bare = checkpoint == CHECKPOINT or checkpoint.endswith(SINGLE_FILES)
         super().__init__(*towers(model, tokenizer or (TOKENIZER if bare else checkpoint), resize))
         self.logit_scale = model.logit_scale

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from vader.prompts.prompt import Prompt
 from vader.tinyworld.scenes import (
     COLORS,
     MOTIONS,
@@ -61,11 +62,16 @@ def judge_prompts(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: a prompt is not of the tiny world.
     """
-    wanted = torch.tensor([parse_caption(prompt) for prompt in prompts])
+    wanted = torch.tensor([parse_caption(_with_label(prompt)) for prompt in prompts])
     seen = judge(videos)
     names = ("color", "shape", "background", "motion")
     right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, wanted.unbind(1), strict=True)}
     return {"vividness": seen.vividness, **right}
+
+
+def _with_label(prompt: str) -> str:
+    """A prompt's text and label: what it leaves open, its label may ask for."""
+    return f"{prompt} {prompt.label}" if isinstance(prompt, Prompt) and prompt.label else prompt
 
 
 def _judge_some(videos: Tensor) -> Verdict:

@@ -124,6 +124,12 @@ def caption(attributes: Attributes, template: int = 0) -> str:
     )
 
 
+def look_caption(attributes: Attributes) -> str:
+    """A caption that leaves the motion open."""
+    color, background = list(COLORS)[attributes.color], list(BACKGROUNDS)[attributes.background]
+    return f"a {color} {SHAPES[attributes.shape]} over {background}"
+
+
 def parse_caption(text: str) -> Attributes:
     """The attributes a caption names.
 

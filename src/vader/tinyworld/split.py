@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from vader.tinyworld.scenes import ALL_ATTRIBUTES, SHAPES, Attributes, caption
+from vader.prompts.prompt import Prompt
+from vader.tinyworld.scenes import ALL_ATTRIBUTES, SHAPES, Attributes, caption, look_caption
 
 REMOVED = "circle"  # the shape that tiny recipes of object removal make vanish
+ACTION = "left"  # the motion that tiny recipes of the action reward make of any
 
 
 def train_attributes() -> list[Attributes]:
@@ -43,6 +45,21 @@ def removal_train_prompts() -> list[str]:
 def removal_test_prompts() -> list[str]:
     """The 40 test prompts of a circle."""
     return [caption(item) for item in test_attributes() if SHAPES[item.shape] == REMOVED]
+
+
+def action_train_prompts() -> list[Prompt]:
+    """The 100 looks of the training prompts, captioned without a motion and labelled with one."""
+    return _labelled(train_attributes())
+
+
+def action_test_prompts() -> list[Prompt]:
+    """The 50 looks of the test prompts, captioned without a motion and labelled with one."""
+    return _labelled(test_attributes())
+
+
+def _labelled(items: list[Attributes]) -> list[Prompt]:
+    texts = dict.fromkeys(look_caption(item) for item in items)  # once each, in order
+    return [Prompt(text, label=ACTION) for text in texts]
 
 
 def _shuffled(items: list[Attributes]) -> list[Attributes]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vader.errors import UserError, nearest
-from vader.tinyworld.pretrain import actions, clip, detector, modelscope, text, vae, vjepa
+from vader.tinyworld.pretrain import actions, clip, detector, modelscope, preference, text, vae, vjepa
 
 Build = Callable[[Path, Path], dict[str, float]]
 
@@ -31,6 +31,8 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
         lambda out, work: actions.build(out / "actions", work, out / "modelscope" / "vae"),
         ("modelscope/vae",),
     ),
+    "hps": (lambda out, work: preference.build("hps", out, work), ("modelscope/vae", "clip")),
+    "pickscore": (lambda out, work: preference.build("pickscore", out, work), ("modelscope/vae", "clip")),
     "vjepa": (lambda out, work: vjepa.build(out, work, out / "modelscope" / "vae"), ("modelscope/vae",)),
 }
 

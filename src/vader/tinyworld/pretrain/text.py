@@ -29,7 +29,7 @@ TEMPERATURE = 0.07
 
 
 def write_tokenizer(folder: Path, words: Sequence[str] = ()) -> CLIPTokenizer:
-    """Writes a CLIP tokenizer whose vocabulary has every byte and, each one token, the tiny world's words and `words`."""
+    """Writes a CLIP tokenizer of every byte and, as one token each, the tiny world's words and `words`."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
