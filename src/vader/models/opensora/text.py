@@ -2,7 +2,7 @@
 
 T5-v1.1-XXL's encoder is four times as large as the denoiser. So it is loaded only for prompts that were never seen
 before, encodes them all, and is dropped again; their embeddings are kept in `$VADER_CACHE/text` (by default
-`~/.cache/vader/text`), some 100 KB a prompt.
+`~/.cache/vader/text`), some 200 KB a prompt.
 """
 
 from __future__ import annotations
