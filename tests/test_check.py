@@ -143,6 +143,19 @@ def test_an_error_is_a_failed_check_with_its_first_line():
     assert detail(checks, "the same again") == "RuntimeError: no labels here"
 
 
+class Float32Within(Good):
+    """Gives back what it was given, but drops to float32 on the way, as many an RMS norm does."""
+
+    def score_frames(self, images, prompts):
+        return self.filter(images).float().sin().mean(dim=(1, 2, 3)).to(images.dtype) + images.mean(dim=(1, 2, 3))
+
+
+def test_float32_on_the_way_is_not_taken_for_a_wrong_gradient():
+    checks = check_reward(Float32Within())
+    assert failed(checks) == set()
+    assert "in float32" in detail(checks, "gradient agrees with finite differences")
+
+
 def test_float32_will_do_where_a_reward_computes_in_nothing_else():
     checks = check_reward(InFloat32())
     assert failed(checks) == set()

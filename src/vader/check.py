@@ -321,13 +321,19 @@ def _gradient_error(gradient: Tensor, shifted: Callable[[Tensor], float], step: 
 
     Relative to |g|, which is the spread of g.d, so that a direction almost at right angles to g does no harm;
     the median, so that a kink in one direction's way doesn't either.
+
+    Raises:
+        TypeError: in float64, half the step gives other differences: within, something computes in less.
     """
-    errors = []
+    norm, errors, spreads = gradient.norm().item(), [], []
     for index in range(directions):
         signs = torch.randint(2, gradient.shape, generator=generator(0, "check/direction", index=index))
         direction = (2 * signs - 1).to(gradient)
-        numeric = (shifted(step * direction) - shifted(-step * direction)) / (2 * step)
-        errors.append(abs((gradient * direction).sum().item() - numeric) / gradient.norm().item())
+        numeric, halved = ((shifted(h * direction) - shifted(-h * direction)) / (2 * h) for h in (step, step / 2))
+        errors.append(abs((gradient * direction).sum().item() - numeric) / norm)
+        spreads.append(abs(numeric - halved) / norm)
+    if gradient.dtype == torch.float64 and statistics.median(spreads) > TOLERANCES[torch.float64]:
+        raise TypeError("does not compute in float64 throughout")
     return statistics.median(errors)
 
 
