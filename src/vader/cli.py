@@ -135,13 +135,14 @@ def sample(
     frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames a video.")] = None,
     height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels.")] = None,
+    fps: Annotated[int | None, typer.Option("--fps", min=1, help="Frames per second; some models are told.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
 ) -> None:
     """Generate videos with a base model, or with an adapter on it: an mp4 each and a contact sheet."""
     texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
     model_section, video, sampling = _sections_to_sample(recipe, model, size_asked)
-    sampling = _with(sampling, steps=steps, guidance=guidance)
+    video, sampling = _with(video, fps=fps), _with(sampling, steps=steps, guidance=guidance)
     _make_folder(out)
     from vader.models.base import Guidance, VideoSize
     from vader.models.registry import model_class
