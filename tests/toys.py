@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vader.models.base import Condition, VideoModel, VideoSize
@@ -72,11 +73,48 @@ class ToyModel(VideoModel):
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return self.denoiser(latents, time, inputs["text"])
 
+    def encode_video(self, pixels: Tensor) -> Tensor:
+        """The latents whose pixels are nearest: the decoder is linear, patch by patch."""
+        patches = rearrange(pixels - 0.5, "b f c (h y) (w x) -> b f h w (c y x)", y=4, x=4)
+        weight = self.vae.weight.flatten(1)  # [4, 48]
+        offset = self.vae.bias.repeat_interleave(16)
+        return ((patches - offset) @ torch.linalg.pinv(weight)).movedim(-1, 1)
+
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         images = latents.movedim(2, 1)
         if frames is not None:
             images = torch.stack([video[chosen] for video, chosen in zip(images, frames, strict=True)])
         return 0.5 + self.vae(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+
+class GaussianDenoiser(nn.Module):
+    """The exact denoiser of latents that are standard normal: their noise is `sigma * latents` (DDPM's levels).
+
+    Beside it is a layer of zeros over channels and a constant, for an adapter that moves and turns the latents.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(5, 4)
+        nn.init.zeros_(self.to_q.weight)
+        nn.init.zeros_(self.to_q.bias)
+        betas = torch.linspace(DDIM["beta_start"] ** 0.5, DDIM["beta_end"] ** 0.5, 1000) ** 2
+        self.register_buffer("sigmas", (1 - (1 - betas).cumprod(0)).sqrt())
+
+    def forward(self, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        channels = latents.movedim(1, -1)
+        moved = self.to_q(torch.cat([channels, torch.ones_like(channels[..., :1])], dim=-1)).movedim(-1, 1)
+        return self.sigmas[time.long()] * latents + moved
+
+
+class GaussianModel(ToyModel):
+    """A toy that is a diffusion model: it samples standard normal latents, and losses of denoising mean something."""
+
+    lora_targets = ("to_q",)
+
+    def __init__(self, eta: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(eta, dtype)
+        self.denoiser = GaussianDenoiser().to(dtype).requires_grad_(False).eval()
 
 
 class Warmth(FrameReward):

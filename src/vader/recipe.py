@@ -137,12 +137,51 @@ class FramesSection(Section):
     chunk: PositiveInt = 1  # frames decoded and scored at once under split backward
 
 
+class DDPOSection(Section):
+    """Settings of algorithm 'ddpo' (`vader.algorithms.ddpo`)."""
+
+    videos_per_prompt: PositiveInt = 1
+    minibatches: PositiveInt = 2  # optimiser steps in which a batch is gone through
+    inner_epochs: PositiveInt = 1  # how often it is gone through
+    clip_range: PositiveFloat = 1e-4  # of the ratio of probabilities, PPO's epsilon
+    advantage_clip: PositiveFloat = 5.0
+    prompt_buffer: PositiveInt = 32  # latest rewards of a prompt that make its mean and standard deviation
+    prompt_min_count: PositiveInt = 16  # with fewer of them, those of the batch do
+
+
+class DPOSection(Section):
+    """Settings of algorithm 'diffusion_dpo' (`vader.algorithms.diffusion_dpo`)."""
+
+    beta: PositiveFloat = 5000.0  # how strongly the frozen base holds the model
+    videos_per_prompt: Annotated[int, Field(ge=2)] = 2  # online
+    capacity: Annotated[int, Field(ge=2)] = 256  # online: latest videos of which pairs are made
+    updates: PositiveInt = 4  # optimiser steps a batch
+    pairs: PositiveInt = 8  # pairs an optimiser step
+    preferences: str | None = None  # a file of pairs: nothing is sampled and ranked in training
+
+
 class AlgorithmSection(Section):
+    """How the reward trains the model. All but `name` and `frames` are settings of one algorithm alone."""
+
     name: str = "reward_gradient"
-    policy: PolicySection = PolicySection()
     frames: FramesSection = FramesSection()
+    policy: PolicySection = PolicySection()
     split_backward: bool = True
     base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's prediction
+    ddpo: DDPOSection = DDPOSection()
+    dpo: DPOSection = DPOSection()
+
+    def foreign(self) -> set[str]:
+        """The keys that mean nothing to this algorithm; a user's own may read them all."""
+        own = OWN_KEYS.get(self.name)
+        return set() if own is None else {key for keys in OWN_KEYS.values() for key in keys} - set(own)
+
+
+OWN_KEYS = {
+    "reward_gradient": ("policy", "split_backward", "base_distance"),
+    "ddpo": ("ddpo",),
+    "diffusion_dpo": ("dpo",),
+}
 
 
 class AdapterSection(Section):
@@ -241,9 +280,13 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None:
-    """Writes every key of a recipe as YAML under a comment of versions; `load_recipe` gives back an equal recipe."""
+    """Writes every key of a recipe as YAML under a comment of versions; `load_recipe` gives back an equal recipe.
+
+    Left out is what belongs to another algorithm than the recipe's.
+    """
     header = "# Resolved recipe. Made with " + ", ".join(f"{name} {number}" for name, number in versions.items())
-    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    keys = recipe.model_dump(mode="json", exclude={"algorithm": recipe.algorithm.foreign()})
+    body = yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.write_text(f"{header}\n{body}", encoding="utf-8")
 
 
@@ -358,9 +401,14 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     """What is wrong between keys that are each right alone, as sentences for the user."""
     yield from _name_contradictions(recipe)
     yield from _sampling_contradictions(recipe.sampling)
+    yield from _algorithm_contradictions(recipe.algorithm)
     yield from _policy_contradictions(recipe.algorithm.policy, recipe.sampling.steps)
     yield from _frame_contradictions(recipe.algorithm.frames, recipe.video.frames)
     yield from _batch_contradictions(recipe.train)
+    if recipe.algorithm.name == "ddpo":
+        yield from _ddpo_contradictions(recipe.algorithm.ddpo, recipe.sampling, recipe.train.batch)
+    if recipe.algorithm.name == "diffusion_dpo":
+        yield from _dpo_contradictions(recipe.algorithm.dpo, recipe.train.batch)
 
 
 def _name_contradictions(recipe: Recipe) -> Iterator[str]:
@@ -371,6 +419,39 @@ def _name_contradictions(recipe: Recipe) -> Iterator[str]:
 def _sampling_contradictions(sampling: SamplingSection) -> Iterator[str]:
     if sampling.solver == "dpm" and sampling.eta > 0:
         yield f"sampling.eta is {sampling.eta:g} but solver {sampling.solver!r} is deterministic: set it to 0"
+
+
+def _algorithm_contradictions(algorithm: AlgorithmSection) -> Iterator[str]:
+    for key in sorted(algorithm.foreign() & algorithm.model_fields_set):
+        owner = next(name for name, keys in OWN_KEYS.items() if key in keys)
+        yield (
+            f"algorithm.{key} belongs to algorithm {owner!r}, but algorithm.name is {algorithm.name!r}: drop the key, "
+            f"or replace the whole section by algorithm='{{name: {algorithm.name}}}'"
+        )
+
+
+def _ddpo_contradictions(ddpo: DDPOSection, sampling: SamplingSection, batch: int) -> Iterator[str]:
+    if sampling.eta == 0:
+        yield "algorithm 'ddpo' learns from the noise in sampling steps, but sampling.eta is 0: set it above 0, to 1"
+    if ddpo.prompt_min_count > ddpo.prompt_buffer:
+        yield (
+            f"algorithm.ddpo.prompt_min_count is {ddpo.prompt_min_count} but algorithm.ddpo.prompt_buffer is "
+            f"{ddpo.prompt_buffer}: no prompt will ever have so many rewards"
+        )
+    yield from _share_contradictions("algorithm.ddpo.minibatches", ddpo.minibatches, batch)
+    yield from _share_contradictions("algorithm.ddpo.videos_per_prompt", ddpo.videos_per_prompt, batch)
+
+
+def _dpo_contradictions(dpo: DPOSection, batch: int) -> Iterator[str]:
+    if dpo.preferences is None:
+        yield from _share_contradictions("algorithm.dpo.videos_per_prompt", dpo.videos_per_prompt, batch)
+        if dpo.capacity < batch:
+            yield f"algorithm.dpo.capacity is {dpo.capacity} but train.batch is {batch}: keep at least one batch"
+
+
+def _share_contradictions(key: str, value: int, batch: int) -> Iterator[str]:
+    if batch % value:
+        yield f"train.batch {batch} is no multiple of {key} {value}: change one of them"
 
 
 def _policy_contradictions(policy: PolicySection, steps: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,8 +74,8 @@ class Run:
     engine: Engine
     algorithm: Algorithm
     monitors: RewardMix
-    train_prompts: list[str]
-    test_prompts: list[str]
+    train_prompts: Sequence[str]
+    test_prompts: Sequence[str]
     checkpoints: Checkpoints
     log: MetricsLog
     progress: Progress
@@ -151,11 +151,14 @@ def _step(run: Run, display: Display) -> None:
 
 
 def next_batch(run: Run, step: int) -> Batch:
-    """This process's share of the global batch of a step. Prompts come in random order, each once an epoch."""
+    """This process's share of the global batch of a step. Prompts come in random order, each once an epoch.
+
+    An algorithm that compares videos of one prompt gets `videos_per_prompt` of them, one after the other.
+    """
     total, prompts = run.recipe.train.batch, run.train_prompts
     share = total // run.accelerator.num_processes
     indices = range(run.accelerator.process_index * share, (run.accelerator.process_index + 1) * share)
-    places = [(step - 1) * total + index for index in indices]
+    places = [((step - 1) * total + index) // run.algorithm.videos_per_prompt for index in indices]
     chosen = [prompts[_shuffled(len(prompts), run.recipe.train.seed, place)] for place in places]
     return Batch(step, tuple(chosen), tuple(indices), total)
 
@@ -183,13 +186,14 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
     monitors.to(engine.model.device).to_precision(frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
+    algorithm.check(engine)
     check_space(folder, _bytes_of_checkpoints(recipe, engine))
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
     log = MetricsLog(folder / "metrics.jsonl")
     return Run(recipe, folder, engine, algorithm, monitors, train_prompts, test_prompts, checkpoints, log, Progress())
 
 
-def _load_monitors(recipe: Recipe, test_prompts: list[str]) -> RewardMix:
+def _load_monitors(recipe: Recipe, test_prompts: Sequence[str]) -> RewardMix:
     """The rewards that score held-out videos and are never trained on. Raises `UserError` as `build_run`."""
     monitors = build_mix(recipe.evaluation.monitors)
     check_frames(FramesSection(sample="all"), recipe.video.frames, monitors)
@@ -306,6 +310,7 @@ def _restore(run: Run) -> None:
         load_adapter_state(run.engine.model.denoiser, state["adapter"])
         run.engine.optimizer.load_state_dict(state["optimizer"])
         run.engine.scaler.load_state_dict(state["scaler"])
+        run.algorithm.load_state_dict(state["algorithm"])
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         run.log.keep_until(run.progress.step if saved is not None else -1)
@@ -318,6 +323,7 @@ def _save(run: Run) -> None:
             "adapter": adapter_state(engine.model.denoiser),
             "optimizer": engine.optimizer.state_dict(),
             "scaler": engine.scaler.state_dict(),
+            "algorithm": run.algorithm.state_dict(),
         }
         run.checkpoints.save(run.progress, state)
     run.accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,20 +37,24 @@ class Batch:
     def micro(self, size: int) -> Iterator[Batch]:
         """The same videos, at most `size` at once."""
         for start in range(0, len(self.prompts), size):
-            some = slice(start, start + size)
-            yield Batch(self.step, self.prompts[some], self.indices[some], self.total)
+            yield self.select(range(start, min(start + size, len(self.prompts))))
+
+    def select(self, places: Sequence[int]) -> Batch:
+        """The videos at these places of this process's share."""
+        prompts = tuple(self.prompts[place] for place in places)
+        return Batch(self.step, prompts, tuple(self.indices[place] for place in places), self.total)
 
 
 @dataclass
 class Metrics:
-    """What one optimiser step did, over all processes."""
+    """What one step did, over all processes. Where it took several optimiser steps, `grad_norm` is their mean."""
 
     reward: float
     parts: dict[str, float]
     queries: int
     grad_norm: float
     clamped: float  # share of the decoded pixels that were clamped and so carry no gradient
-    skipped: bool  # the step was not taken: reward or gradient was not finite
+    skipped: bool  # no optimiser step was taken: reward or gradient was not finite
     extra: dict[str, float] = field(default_factory=dict)
 
 
@@ -105,10 +110,16 @@ class Engine:
         return Noise(shape, self.recipe.train.seed, purpose, batch.step, batch.indices, self.model.device)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        return batch.micro(self.recipe.train.micro_batch or len(batch.prompts))
+        return batch.micro(self.recipe.train.micro_batch or max(1, len(batch.prompts)))
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum")
+
+    def gather(self, values: Tensor, indices: Sequence[int], total: int) -> Tensor:
+        """What each process has of its own videos, `[len(indices), ...]`, of all: `[total, ...]`, exact, in order."""
+        whole = torch.zeros(total, *values.shape[1:], dtype=values.dtype, device=self.accelerator.device)
+        whole[list(indices)] = values.to(whole.device)
+        return self.sum_over_processes(whole)
 
     def optimise(self, finite: bool = True) -> tuple[float, bool]:
         """Sums the adapter's gradients over processes, clips, and steps unless something is not finite.
@@ -136,11 +147,27 @@ class Engine:
 
 
 class Algorithm(ABC):
-    """One way to align: `step` makes one optimiser step on a batch."""
+    """One way to align: `step` works on one batch.
+
+    What it remembers from step to step belongs into `state_dict`, the same on every process: only then does a run
+    that was stopped go on as if nothing had been.
+    """
+
+    videos_per_prompt: int = 1  # so many neighbours in a batch have the same prompt
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     @abstractmethod
     def step(self, engine: Engine, batch: Batch) -> Metrics:
-        """Samples, scores, differentiates and optimises once; all processes call it together."""
+        """Samples, scores, differentiates and optimises, once or several times; all processes call it together."""
+
+    def check(self, engine: Engine) -> None:  # noqa: B027 (most algorithms have nothing to check)
+        """Raises `UserError` if it cannot work with this model or these rewards. Asked before a run starts."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, for checkpoints: tensors, numbers and texts in lists and dictionaries."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Takes up what `state_dict` gave."""

@@ -166,6 +166,14 @@ class VideoModel(ABC):
             float32 `[B, n, 3, H, W]`.
         """
 
+    def encode_video(self, pixels: Tensor) -> Tensor:
+        """Pixels `[B, F, 3, H, W]` in [0, 1] as final latents, without gradient: what `decode` takes back.
+
+        Raises:
+            UserError: this family has no way to; one that has overrides this.
+        """
+        raise UserError(f"models of {type(self).__name__} cannot encode videos, so they learn from no video files")
+
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """Every network by its component name ("unet", "vae", ...), for placing, counting and exporting."""

@@ -112,6 +112,13 @@ class ModelScope(VideoModel):
         """See `VideoModel.decode_unclamped`: frames are decoded one by one, so only the chosen ones cost anything."""
         return decode_frames(self.vae, latents, frames)
 
+    @torch.no_grad()
+    def encode_video(self, pixels: Tensor) -> Tensor:
+        """See `VideoModel.encode_video`: the mode of the VAE's posterior, frame by frame."""
+        images = (pixels.flatten(0, 1) * 2 - 1).to(self.vae.dtype)
+        latents = self.vae.encode(images).latent_dist.mode().to(pixels.dtype) * self.vae.config.scaling_factor
+        return latents.unflatten(0, pixels.shape[:2]).movedim(1, 2)
+
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}
 
