@@ -23,6 +23,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from vader.errors import UserError
 from vader.models import checkpoint as files
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
+from vader.models.image_vae import space_factor
 from vader.randomness import generator
 from vader.rewards.preprocess import normalize
 from vader.scheduler_config import Kind, solver_from_config
@@ -147,7 +148,7 @@ class StableVideoDiffusion(VideoModel):
 
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         """`(F, C, h, w)`; height and width must be whole multiples of the VAE's factor."""
-        height, width = latent_sides(size, 2 ** (len(self.vae.config.block_out_channels) - 1))
+        height, width = latent_sides(size, space_factor(self.vae))
         return size.frames, self.vae.config.latent_channels, height, width
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
