@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
-from safetensors.torch import save_file
-from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from vader.models.opensora.parts import save_part
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
+from vader.tinyworld.pretrain import opensora
 
 TRANSFORMER = {"depth": 2, "hidden_size": 32, "num_heads": 4, "caption_channels": 16, "model_max_length": 40}
 VAE = VAEConfig(
@@ -47,14 +44,11 @@ def make_release(folder: Path, seed: int = 0) -> dict[str, str]:
 
 
 def write_transformer(folder: Path, seed: int) -> None:
-    _write(folder, _seeded(lambda: STDiT3(STDiT3Config(**TRANSFORMER)), seed))
-    _write_json(folder / "config.json", {"architectures": ["STDiT3"], "model_type": "STDiT3", **TRANSFORMER})
+    save_part(_seeded(lambda: STDiT3(STDiT3Config(**TRANSFORMER)), seed), folder)
 
 
 def write_vae(folder: Path, seed: int) -> None:
-    _write(folder, _seeded(lambda: OpenSoraVAE(VAE), seed))
-    settings = {"architectures": ["VideoAutoencoderPipeline"], "model_type": "VideoAutoencoder", **VAE.to_json()}
-    _write_json(folder / "config.json", settings)
+    save_part(_seeded(lambda: OpenSoraVAE(VAE), seed), folder)
 
 
 def write_text_encoder(folder: Path, seed: int) -> None:
@@ -62,23 +56,12 @@ def write_text_encoder(folder: Path, seed: int) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """T5's tokenizer in its release files: a SentencePiece model with padding, end and unknown as 0, 1, 2."""
-    folder.mkdir(parents=True, exist_ok=True)
     letters = [f"{letter} a {letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789.:,"]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a red ball aesthetic score: 6.5.", *letters]), model_writer=model, vocab_size=60,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    _write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512, **special}
-    _write_json(folder / "tokenizer_config.json", settings)
+    opensora.write_tokenizer(folder, ["a red ball aesthetic score: 6.5.", *letters], size=60)
 
 
 @torch.no_grad()
-def _seeded(build: Any, seed: int) -> nn.Module:
+def _seeded(build: Any, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build()
@@ -86,12 +69,3 @@ def _seeded(build: Any, seed: int) -> nn.Module:
             if not parameter.any():
                 parameter.normal_(std=0.05)
     return network
-
-
-def _write(folder: Path, network: nn.Module) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2))

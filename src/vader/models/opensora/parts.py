@@ -11,13 +11,16 @@ and `model.options` of a recipe may replace a part: `vae` and `text_encoder`, ea
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save_file
 
 from vader.models import checkpoint as files
-from vader.models.opensora.stdit3 import STDiT3, STDiT3Config, frequencies
+from vader.models.opensora.stdit3 import FIXED, STDiT3, STDiT3Config, frequencies
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
 
 FAMILY = "opensora"
@@ -82,3 +85,16 @@ def load_vae(part: Part, dtype: torch.dtype) -> OpenSoraVAE:
     with torch.device("meta"):
         network = OpenSoraVAE(config)
     return files.fill(network, files.load_tensors(part.source, part.subfolder), dtype, f"vae {part.label}")
+
+
+def save_part(network: STDiT3 | OpenSoraVAE, folder: Path) -> None:
+    """Writes a network of ours as the release has it: `config.json` and `model.safetensors`, in its own precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(network, STDiT3):
+        settings = {"architectures": ["STDiT3"], "model_type": "STDiT3", **FIXED, **asdict(network.config)}
+    else:
+        names = {"architectures": ["VideoAutoencoderPipeline"], "model_type": "VideoAutoencoder"}
+        settings = {**names, **network.config.to_json()}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
