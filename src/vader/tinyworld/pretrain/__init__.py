@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vader.errors import UserError, nearest
-from vader.tinyworld.pretrain import actions, clip, detector, modelscope, preference, text, vae, vjepa
+from vader.tinyworld.pretrain import actions, clip, detector, modelscope, opensora, preference, text, vae, vjepa
 
 Build = Callable[[Path, Path], dict[str, float]]
 
