@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from vader.adapters import adapter_parameters, add_adapter
 from vader.models import Condition, Guidance
-from vader.models.image_vae import decode_frames
+from vader.models.image_vae import decode_frames, encode_frames
 from vader.models.videocrafter.model import VideoCrafter, scheduler_config
 from vader.models.videocrafter.names import to_diffusers, to_release
 from vader.models.videocrafter.networks import (
@@ -177,6 +177,8 @@ def test_vae(fixture):
         close(pixels, tensors[f"case{case}/out"], atol=1e-5)
     images = rearrange(tensors["enc0/x"], "b c f h w -> (b f) c h w")
     close(vae.encode(images).latent_dist.parameters, tensors["enc0/moments"], atol=1e-5)
+    latents = encode_frames(vae, tensors["enc0/x"].movedim(2, 1) / 2 + 0.5)
+    close(latents, tensors["enc0/z_mode"], atol=1e-5)
     small = decode_frames(vae_of(tensors, **small_of(info)), tensors["small/z"]).movedim(1, 2) * 2 - 1
     close(small, tensors["small/out"], atol=1e-5)
 

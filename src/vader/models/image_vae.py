@@ -1,6 +1,6 @@
-"""Image VAEs that decode a video frame by frame: what the families that have one share.
+"""Image VAEs that decode and encode a video frame by frame: what the families that have one share.
 
-Latents `[B, C, F, h, w]` of unit variance come in, pixels `[B, n, 3, H, W]` of the chosen frames come out.
+Latents are `[B, C, F, h, w]` of unit variance, pixels `[B, F, 3, H, W]`; `vae` is diffusers' `AutoencoderKL`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ def space_factor(vae: Any) -> int:
 
 
 def decode_frames(vae: Any, latents: Tensor, frames: Tensor | None = None) -> Tensor:
-    """Pixels, unclamped, about [0, 1]. Frames are decoded one by one, so only the chosen ones cost anything.
+    """Pixels `[B, n, 3, H, W]`, unclamped, about [0, 1]; only the chosen frames cost anything.
 
     Args:
-        vae: diffusers' `AutoencoderKL`.
         frames: indices `[B, n]`, each video its own; None for all.
     """
     chosen = latents.movedim(2, 1)  # [B, F, C, h, w]
@@ -30,3 +29,11 @@ def decode_frames(vae: Any, latents: Tensor, frames: Tensor | None = None) -> Te
     images = chosen.flatten(0, 1) / vae.config.scaling_factor
     pixels = vae.decode(images.to(vae.dtype), return_dict=False)[0].to(latents.dtype)
     return pixels.unflatten(0, chosen.shape[:2]) / 2 + 0.5
+
+
+@torch.no_grad()
+def encode_frames(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of pixels in [0, 1], without gradient: the mode of the VAE's posterior."""
+    images = (pixels.flatten(0, 1) * 2 - 1).to(vae.dtype)
+    latents = vae.encode(images).latent_dist.mode().to(pixels.dtype) * vae.config.scaling_factor
+    return latents.unflatten(0, pixels.shape[:2]).movedim(1, 2)

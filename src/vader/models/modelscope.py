@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vader.errors import UserError
 from vader.models import checkpoint as files
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
-from vader.models.image_vae import decode_frames, space_factor
+from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
 
@@ -112,12 +112,9 @@ class ModelScope(VideoModel):
         """See `VideoModel.decode_unclamped`: frames are decoded one by one, so only the chosen ones cost anything."""
         return decode_frames(self.vae, latents, frames)
 
-    @torch.no_grad()
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the mode of the VAE's posterior, frame by frame."""
-        images = (pixels.flatten(0, 1) * 2 - 1).to(self.vae.dtype)
-        latents = self.vae.encode(images).latent_dist.mode().to(pixels.dtype) * self.vae.config.scaling_factor
-        return latents.unflatten(0, pixels.shape[:2]).movedim(1, 2)
+        return encode_frames(self.vae, pixels)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vader.errors import UserError
 from vader.models import checkpoint as files
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
-from vader.models.image_vae import decode_frames, space_factor
+from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.models.videocrafter.networks import empty_text, empty_unet, empty_vae, load_text, load_unet, load_vae
 from vader.models.videocrafter.release import FAMILY, Release, find_release, read_release
 from vader.rewards.clip import clean
@@ -127,6 +127,10 @@ class VideoCrafter(VideoModel):
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped`: frames are decoded one by one, so only the chosen ones cost anything."""
         return decode_frames(self.vae, latents, frames)
+
+    def encode_video(self, pixels: Tensor) -> Tensor:
+        """See `VideoModel.encode_video`: the mode of the VAE's posterior, frame by frame."""
+        return encode_frames(self.vae, pixels)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}
