@@ -21,16 +21,18 @@ from vader.errors import RunError
 from vader.evaluation.run_folder import Evaluation, Run, read_run
 from vader.recipe import Recipe, load_recipe
 
+ONE, ALL = "algorithm.frames.sample=1", "algorithm.frames.sample=all"
 POLICIES: dict[str, tuple[str, ...]] = {
-    "last-1": ("algorithm.policy={name: last, k: 1}",),
-    "last-1-all-frames": ("algorithm.policy={name: last, k: 1}", "algorithm.frames.sample=all"),
-    "last-5": ("algorithm.policy={name: last, k: 5}",),
-    "random-tail": ("algorithm.policy={name: random_tail}",),
-    "random-tail-all-frames": ("algorithm.policy={name: random_tail}", "algorithm.frames.sample=all"),
-    "full": ("algorithm.policy={name: full}",),
-    "drtune-5": ("algorithm.policy={name: drtune, k: 5}",),
-    "draft-lv-2": ("algorithm.policy={name: draft_lv, k: 2}",),
-    "refl": ("algorithm.policy={name: refl}",),
+    "last-1": ("algorithm.policy={name: last, k: 1}", ONE),
+    "last-1-all-frames": ("algorithm.policy={name: last, k: 1}", ALL),
+    "last-5": ("algorithm.policy={name: last, k: 5}", ONE),
+    "last-5-all-frames": ("algorithm.policy={name: last, k: 5}", ALL),
+    "random-tail": ("algorithm.policy={name: random_tail}", ONE),
+    "random-tail-all-frames": ("algorithm.policy={name: random_tail}", ALL),
+    "full": ("algorithm.policy={name: full}", ONE),
+    "drtune-5": ("algorithm.policy={name: drtune, k: 5}", ONE),
+    "draft-lv-2": ("algorithm.policy={name: draft_lv, k: 2}", ONE),
+    "refl": ("algorithm.policy={name: refl}", ONE),
 }
 
 

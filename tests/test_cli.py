@@ -177,7 +177,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["train", "tny"], "no recipe 'tny'"),
         (["train", "tiny", "optimizer.lrr=1"], "unknown key 'optimizer.lrr': did you mean 'lr'?"),
         (["train", "tiny", "optimizer.lr=fast"], "expected a number above 0"),
-        (["train", "tiny", "algorithm.policy.k=21"], "k can be at most 20"),
+        (["train", "tiny", "algorithm.policy.k=21"], "k can be at most 10"),
         (["train", "tiny", "algorithm.frames.sample=9"], "video.frames is 8"),
         (["train", "tiny", "prompts.test=tiny-tset"], "did you mean 'tiny-test'?"),
         (["train", "tiny", "prompts.train=empty.txt"], "prompt file 'empty.txt' holds no prompts"),

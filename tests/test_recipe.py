@@ -189,13 +189,13 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["algorithm.policy.k=21"], "algorithm.policy.k is 21 but sampling.steps is 20: k can be at most 20"),
+        (["algorithm.policy.k=21"], "algorithm.policy.k is 21 but sampling.steps is 10: k can be at most 10"),
         (["algorithm.policy.name=drtune", "algorithm.policy.k=21"], "algorithm.policy.k is 21"),
         (["algorithm.policy.name=steps"], "algorithm.policy.steps is empty"),
         (["algorithm.policy.steps=[1]"], "algorithm.policy.steps is for policy 'steps'"),
         (
             ["algorithm.policy.name=steps", "algorithm.policy.steps=[3, 20]"],
-            "algorithm.policy.steps holds 20 but sampling.steps is 20: indices run from 0 to 19",
+            "algorithm.policy.steps holds 20 but sampling.steps is 10: indices run from 0 to 9",
         ),
         (["algorithm.policy.name=steps", "algorithm.policy.steps=[3, 3]"], "is [3, 3]: name each index once"),
         (["algorithm.policy.window=[0.5, 0.5]"], "algorithm.policy.window is [0.5, 0.5]"),
@@ -246,7 +246,7 @@ def test_a_broken_file_is_one_line(tmp_path, text, message):
 
 
 def test_a_missing_key_says_what_it_should_be(tmp_path):
-    text = TINY.read_text().replace("steps: 40, ", "")
+    text = TINY.read_text().replace("train: {steps: 20, ", "train: {")
     message = error_of(source=written(tmp_path / "x.yaml", text))
     assert "key 'train.steps' is missing: expected an integer above 0" in message
 

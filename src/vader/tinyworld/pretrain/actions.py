@@ -21,7 +21,7 @@ from vader.tinyworld.pretrain.loop import Schedule, fit, generator_for
 from vader.tinyworld.scenes import MOTIONS, render, sample_scenes
 
 SEED = 16
-SCHEDULE = Schedule(steps=1800, lr=1e-3, cooldown=600)
+SCHEDULE = Schedule(steps=1200, lr=1e-3, cooldown=400)
 BATCH = 48
 SIZE = 32
 HELD_OUT = 512

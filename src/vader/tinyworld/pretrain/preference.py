@@ -21,7 +21,6 @@ from vader.tinyworld.pretrain.loop import Schedule, fit, generator_for
 from vader.tinyworld.pretrain.text import tokenize
 from vader.tinyworld.scenes import BACKGROUNDS, CAPTIONS, COLORS, SHAPES, Scenes, captions, render, sample_scenes
 
-SCHEDULE = Schedule(steps=600, lr=4e-4, warmup=50, cooldown=300)
 BATCH = 64
 SWAP = 0.25  # chance of each attribute to be another than the prompt's
 DAMAGE_COST = 5.0  # in attributes, for a root mean square error of 1
@@ -34,9 +33,13 @@ class Taste:
 
     seed: int
     vividness: float
+    schedule: Schedule
 
 
-TASTES = {"hps": Taste(seed=21, vividness=1.0), "pickscore": Taste(seed=22, vividness=2.0)}
+TASTES = {
+    "hps": Taste(21, vividness=1.0, schedule=Schedule(steps=400, lr=4e-4, warmup=50, cooldown=200)),
+    "pickscore": Taste(22, vividness=2.0, schedule=Schedule(steps=800, lr=4e-4, warmup=50, cooldown=200)),
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def build(name: str, out: Path, work: Path) -> dict[str, float]:
         pairs = draw_pairs(taste, BATCH, vae, generator)
         return -F.logsigmoid(pairs.preference.sign() * preference_logits(clip, tokenizer, pairs)).mean()
 
-    clip = fit(clip, loss, SCHEDULE, taste.seed, checkpoint=work / f"{name}.pt")
+    clip = fit(clip, loss, taste.schedule, taste.seed, checkpoint=work / f"{name}.pt")
     accuracy = agreement(clip, tokenizer, draw_pairs(taste, 500, vae, generator_for(taste.seed, -1)))
     clip.half().save_pretrained(out / name)
     return {f"{name}_accuracy": accuracy}
