@@ -166,14 +166,16 @@ def medians(records: list[dict[str, float]]) -> dict[str, float]:
 # ---- results ----
 
 
-def write_result(path: Path, benchmark: str, device: torch.device, recipe: Recipe, content: dict[str, Any]) -> None:
+def write_result(
+    path: Path, benchmark: str, device: torch.device, settings: Recipe | dict[str, Any], content: dict[str, Any]
+) -> None:
     """Writes a result as JSON, under what it was measured on, when and with which settings."""
     head = {
         "benchmark": benchmark,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": hardware(device),
         "versions": library_versions() | {name: version(name) for name in ("transformers", "accelerate")},
-        "settings": recipe.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json") if isinstance(settings, Recipe) else settings,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(head | content, indent=1) + "\n", encoding="utf-8")

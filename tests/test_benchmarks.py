@@ -14,9 +14,11 @@ import torch
 
 from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
+from vader.errors import UserError
 from vader.evaluation.run_folder import Evaluation, Run, TrainStep
 from vader.policies import Plan
 from vader.recipe import load_recipe
+from vader.rewards.registry import BUILT_IN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -25,6 +27,7 @@ import full_size
 import measuring
 import passes
 import policies
+import rewards
 
 RECIPE = """
 name: small
@@ -238,3 +241,64 @@ def test_policy_table(tmp_path):
         "| before training | 4.500 ± 0.125 | 0.45 | 0.90 |  |  |  |",
         "| last-1 | 7.000 ± 0.125 | 0.70 | 0.90 | 3.00 | 0.20 | 2.00 |",
     ]
+
+
+# ---------------------------------------------------------------- rewards
+
+RELEASES = {  # parameters
+    "aesthetic": 303_966_208 + 927_969,
+    "weather": 303_966_208 + 927_969,
+    "compression": 303_966_208 + 463_553,
+    "hps": 986_109_441,
+    "pickscore": 986_109_441,
+}
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_rewards_have_the_releases_sizes(name):
+    reward = rewards.build(name, torch.device("meta"), torch.bfloat16)
+    assert sum(parameter.numel() for parameter in reward.parameters()) == RELEASES[name]
+
+
+def test_every_built_in_reward_is_measured():
+    assert rewards.BUILDERS.keys() == BUILT_IN.keys()
+
+
+def shrink(config: dict, **more) -> dict:
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return config | small | more
+
+
+@pytest.fixture
+def small_rewards(monkeypatch):
+    monkeypatch.setattr(rewards, "VISION_TOWER", shrink(rewards.VISION_TOWER, image_size=28))
+    towers = {name: shrink(rewards.CLIP_H[name]) for name in ("text_config", "vision_config")}
+    monkeypatch.setattr(rewards, "CLIP_H", rewards.CLIP_H | towers)
+    for name in ("BLIP_VISION", "BLIP_TEXT", "YOLOS", "VIDEOMAE"):
+        monkeypatch.setattr(rewards, name, shrink(getattr(rewards, name)))
+    sizes = {name: rewards.VitSize(1, 64, 2) for name in rewards.VJEPA_L}
+    monkeypatch.setattr(rewards, "VJEPA_L", sizes)
+    monkeypatch.setattr(rewards, "HEIGHT", 32)
+    monkeypatch.setattr(rewards, "WIDTH", 48)
+    monkeypatch.setattr(rewards, "ROUNDS", 1)
+    monkeypatch.setattr(rewards, "FRAMES", {"frame": (1,), "clip": (4,)})
+
+
+def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, tmp_path):
+    chosen = [name for name in rewards.BUILDERS if name != "object_removal"]  # 800 pixels: too much for a test
+    monkeypatch.setattr(sys, "argv", ["rewards.py", *chosen, "--device", "cpu", "--out", str(tmp_path / "r.json")])
+    rewards.main()
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["settings"] == {"height": 32, "width": 48, "precision": "torch.float32", "rounds": 1}
+    assert [record["reward"] for record in result["rewards"]] == chosen
+    for record in result["rewards"]:
+        assert record["frames"] == (4 if record["reward"] in ("action", "vjepa") else 1)
+        assert record["weights"] == 4 * record["parameters"]
+        assert record["seconds"].keys() == record["peak_memory"].keys() == {"forward", "both"}
+        assert min(record["seconds"].values()) > 0
+
+
+def test_a_reward_that_is_not_measured(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rewards.py", "hpss"])
+    with pytest.raises(UserError, match="no reward 'hpss' is measured here: did you mean 'hps'"):
+        rewards.main()
