@@ -312,7 +312,7 @@ def test_contradictions(overrides, message):
 def test_a_deterministic_solver_is_refused_before_the_run(tmp_path):
     run = toy_run(tmp_path)
     run.engine.model.solver = solver_from_config(DDIM, kind="dpm")
-    with pytest.raises(UserError, match="this solver adds none: set sampling.eta above 0"):
+    with pytest.raises(UserError, match=r"this solver adds none: set sampling\.eta above 0"):
         run.algorithm.check(run.engine)
 
 

@@ -53,7 +53,7 @@ def test_the_loss_is_log_2_where_model_and_reference_agree():
 @pytest.mark.parametrize(
     ("config", "kind", "prediction", "scale"),
     [
-        # the factor from the prediction's error to that of the noise: eps itself, v times alpha, velocity times 1 - sigma
+        # `scale` is the factor from the prediction's error to that of the noise
         (DDIM, "ddim", "epsilon", lambda at: 1.0),
         (DDIM, "ddim", "v_prediction", lambda at: at["alpha"]),
         (DDIM, "euler_edm", "v_prediction", lambda at: at["alpha"] / (1 + at["sigma"] ** 2) ** 0.5),
