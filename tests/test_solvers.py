@@ -21,6 +21,7 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestra
 from safetensors import safe_open
 from torch import Tensor
 
+from factories import SVD_SCHEDULER
 from vader import scheduler_config, solvers
 from vader.errors import UserError
 from vader.scheduler_config import solver_from_config
@@ -42,25 +43,7 @@ MODELSCOPE = SD | {
     "trained_betas": None,
 }
 VIDEOCRAFTER2 = SD | {"timestep_spacing": "uniform", "set_alpha_to_one": False, "dynamic_rescale": True}
-SVD = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "set_alpha_to_one": False,
-    "sigma_max": 700.0,
-    "sigma_min": 0.002,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-    "trained_betas": None,
-    "use_karras_sigmas": True,
-}
+SVD = SVD_SCHEDULER
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 OPEN_SORA = {"_class_name": "RFLOW", "use_timestep_transform": True}
 
