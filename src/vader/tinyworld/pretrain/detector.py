@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import YolosConfig, YolosForObjectDetection
 
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -40,6 +40,8 @@ BATCH = 64
 SIZE = 32
 HELD_OUT = 512
 QUERIES = 6
+WEIGHT_STD = 0.1  # about 1 / sqrt(width); with the 0.02 of large transformers, it does not learn to look for long
+EMBEDDING_STD = 0.3
 NOTHING_WEIGHT = 0.1  # of the class "no object" in the loss
 BOX_WEIGHT, OVERLAP_WEIGHT = 5.0, 2.0
 
@@ -62,10 +64,15 @@ def new_detector() -> YolosForObjectDetection:
         num_attention_heads=4,
         num_detection_tokens=QUERIES,
         use_mid_position_embeddings=False,
+        initializer_range=WEIGHT_STD,
         id2label=names,
         label2id={name: index for index, name in names.items()},
     )
-    return YolosForObjectDetection(config)
+    model = YolosForObjectDetection(config)
+    # The library starts these at zero, for weights to be loaded: all queries and all places would be alike.
+    for start in (model.vit.embeddings.detection_tokens, model.vit.embeddings.position_embeddings):
+        nn.init.normal_(start, std=EMBEDDING_STD)
+    return model
 
 
 # ---- data ----
