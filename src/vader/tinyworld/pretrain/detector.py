@@ -35,7 +35,7 @@ from vader.tinyworld.scenes import (
 )
 
 SEED = 15
-SCHEDULE = Schedule(steps=1400, lr=1e-3, cooldown=500)
+SCHEDULE = Schedule(steps=3200, lr=1e-3, cooldown=800)
 BATCH = 64
 SIZE = 32
 HELD_OUT = 512
