@@ -84,7 +84,7 @@ def bare_run(tmp_path) -> Path:
     """A run of which there is only the recipe."""
     run = tmp_path / "my-run"
     run.mkdir()
-    dump_recipe(load_recipe("tiny"), run / "recipe.yaml", {"torch": "2.6.0", "vader": "0.1.0"})
+    dump_recipe(load_recipe("tiny", ["train.steps=40"]), run / "recipe.yaml", {"torch": "2.6.0", "vader": "0.1.0"})
     return run
 
 
