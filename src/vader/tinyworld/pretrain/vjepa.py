@@ -25,12 +25,12 @@ from vader.tinyworld.pretrain.loop import Schedule, fit, generator_for
 from vader.tinyworld.scenes import captions, render, sample_scenes
 
 SEED = 17
-SCHEDULE = Schedule(steps=1000, lr=1e-3)
-BATCH = 32
-ENCODER = VitSize(depth=4, width=96, heads=4)
-PREDICTOR = VitSize(depth=2, width=64, heads=4)
-TUBELET, PATCH = 2, 8
-GRID = Grid(time=4, height=4, width=4)  # of 8 frames of 32x32 pixels
+SCHEDULE = Schedule(steps=2000, lr=2e-3)
+BATCH = 16
+ENCODER = VitSize(depth=3, width=64, heads=4)
+PREDICTOR = VitSize(depth=3, width=64, heads=4)
+TUBELET, PATCH = 2, 4  # patches of 8 pixels are as large as an object: what moves is lost in them
+GRID = Grid(time=4, height=8, width=8)  # of 8 frames of 32x32 pixels
 MOMENTUM = 0.9995  # of the target encoder: with a faster one its features lose what moves, in a training this short
 PAIRS = 256
 
