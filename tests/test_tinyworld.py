@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vader.models.base import Guidance, VideoSize
 from vader.models.registry import load_model
 from vader.prompts import Prompt
+from vader.recipe import load_recipe, recipe_names
 from vader.rewards.registry import load_reward
+from vader.sampling import sample_videos
 from vader.tinyworld import WEIGHTS, split
 from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.scenes import (
@@ -26,6 +29,7 @@ from vader.tinyworld.scenes import (
     render,
     sample_scenes,
 )
+from vader.trainer import train
 
 ATTRIBUTES = ("color", "shape", "background", "motion")
 
@@ -156,3 +160,33 @@ def test_the_shipped_model_and_reward_load_and_score() -> None:
         restored = model.decode(latents.unsqueeze(2))[:, 0] * 2 - 1
     assert (vivid - dull).mean() > 5
     assert (restored - frames).square().mean().sqrt() / 2 < 0.03  # 30 dB
+
+
+def test_the_shipped_base_model_heeds_unseen_prompts() -> None:
+    model, prompts = load_model("modelscope", "tiny"), split.test_prompts()[:8]
+    right = judge_prompts(sample_videos(model, prompts, VideoSize(8, 32, 32), 10, Guidance(4.0)), prompts)
+    assert {name: right[name].mean().item() >= 0.75 for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, True)
+
+
+def test_the_shipped_action_classifier_tells_directions(scenes, videos) -> None:
+    reward = load_reward("action", checkpoint="tiny", output="probability")
+    with torch.no_grad():
+        assert reward(videos, captions(scenes)).mean() > 0.9
+        assert reward(videos.flip(1), captions(scenes)).mean() < 0.1  # backwards in time, the other way
+
+
+@pytest.mark.parametrize("name", ["hps", "pickscore"])
+def test_the_shipped_preferences_are_for_what_was_asked_and_vivid(scenes, name) -> None:
+    reward, prompts = load_reward(name, checkpoint="tiny"), captions(scenes)
+    shown = render(scenes.with_vividness(0.8), frames=1)
+    with torch.no_grad():
+        asked, unasked = reward(shown, prompts), reward(shown, prompts[1:] + prompts[:1])
+        dull = reward(render(scenes.with_vividness(0.1), frames=1), prompts)
+    assert (asked > unasked).float().mean() > 0.85
+    assert (asked > dull).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("tiny")])
+def test_every_tiny_recipe_finds_what_it_names(name, tmp_path) -> None:
+    assert train(load_recipe(name), runs=tmp_path, dry_run=True) is None
+    assert not list(tmp_path.iterdir())
