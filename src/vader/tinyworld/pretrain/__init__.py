@@ -33,7 +33,7 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     ),
     "hps": (lambda out, work: preference.build("hps", out, work), ("modelscope/vae", "clip")),
     "pickscore": (lambda out, work: preference.build("pickscore", out, work), ("modelscope/vae", "clip")),
-    "vjepa": (lambda out, work: vjepa.build(out, work, out / "modelscope" / "vae"), ("modelscope/vae",)),
+    "vjepa": (vjepa.build, ()),
     "opensora": (
         lambda out, work: opensora.build(out / "opensora", work, out / "modelscope" / "vae"),
         ("modelscope/vae",),

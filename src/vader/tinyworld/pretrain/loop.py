@@ -27,6 +27,7 @@ class Schedule:
     """How long and how fast: the learning rate rises over `warmup` steps, and falls to zero over the last `cooldown`.
 
     In between it is constant, so that a training can be cut or lengthened while it runs (arXiv 2405.18392).
+    Where a network's layers are so small that casting costs more than it saves, `autocast` is off.
     """
 
     steps: int
@@ -35,6 +36,7 @@ class Schedule:
     warmup: int = 100
     cooldown: int = 400
     weight_decay: float = 0.01
+    autocast: bool = True
 
     def factor(self, step: int) -> float:
         """The share of the peak learning rate at a step."""
@@ -71,7 +73,7 @@ def fit(
     began, running = time.monotonic(), 0.0
 
     for step in range(start, schedule.steps):
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.autocast):
             value = loss(generator_for(seed, step))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
