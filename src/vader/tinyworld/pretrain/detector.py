@@ -2,8 +2,10 @@
 
 Frames hold no object, one or two, and are shown clean and disturbed, as a reward will see them. The loss is DETR's
 set-prediction loss (arXiv 2005.12872, section 3.1); with two objects at most, the best matching is found by trying all.
+Beside it, a linear head that is thrown away afterwards names what every patch lies in: boxes alone are soon learned
+without a look at the shapes.
 
-Shapes: N frames, Q queries, C classes, 2 objects at most (class -1: there is none).
+Shapes: N frames, Q queries, P patches a side, C classes, 2 objects at most (class -1: there is none).
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ EMBEDDING_STD = 0.3
 NOTHING_WEIGHT = 0.1  # of the class "no object" in the loss
 BOX_WEIGHT, OVERLAP_WEIGHT = 5.0, 2.0
 CLASS_WEIGHT = 4.0  # with DETR's 1 the boxes are learned long before the shapes in them
+PATCH = 4
 
 
 class Truth(NamedTuple):
@@ -58,7 +61,7 @@ def new_detector() -> YolosForObjectDetection:
     names = dict(enumerate(SHAPES))
     config = YolosConfig(
         image_size=[SIZE, SIZE],
-        patch_size=4,
+        patch_size=PATCH,
         hidden_size=96,
         intermediate_size=384,
         num_hidden_layers=4,
@@ -166,6 +169,31 @@ def _area(low: Tensor, high: Tensor) -> Tensor:
     return (high - low).clamp(min=0).prod(dim=-1)
 
 
+class Learner(nn.Module):
+    """The detector, and the head that names patches while it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector = new_detector()
+        self.naming = nn.Linear(self.detector.config.hidden_size, len(SHAPES) + 1)
+
+    def loss(self, pixels: Tensor, truth: Truth) -> Tensor:
+        output = self.detector(pixel_values=pixels)
+        patches = output.last_hidden_state[:, 1:-QUERIES]  # the first token is the class token
+        named = F.cross_entropy(self.naming(patches).flatten(0, 1), patch_classes(truth).flatten())
+        return set_loss(output.logits, output.pred_boxes, truth) + CLASS_WEIGHT * named
+
+
+def patch_classes(truth: Truth) -> Tensor:
+    """The class `[N, P * P]` of the box in which each patch's middle lies; C where it lies in none."""
+    line = (torch.arange(SIZE // PATCH) + 0.5) * PATCH / SIZE
+    middles = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1)  # [P * P, 2]
+    corners = truth.corners[:, :, None]  # [N, 2, 1, 4]
+    inside = ((middles > corners[..., :2]) & (middles < corners[..., 2:])).all(dim=-1)
+    found = torch.where(inside, truth.classes[..., None], -1).amax(dim=1)  # objects do not overlap
+    return torch.where(found >= 0, found, len(SHAPES))
+
+
 # ---- quality ----
 
 
@@ -211,14 +239,12 @@ def build(out: Path, work: Path, vae_folder: Path) -> dict[str, float]:
     """Trains the detector, writes it to `out` in transformers' format, and returns its held-out quality."""
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
-    model = new_detector()
+    learner = Learner()
 
     def loss(generator: torch.Generator) -> Tensor:
-        pixels, truth = seen_frames(BATCH, vae, generator)
-        output = model(pixel_values=pixels)
-        return set_loss(output.logits.float(), output.pred_boxes.float(), truth)
+        return learner.loss(*seen_frames(BATCH, vae, generator))
 
-    trained = fit(model, loss, SCHEDULE, SEED, checkpoint=work / "detector.pt")
+    trained = fit(learner, loss, SCHEDULE, SEED, checkpoint=work / "detector.pt").detector
     found = quality(trained, *seen_frames(HELD_OUT, vae, generator_for(SEED, -1)))
     trained.half().save_pretrained(out)
     settings = {
