@@ -86,7 +86,7 @@ def build(out: Path, work: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def quality(reward: Reward) -> dict[str, float]:
-    """In how many pairs, half of them lightly noisy, a clip scores higher than with its frames shuffled; mean losses."""
+    """In how many pairs, half of them lightly noisy, a clip scores higher than shuffled in time; mean losses."""
     generator = generator_for(SEED, -1)
     scenes = sample_scenes(PAIRS, generator)
     real = lightly_noisy(render(scenes), generator)
