@@ -1,0 +1,94 @@
+"""What several commands share: models and rewards as they are named on the command line, and tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vader.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vader.models.base import VideoModel
+    from vader.recipe import ModelSection, RewardSection, SamplingSection
+
+
+def model_section(spec: str) -> ModelSection:
+    """`family:checkpoint`; a family of one's own has a colon itself: `module:Class:checkpoint`."""
+    from vader.models.registry import model_names
+    from vader.recipe import ModelSection
+
+    parts = spec.split(":")
+    cut = 1 if parts[0] in model_names() else 2
+    family, checkpoint = ":".join(parts[:cut]), ":".join(parts[cut:])
+    if not checkpoint:
+        hint = nearest(parts[0], model_names())
+        raise UserError(
+            f"model {spec!r}: write family:checkpoint, as in modelscope:tiny, or module:Class:checkpoint; {hint}"
+        )
+    return ModelSection(family=family, checkpoint=checkpoint)
+
+
+def load_with_adapter(section: ModelSection, sampling: SamplingSection, adapter: Path | None) -> VideoModel:
+    from vader.adapters import adapter_file, load_adapter
+    from vader.models.registry import load_model
+
+    if adapter is not None:
+        adapter_file(adapter)  # before anything large is loaded
+    model = load_model(
+        section.family,
+        section.checkpoint,
+        precision=section.precision,
+        device=device(),
+        solver=sampling.solver,
+        eta=sampling.eta,
+        spacing=sampling.spacing,
+        options=section.options,
+    )
+    if adapter is not None:
+        load_adapter(model.denoiser, adapter)
+    return model
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def with_changes(section: Any, **changes: Any) -> Any:
+    """The section with every change that was asked for (is not None)."""
+    return section.model_copy(update={key: value for key, value in changes.items() if value is not None})
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {str(path)!r}: {error.strerror}") from None
+
+
+def reward_section(spec: str) -> RewardSection:
+    """`name` or `name:key=value,key=value`; a name of one's own has a colon itself: `module:Class`."""
+    from pydantic import ValidationError
+
+    from vader.recipe import RewardSection, parse_value
+
+    match = re.fullmatch(r"([^=]+?)(?::([^:=]+=.*))?", spec)
+    pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair] if match else []
+    if not match or not all(equals for _, equals, _ in pairs):
+        raise UserError(f"reward {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
+    try:
+        return RewardSection.model_validate({"name": match[1]} | {key: parse_value(value) for key, _, value in pairs})
+    except ValidationError:
+        raise UserError(f"reward {spec!r}: its weight must be a number") from None
+
+
+def print_wide(table: Table) -> None:
+    """On a terminal as it fits; into a file or pipe without breaking a path."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=1000)).print(table)

@@ -1,0 +1,21 @@
+"""The command's root, to which each group of commands adds its own."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=False)
+
+
+def is_main_process() -> bool:
+    """`accelerate launch` and `torchrun` number their processes in RANK; without them there is one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Aligns video diffusion models with the gradients of reward models (VADER, arXiv 2407.08737)."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())

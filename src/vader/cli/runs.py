@@ -1,0 +1,60 @@
+"""`vader report` and `vader export`: what a run has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vader.cli.root import app
+from vader.errors import UserError
+
+if TYPE_CHECKING:
+    from vader.models.base import VideoModel
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as in runs/tiny.")]
+
+
+@app.command(epilog="Example: vader report runs/tiny")
+def report(run: RunFolder) -> None:
+    """Write a run's report.html anew: curves, videos before and after, settings; one self-contained page."""
+    _require_run(run)
+    from vader.evaluation.report import write_report
+
+    print(write_report(run))
+
+
+@app.command(epilog="Example: vader export runs/tiny --merged --out exports/tiny")
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that is new or empty.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole diffusers pipeline, the adapter in its weights.")
+    ] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, in diffusers' LoRA format.")] = False,
+) -> None:
+    """Export what a run has trained, for use without this package."""
+    if merged == adapter:
+        raise UserError("export what? give one of --merged and --adapter")
+    _require_run(run)
+    from vader.export import export_adapter, export_merged
+
+    trained = run / "adapter"
+    print(export_merged(_base_model(run), trained, out) if merged else export_adapter(trained, out))
+
+
+def _require_run(run: Path) -> None:
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{str(run)!r} is no run's folder: there is no recipe.yaml in it")
+
+
+def _base_model(run: Path) -> VideoModel:
+    """The model that a run started from, on the CPU; in float32 unless its recipe wants otherwise."""
+    from vader.models.registry import load_model
+    from vader.recipe import load_recipe
+
+    section = load_recipe(str(run / "recipe.yaml"), []).model
+    precision = "fp32" if section.precision == "auto" else section.precision
+    return load_model(section.family, section.checkpoint, precision=precision, options=section.options)

@@ -1,0 +1,114 @@
+"""`vader sample`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vader.cli.parts import load_with_adapter, make_folder, model_section, with_changes
+from vader.cli.root import app
+from vader.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vader.recipe import ModelSection, SamplingSection, VideoSection
+
+
+@app.command(
+    epilog='Example: vader sample "a red circle moving left over sea" --adapter runs/tiny/adapter --out videos'
+)
+def sample(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="FILE", help="A .txt file with a prompt a line, or a prompt set.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="PATH", help="A picture to start from, or a folder of them; may be repeated."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="RECIPE", help="Where model and sizes come from; default: tiny.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="FAMILY:CHECKPOINT", help="Another model than the recipe's.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="PATH", help="A trained adapter: its folder or file.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise: same seed, same videos.")] = 0,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames a video.")] = None,
+    height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels.")] = None,
+    fps: Annotated[int | None, typer.Option("--fps", min=1, help="Frames per second; some models are told.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
+) -> None:
+    """Generate videos with a base model, or with an adapter on it: an mp4 each and a contact sheet."""
+    texts = _prompts_to_sample(prompts or [], file, images or [])
+    size_asked = {"frames": frames, "height": height, "width": width}
+    model_section, video, sampling = _sections_to_sample(recipe, model, size_asked)
+    video, sampling = with_changes(video, fps=fps), with_changes(sampling, steps=steps, guidance=guidance)
+    make_folder(out)
+    from vader.models.base import Guidance, VideoSize
+    from vader.models.registry import model_class
+    from vader.sampling import sample_videos
+
+    model_class(model_section.family).check_prompts(texts)
+
+    loaded = load_with_adapter(model_section, sampling, adapter)
+    size = VideoSize(video.frames, video.height, video.width, video.fps)
+    scale = Guidance(sampling.guidance, sampling.guidance_batched)
+    videos = sample_videos(loaded, texts, size, sampling.steps, scale, seed, batch)
+    for path in _write_videos(videos, texts, size.fps, out):
+        print(path)
+
+
+def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path]) -> Sequence[str]:
+    """Texts, or pictures, or as many of the one as of the other."""
+    from vader.prompts import Prompt, load_prompts
+
+    texts = [*prompts, *(load_prompts(file) if file else [])]
+    pictures = [picture for path in images for picture in load_prompts(str(path))]
+    if not texts and not pictures:
+        raise UserError('nothing to sample: give prompts in quotes, as in vader sample "a dog runs", or --file FILE')
+    if not texts or not pictures:
+        return pictures or texts
+    if len(texts) != len(pictures):
+        raise UserError(f"{len(pictures)} images and {len(texts)} prompts: give as many of both, or images alone")
+    return [Prompt(text, image=picture.image) for text, picture in zip(texts, pictures, strict=True)]
+
+
+def _sections_to_sample(
+    recipe: str | None, model: str | None, size: dict[str, int | None]
+) -> tuple[ModelSection, VideoSection, SamplingSection]:
+    """What a recipe says of model, size and sampling, with the command line's own model and size in their places."""
+    from vader.recipe import SamplingSection, VideoSection, load_recipe
+
+    own_model = model_section(model) if model else None
+    if recipe or not own_model:
+        base = load_recipe(recipe or "tiny", [])
+        return own_model or base.model, with_changes(base.video, **size), base.sampling
+    if missing := [f"--{name}" for name, value in size.items() if value is None]:
+        raise UserError(f"--model alone leaves the size open: give {', '.join(missing)}, or a --recipe that has it")
+    return own_model, VideoSection.model_validate(size), SamplingSection()
+
+
+def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
+    from vader.evaluation.video_io import contact_sheet, write_mp4
+
+    paths = [
+        write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, fps)
+        for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True))
+    ]
+    return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png")]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60]

@@ -1,0 +1,32 @@
+"""`vader train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vader.cli.root import app, is_main_process
+
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the folders of runs.")]
+
+
+@app.command(epilog="Example: vader train tiny optimizer.lr=1e-4 train.steps=80")
+def train(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe ('vader list recipes') or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe, by dotted path.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
+) -> None:
+    """Align a model after a recipe. The same command again continues a run that was stopped."""
+    from vader.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    from vader.trainer import train as run_training
+
+    result = run_training(resolved, runs, dry_run=dry_run)
+    if is_main_process():
+        print(*(result.lines() if result else ["dry run: everything is in place, nothing was trained"]), sep="\n")
