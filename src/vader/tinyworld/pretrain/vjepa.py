@@ -24,13 +24,13 @@ from vader.tinyworld.pretrain.loop import Schedule, fit, generator_for
 from vader.tinyworld.scenes import captions, render, sample_scenes
 
 SEED = 17
-SCHEDULE = Schedule(steps=2000, lr=2e-3, autocast=False)
+SCHEDULE = Schedule(steps=1200, lr=2e-3, autocast=False)
 BATCH = 16
 ENCODER = VitSize(depth=3, width=64, heads=4)
 PREDICTOR = VitSize(depth=3, width=64, heads=4)
 TUBELET, PATCH = 2, 4  # patches of 8 pixels are as large as an object: what moves is lost in them
 GRID = Grid(time=4, height=8, width=8)  # of 8 frames of 32x32 pixels
-MOMENTUM = 0.9995  # of the target encoder: with a faster one its features lose what moves, in a training this short
+MOMENTUM = 0.9999  # of the target encoder: the farther it goes in so small a world, the less it tells of what moves
 NOISE = 0.1  # the largest standard deviation
 PAIRS = 256
 
