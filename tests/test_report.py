@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from run_factories import evaluation_line, train_line, write_metrics
 from vader.errors import UserError
 from vader.evaluation.charts import Series, line_chart, reward_series, smoothed, ticks
 from vader.evaluation.formats import MINUS, NONE, decimals, duration, fixed, signed
@@ -28,46 +29,10 @@ VOID = {"meta", "link", "input", "br", "path"}
 PROMPTS = ["a red circle", 'the "last" <script>alert(1)</script> & one']
 
 
-def train_line(step: int, **changes) -> dict:
-    line = {
-        "kind": "train",
-        "step": step,
-        "reward": 4.7 + 0.5 * step,
-        "parts": {"aesthetic": 4.7 + 0.5 * step},
-        "queries": 4 * step,
-        "grad_norm": 0.12,
-        "clamped": 0.01,
-        "seconds": {"sample": 1.2, "gradient": 0.4, "decode_reward": 0.1, "optimise": 0.01},
-        "total_seconds": 1.8,
-        "peak_memory": 1.1e9,
-        "skipped": 0,
-    }
-    return line | changes
-
-
-def evaluation_line(step: int, reward: float, **changes) -> dict:
-    line = {
-        "kind": "evaluation",
-        "step": step,
-        "queries": 4 * step,
-        "reward": reward,
-        "std": 1.1,
-        "stderr": 0.14,
-        "videos": 64,
-        "parts": {"aesthetic": reward},
-        "seconds": 30.1,
-    }
-    return line | changes
-
-
 JUDGED = (
     evaluation_line(0, 4.7, judge={"vividness": 0.41, "color": 0.9}),
     evaluation_line(4, 6.871, judge={"vividness": 0.78, "color": 0.86}),
 )
-
-
-def write_metrics(run: Path, *lines: dict) -> None:
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_samples(run: Path, step: int, vividness: float) -> list[Path]:

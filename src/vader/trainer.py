@@ -143,11 +143,16 @@ def _loop(run: Run, display: Display, stop: list[int]) -> None:
 
 def _step(run: Run, display: Display) -> None:
     """One optimiser step, and its line in the metrics file."""
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), _compute_clock(run)
     run.engine.clock.reset()
     metrics = run.algorithm.step(run.engine, next_batch(run, run.progress.step + 1))
     run.progress.advance(metrics.queries, metrics.skipped)
-    _log_step(run, display, metrics, time.perf_counter() - began)
+    _log_step(run, display, metrics, time.perf_counter() - began, _compute_clock(run) - computed)
+
+
+def _compute_clock(run: Run) -> float:
+    """Seconds that others on the machine do not stretch: of the processor, over all threads; on a GPU, of the wall."""
+    return time.process_time() if run.accelerator.device.type == "cpu" else time.perf_counter()
 
 
 def next_batch(run: Run, step: int) -> Batch:
@@ -371,7 +376,7 @@ def _evaluate(run: Run, display: Display) -> None:
     _track(run, "monitors", line.get("monitors", {}))
 
 
-def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float) -> None:
+def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, compute_seconds: float) -> None:
     line = {
         "kind": "train",
         "step": run.progress.step,
@@ -383,6 +388,7 @@ def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float) -> N
         **metrics.extra,
         "seconds": run.engine.clock.seconds,
         "total_seconds": seconds,
+        "compute_seconds": compute_seconds,
         "peak_memory": peak_memory_bytes(run.engine.accelerator.device),
         "skipped": run.progress.skipped,
     }

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from vader.cli.parts import print_wide
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -58,3 +60,23 @@ def _base_model(run: Path) -> VideoModel:
     section = load_recipe(str(run / "recipe.yaml"), []).model
     precision = "fp32" if section.precision == "auto" else section.precision
     return load_model(section.family, section.checkpoint, precision=precision, options=section.options)
+
+
+@app.command(epilog="Example: vader compare runs/tiny runs/tiny-ddpo runs/tiny-dpo --out comparison")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, two to eight.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page and plots go.")] = Path(
+        "comparison"
+    ),
+) -> None:
+    """Compare runs on one page: reward over steps, reward queries and compute time, peak memory, a table."""
+    from rich.table import Table
+
+    from vader.evaluation.compare import COLUMNS, compare_runs, read_entries, table_rows
+
+    written = compare_runs(runs, out)
+    table = Table(*COLUMNS)
+    for row in table_rows(read_entries(runs)):
+        table.add_row(*map(escape, row))
+    print_wide(table)
+    print(*written, sep="\n")

@@ -21,7 +21,8 @@ from vader.evaluation.run_folder import Run
 class Series:
     """One line: points in the order of x, breaks where y is not finite.
 
-    `style` is the class the page colours it by; `error` draws a band of y ± error; `points` marks the points.
+    `style` is the class the page colours it by; `error` draws a band of y ± error; `points` marks the points, of which
+    the first and the last get their `values` written beside them.
     """
 
     label: str
@@ -30,9 +31,25 @@ class Series:
     y: Sequence[float]
     error: Sequence[float] = field(default=())
     points: bool = False
+    values: bool = True
 
 
-def reward_series(run: Run, axis: str = "step") -> list[Series]:
+Axis = Literal["step", "queries", "seconds"]
+AXES: dict[Axis, str] = {"step": "optimiser steps", "queries": "reward queries", "seconds": "compute time, seconds"}
+
+
+def held_out_series(run: Run, axis: Axis, label: str, style: str = "held-out", values: bool = True) -> Series:
+    """The held-out reward of a run with its standard error, over what the axis counts."""
+    held_out = run.evaluations
+    if axis == "seconds":
+        x = [run.compute_seconds(evaluation.step) for evaluation in held_out]
+    else:
+        x = [float(getattr(evaluation, axis)) for evaluation in held_out]
+    rewards, errors = ([getattr(evaluation, of) for evaluation in held_out] for of in ("reward", "stderr"))
+    return Series(label, style, x, rewards, errors, points=True, values=values)
+
+
+def reward_series(run: Run, axis: Literal["step", "queries"] = "step") -> list[Series]:
     """The reward over a run: each training step, its moving average, and the held-out reward with standard error.
 
     Args:
@@ -40,18 +57,10 @@ def reward_series(run: Run, axis: str = "step") -> list[Series]:
     """
     x = [getattr(step, axis) for step in run.train]
     rewards = [step.reward for step in run.train]
-    held_out = run.evaluations
     series = [
         Series("training batch", "faint", x, rewards),
         Series("training, moving average", "train", x, smoothed(rewards)),
-        Series(
-            "held-out prompts ± standard error",
-            "held-out",
-            [getattr(evaluation, axis) for evaluation in held_out],
-            [evaluation.reward for evaluation in held_out],
-            [evaluation.stderr for evaluation in held_out],
-            points=True,
-        ),
+        held_out_series(run, axis, "held-out prompts ± standard error"),
     ]
     return [one for one in series if any(map(math.isfinite, one.y))]
 
@@ -181,7 +190,7 @@ def _x_labels(x_ticks: Sequence[float], frame: _Frame) -> str:
 
 def _end_labels(series: Series, frame: _Frame) -> str:
     """The first and the last value of a line of points, written on the side that the line does not take."""
-    points = _stretch(series) if series.points else []
+    points = _stretch(series) if series.points and series.values else []
     places = decimals(frame.y)
     if len(points) < 2:
         return "".join(_value(x, y, places, f"{series.style} left above", frame) for x, y, _ in points)

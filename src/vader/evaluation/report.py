@@ -18,7 +18,7 @@ from statistics import fmean, median
 from string import Template
 from typing import Literal
 
-from vader.evaluation.charts import Series, legend, line_chart, reward_series
+from vader.evaluation.charts import AXES, Series, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
 from vader.evaluation.run_folder import Evaluation, Run, Sample, TrainStep, read_run
 from vader.evaluation.video_io import aside
@@ -49,11 +49,15 @@ def write_report(run_dir: str | Path) -> Path:
 
 def report_page(run: Run) -> str:
     """The whole page."""
+    sections = (header, headline, videos, curves, times, settings, footer)
+    return html_page(f"{run.recipe.name} · VADER", "\n".join(part(run) for part in sections))
+
+
+def html_page(title: str, body: str) -> str:
+    """A self-contained page in this project's style: `title` is text, `body` is HTML."""
     page = files("vader.evaluation") / "page"
     style, script, frame = ((page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
-    sections = (header, headline, videos, curves, times, settings, footer)
-    body = "\n".join(section(run) for section in sections)
-    return Template(frame).substitute(title=f"{escape(run.recipe.name)} · VADER", style=style, script=script, body=body)
+    return Template(frame).substitute(title=escape(title), style=style, script=script, body=body)
 
 
 # ---------------------------------------------------------------- header and headline
@@ -62,7 +66,7 @@ def report_page(run: Run) -> str:
 def header(run: Run) -> str:
     return (
         f'<header><p class="eyebrow">VADER · run report</p><h1>{escape(run.recipe.name)}</h1>'
-        f'<p class="lead">{escape(_described(run.recipe))}</p>{"".join(map(_note, _missing(run)))}</header>'
+        f'<p class="lead">{escape(_described(run.recipe))}</p>{"".join(map(note, _missing(run)))}</header>'
     )
 
 
@@ -185,7 +189,7 @@ def videos(run: Run) -> str:
     """Samples of the first and the latest step side by side."""
     samples = {step: found for step, found in run.samples.items() if found}
     if not samples:
-        return _section("Videos", _note("No sample videos have been written yet."))
+        return section("Videos", note("No sample videos have been written yet."))
     first, last = min(samples), max(samples)
     pairs = _pairs(samples[first], samples[last] if last > first else [])
     figures = "".join(_figure(before, after, wide=_is_wide(run.recipe)) for before, after in pairs)
@@ -196,7 +200,7 @@ def videos(run: Run) -> str:
         '<div class="controls" hidden><button class="primary toggle" type="button">Pause</button>'
         '<button class="restart" type="button">Restart</button></div>'
     )
-    return _section("Videos", f'<p class="soft">{lead}</p><div class="pairs {pixels}">{figures}</div>', beside=buttons)
+    return section("Videos", f'<p class="soft">{lead}</p><div class="pairs {pixels}">{figures}</div>', beside=buttons)
 
 
 def _step_name(step: int) -> str:
@@ -244,19 +248,20 @@ def curves(run: Run) -> str:
     """The reward over steps and over reward queries, then its parts, the judge, and what tells of healthy training."""
     series = reward_series(run)
     if not series:
-        return _section("Reward", _note("No step has been logged yet."))
+        return section("Reward", note("No step has been logged yet."))
     large = "".join(
-        f'<div class="by-{axis}">{line_chart(reward_series(run, axis), f"Reward over {label}", label)}</div>'
-        for axis, label in (("step", "optimiser steps"), ("queries", "reward queries"))
+        f'<div class="by-{axis}">{line_chart(reward_series(run, axis), f"Reward over {AXES[axis]}", AXES[axis])}</div>'
+        for axis in _REPORT_AXES
     )
     smalls = _small_charts("Each reward", _part_series(run))
     smalls += _small_charts("Monitors, on held-out prompts", _beside_series(run, "monitors"))
     smalls += _small_charts("Judge, on held-out prompts", _beside_series(run, "judge"), (0.0, 1.0))
     smalls += _small_charts("Health of the training", _health_series(run))
     table = _evaluation_table(run.evaluations) if run.evaluations else ""
-    return _section("Reward", f'<div class="card">{legend(series)}{large}</div>{table}{smalls}', beside=_AXIS)
+    return section("Reward", f'<div class="card">{legend(series)}{large}</div>{table}{smalls}', beside=_AXIS)
 
 
+_REPORT_AXES: tuple[Literal["step", "queries"], ...] = ("step", "queries")
 _AXIS = (
     '<div class="axis">over<input type="radio" name="axis" id="axis-step" checked><label for="axis-step">steps</label>'
     '<input type="radio" name="axis" id="axis-queries"><label for="axis-queries">reward queries</label></div>'
@@ -348,7 +353,7 @@ def times(run: Run) -> str:
     evaluating = sum(evaluation.seconds for evaluation in run.evaluations)
     lead = f"Training took {duration(total * len(run.train))}; evaluating on held-out prompts, {duration(evaluating)}."
     table = f'<div class="card"><div class="bar">{bar}</div><table>{head}<tbody>{rows}</tbody></table></div>'
-    return _section("Time", f'<p class="soft">{lead}</p>{table}')
+    return section("Time", f'<p class="soft">{lead}</p>{table}')
 
 
 def phase_seconds(train: Sequence[TrainStep]) -> dict[str, float]:
@@ -365,7 +370,7 @@ def settings(run: Run) -> str:
     made_with = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     lead = f"Made with {escape(made_with)}." if made_with else "The recipe does not say which versions made this run."
     again = "The recipe is all it takes to run it again: <code>vader train recipe.yaml</code>"
-    return _section("Settings", f'<p class="soft">{lead} {again}</p>{recipe}')
+    return section("Settings", f'<p class="soft">{lead} {again}</p>{recipe}')
 
 
 def _body(recipe_text: str) -> str:
@@ -382,9 +387,9 @@ def footer(run: Run) -> str:
 # ---------------------------------------------------------------- small pieces
 
 
-def _section(title: str, content: str, beside: str = "") -> str:
+def section(title: str, content: str, beside: str = "") -> str:
     return f'<section><div class="section-head"><h2>{title}</h2>{beside}</div>{content}</section>'
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'

@@ -32,6 +32,7 @@ class TrainStep:
     total_seconds: float
     peak_memory: float  # bytes
     skipped: int  # non-finite steps since the start of the run
+    compute_seconds: float = math.nan  # processor time over all threads; on a GPU, wall time
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ class Run:
     evaluations: list[Evaluation]
     samples: dict[int, list[Sample]]
     finished: bool
+
+    def compute_seconds(self, step: int) -> float:
+        """What training up to a step has cost, evaluations left out; wall time where the run noted no other."""
+        done = [one for one in self.train if one.step <= step]
+        return sum(one.total_seconds if math.isnan(one.compute_seconds) else one.compute_seconds for one in done)
+
+    @property
+    def peak_memory(self) -> float:
+        """Bytes, evaluations included; NaN before the first step."""
+        return max((step.peak_memory for step in self.train), default=math.nan)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -1,0 +1,164 @@
+"""Several runs on one page: held-out reward over steps, reward queries and compute time, peak memory, a table.
+
+In go the folders of runs, finished or not; out come `compare.html`, which is self-contained, and `compare.png` and
+`compare.svg`, the same curves for papers and slides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+from vader.errors import UserError
+from vader.evaluation.charts import AXES, Axis, Series, held_out_series, legend, line_chart
+from vader.evaluation.formats import decimals, duration, fixed, signed
+from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
+from vader.evaluation.report import html_page, note, section
+from vader.evaluation.run_folder import Run, read_run
+from vader.evaluation.video_io import aside
+
+GB = 1e9
+COLUMNS = ("run", "algorithm", "before", "after", "change", "steps", "reward queries", "compute time", "peak memory")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as it is named and coloured here."""
+
+    label: str
+    style: str
+    run: Run
+
+
+def compare_runs(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Writes the page and the plots into `out` and returns their paths.
+
+    Raises:
+        UserError: a folder is no run's or holds no evaluation yet, or there are not two to eight different ones.
+    """
+    entries = read_entries(folders)
+    page = out / "compare.html"
+    with aside(page) as temporary:
+        temporary.write_text(comparison_page(entries), encoding="utf-8")
+    return [page, *draw_comparison(entries, [out / "compare.png", out / "compare.svg"])]
+
+
+def read_entries(folders: Sequence[Path]) -> list[Entry]:
+    """The runs with their labels: the recipe's name, or the folder where two have one name."""
+    if len({folder.resolve() for folder in folders}) < len(folders) or len(folders) < 2:
+        raise UserError("nothing to compare: give two or more different run folders, as in runs/tiny runs/tiny-ddpo")
+    if len(folders) > len(RUN_COLOURS):
+        raise UserError(f"{len(folders)} runs are more than can be told apart: compare at most {len(RUN_COLOURS)}")
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        if not run.evaluations:
+            raise UserError(f"{run.path} has nothing to compare: no held-out evaluation has been made yet")
+    names = [run.recipe.name for run in runs]
+    labels = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+    return [Entry(label, f"run-{i}", run) for i, (label, run) in enumerate(zip(labels, runs, strict=True), start=1)]
+
+
+def curves_over(entries: Sequence[Entry], axis: Axis) -> list[Series]:
+    return [held_out_series(entry.run, axis, entry.label, entry.style, values=False) for entry in entries]
+
+
+def table_rows(entries: Sequence[Entry]) -> list[list[str]]:
+    """The cells of the final table under `COLUMNS`."""
+    return [_row(entry) for entry in entries]
+
+
+def _row(entry: Entry) -> list[str]:
+    run = entry.run
+    before, after = run.evaluations[0], run.evaluations[-1]
+    places = decimals([before.reward, after.reward])
+    return [
+        entry.label,
+        run.recipe.algorithm.name,
+        f"{fixed(before.reward, places)} ± {fixed(before.stderr, places)}",
+        f"{fixed(after.reward, places)} ± {fixed(after.stderr, places)}",
+        signed(after.reward - before.reward, places),
+        f"{after.step} of {run.recipe.train.steps}",
+        f"{after.queries:,}",
+        duration(run.compute_seconds(after.step)),
+        f"{fixed(run.peak_memory / GB, 2)} GB",
+    ]
+
+
+# ---- the page ----
+
+
+def comparison_page(entries: Sequence[Entry]) -> str:
+    """The whole page as HTML."""
+    notes = "".join(map(note, _cautions(entries)))
+    head = (
+        '<header><p class="eyebrow">VADER · runs compared</p><h1>Held-out reward of '
+        f'{len(entries)} runs</h1><p class="lead">Mean over videos of unseen prompts under fixed noise, with its '
+        f"standard error. Time is that of training alone.</p>{notes}</header>"
+    )
+    foot = f"<footer>Written by vader {version('vader')}.</footer>"
+    return html_page("Runs compared · VADER", head + _curves(entries) + _memory(entries) + _table(entries) + foot)
+
+
+def _cautions(entries: Sequence[Entry]) -> Iterator[str]:
+    """Why the curves may not compare, in sentences."""
+    recipes = [entry.run.recipe for entry in entries]
+    if len({_rewards(entry) for entry in entries}) > 1:
+        yield "These runs have different rewards, so that the heights of their curves do not compare."
+    if len({recipe.prompts.test for recipe in recipes}) > 1:
+        yield "These runs were evaluated on different prompts."
+    if len({evaluation.videos for entry in entries for evaluation in entry.run.evaluations}) > 1:
+        yield "Not all evaluations are over the same number of videos: look at standard errors."
+    if unfinished := [entry.label for entry in entries if not entry.run.finished]:
+        yield f"Not finished yet: {', '.join(unfinished)}."
+
+
+def _rewards(entry: Entry) -> str:
+    """What a run was trained on, as text."""
+    return repr([(reward.name, reward.weight, reward.options) for reward in entry.run.recipe.rewards])
+
+
+def _curves(entries: Sequence[Entry]) -> str:
+    cards = "".join(_chart(curves_over(entries, axis), label) for axis, label in AXES.items())
+    keys = legend(curves_over(entries, "step"))
+    return section("Reward", f'<div class="card">{keys}</div><div class="columns-2">{cards}</div>')
+
+
+def _chart(series: Sequence[Series], label: str) -> str:
+    return f'<div class="card"><h4>over {label}</h4>{line_chart(series, f"Reward over {label}", label)}</div>'
+
+
+def _memory(entries: Sequence[Entry]) -> str:
+    trained = [entry for entry in entries if entry.run.train]
+    most = max((entry.run.peak_memory for entry in trained), default=0.0)
+    meters = "".join(
+        f"<div>{escape(entry.label)}: {fixed(entry.run.peak_memory / GB, 2)} GB"
+        f'<span class="meter {entry.style}" style="width:{entry.run.peak_memory / most:.2%}"></span></div>'
+        for entry in trained
+    )
+    return section("Peak memory", f'<div class="card">{meters}</div>')
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table_rows(entries))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return section("Table", f'<div class="card scroll">{table}</div>')
+
+
+# ---- the plot ----
+
+
+def draw_comparison(entries: Sequence[Entry], paths: Sequence[Path]) -> list[Path]:
+    """Three panels of curves and one of peak memory."""
+    figure = new_figure(11, 7.5)
+    panels = figure.subplots(2, 2).flat
+    for axes, (axis, label) in zip(panels, AXES.items(), strict=False):
+        draw_lines(axes, curves_over(entries, axis), f"over {label}", label, "held-out reward")
+    memory = {entry.label: entry.run.peak_memory / GB for entry in entries}
+    draw_bars(panels[3], memory, RUN_COLOURS[: len(entries)], "peak memory", "GB")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    return [save(figure, path) for path in paths]

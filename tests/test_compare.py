@@ -1,0 +1,85 @@
+"""Runs compared: their own numbers on one page, and a clear line where there is nothing to compare."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from run_factories import train_line, write_metrics, write_run
+from test_report import Balanced, text_of
+from vader.cli import main
+from vader.errors import UserError
+from vader.evaluation.charts import held_out_series
+from vader.evaluation.compare import compare_runs, comparison_page, curves_over, read_entries, table_rows
+from vader.evaluation.run_folder import read_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    slow = write_run(tmp_path / "slow", [4.0, 4.1, 4.25], "algorithm={name: ddpo}", "sampling.eta=1.0", seconds=9.0)
+    return [write_run(tmp_path / "fast", [4.0, 5.0, 6.5]), slow]
+
+
+def test_curves_over_each_axis(runs):
+    fast, slow = read_entries(runs)
+    over = {axis: curves_over([fast, slow], axis) for axis in ("step", "queries", "seconds")}
+    assert [list(one.x) for one in over["step"]] == [[0, 2, 4], [0, 2, 4]]
+    assert [list(one.x) for one in over["queries"]] == [[0, 8, 16], [0, 8, 16]]
+    assert [list(one.x) for one in over["seconds"]] == [[0, 3, 6], [0, 18, 36]]
+    assert [list(one.y) for one in over["step"]] == [[4.0, 5.0, 6.5], [4.0, 4.1, 4.25]]
+    assert [one.style for one in over["step"]] == ["run-1", "run-2"]
+
+
+def test_time_is_the_wall_where_a_run_noted_no_other(tmp_path):
+    run = write_run(tmp_path / "old", [4.0, 5.0])
+    lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if "evaluation" in line]
+    write_metrics(run, train_line(1), train_line(2), *map(json.loads, lines))
+    assert held_out_series(read_run(run), "seconds", "").x == [0, 3.6]
+
+
+def test_table(runs):
+    assert table_rows(read_entries(runs)) == [
+        ["fast", "reward_gradient", "4.00 ± 0.14", "6.50 ± 0.14", "+2.50", "4 of 20", "16", "6.00 s", "1.10 GB"],
+        ["slow", "ddpo", "4.00 ± 0.14", "4.25 ± 0.14", "+0.25", "4 of 20", "16", "36.0 s", "1.10 GB"],
+    ]
+
+
+def test_command_writes_a_page_and_two_plots(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["compare", *map(str, runs), "--out", str(out)]) == 0
+    page = (out / "compare.html").read_text()
+    Balanced().check(page)
+    assert "fast reward_gradient 4.00 ± 0.14 6.50 ± 0.14 +2.50" in text_of(page)
+    assert page.count('<path class="line"') == 6  # two runs over three axes
+    assert "http" not in page.replace("http-equiv", "")
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "compare.svg").read_text()
+    assert str(out / "compare.html") in capsys.readouterr().out
+
+
+def test_what_does_not_compare_is_said(runs, tmp_path):
+    other = write_run(tmp_path / "other", [0.2, 0.3], "rewards.0.name=hps")
+    text = text_of(comparison_page(read_entries([runs[0], other])))
+    assert "different rewards" in text
+    assert "different prompts" not in text
+
+
+def test_runs_of_one_name_are_told_apart_by_folder(tmp_path):
+    folders = [write_run(tmp_path / place / "same", [4.0, 5.0]) for place in ("a", "b")]
+    assert [entry.label for entry in read_entries(folders)] == list(map(str, folders))
+
+
+def test_nothing_to_compare(runs, tmp_path):
+    unevaluated = write_run(tmp_path / "new", [4.0])
+    (unevaluated / "metrics.jsonl").unlink()
+    for folders, message in {
+        (runs[0],): "nothing to compare: give two or more",
+        (runs[0], runs[0]): "two or more different run folders",
+        (runs[0], tmp_path): "is no run folder",
+        (runs[0], unevaluated): "has nothing to compare: no held-out evaluation",
+        tuple(tmp_path / str(i) for i in range(9)): "9 runs are more than can be told apart",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            compare_runs(folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
