@@ -18,7 +18,8 @@ from vader.cli import main
 from vader.errors import UserError
 from vader.models import Condition, Guidance, VideoSize, load_model
 from vader.models.opensora import parts
-from vader.models.opensora.model import SCHEDULER, OpenSora
+from vader.models.opensora.model import OpenSora
+from vader.models.opensora.parts import RELEASE_SCHEDULER
 from vader.models.opensora.sizes import RESOLUTIONS, latent_size, trained_sizes
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.recipe import load_recipe, recipe_names
@@ -62,7 +63,7 @@ def official_network(shared) -> STDiT3:
 def test_sampling_with_guidance_is_the_official_trajectory(shared):
     """Thirty steps of the tiny STDiT3 with the null embedding, cut as the prompt is."""
     stored = load_file(shared("parity/opensora12/rflow.safetensors"))
-    model = OpenSora(official_network(shared), None, None, solver_from_config(SCHEDULER))
+    model = OpenSora(official_network(shared), None, None, solver_from_config(RELEASE_SCHEDULER))
     size = VideoSize(51, 240, 426, 24)
     text, mask = stored["stdit/y"][:, 0], stored["stdit/mask"].bool()
     told = {"text_mask": mask, **model._told(size, 1)}
@@ -88,7 +89,7 @@ def stand_in(z: Tensor, time: Tensor, text: Tensor, frame_mask: Tensor | None = 
 def test_closed_loops_are_the_official_trajectories(shared, name):
     """With masks, frames join the chain at their level: solver steps and `renoise` are all that it takes."""
     stored = load_file(shared("parity/opensora12/rflow.safetensors"))
-    solver = solver_from_config({**SCHEDULER, "use_timestep_transform": name != "no_transform"})
+    solver = solver_from_config({**RELEASE_SCHEDULER, "use_timestep_transform": name != "no_transform"})
     schedule = solver.schedule(30, VideoSize(51, 240, 426, 24))
     text, null = stored["text/y"][:, 0], stored["text/y_null_embedding"][None].expand(2, -1, -1)
     z, mask = stored[f"traj_{name}/z_init"], stored.get(f"traj_{name}/mask")
@@ -322,4 +323,4 @@ def test_shipped_recipes_are_possible(name):
     recipe = load_recipe(f"opensora-{name}")
     size = VideoSize(**recipe.video.model_dump())
     assert latent_size(size, 8)[0] == 15
-    assert solver_from_config(SCHEDULER, kind=recipe.sampling.solver).schedule(recipe.sampling.steps, size)
+    assert solver_from_config(RELEASE_SCHEDULER, kind=recipe.sampling.solver).schedule(recipe.sampling.steps, size)

@@ -48,9 +48,12 @@ def test_a_few_steps_leave_a_folder_that_loads_and_samples(tmp_path, monkeypatch
     monkeypatch.setenv("VADER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(opensora, "SAMPLING_STEPS", 2)
     short = Schedule(steps=2, lr=1e-3, warmup=1, cooldown=1)
-    plan = opensora.Plan(short, short, short, batch=4, pool=64, judged=2)
+    stages = opensora.Stage(1, 4, short), opensora.Stage(5, 4, short)
+    plan = opensora.Plan(short, 2, short, *stages, pool=64, judged=2)
     image_vae = tinyworld.weights_path("modelscope") / "vae"
     quality = opensora.build(tmp_path / "opensora", tmp_path, image_vae, plan)
     assert {"psnr_db", "retrieval", "motion"} <= quality.keys()
     size = sum(file.stat().st_size for file in (tmp_path / "opensora").rglob("*"))
     assert size < 14e6
+    solver = opensora.OpenSora.load(str(tmp_path / "opensora")).solver
+    assert solver.schedule(4, opensora.SIZE).times.tolist() == [1000, 750, 500, 250]  # even, as it was trained

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vader.errors import UserError
 from vader.models.base import Condition, VideoModel, VideoSize
-from vader.models.opensora.parts import find_parts, load_transformer, load_vae
+from vader.models.opensora.parts import find_parts, load_scheduler, load_transformer, load_vae
 from vader.models.opensora.sizes import latent_size
 from vader.models.opensora.stdit3 import STDiT3
 from vader.models.opensora.text import TextEmbedder, prepared
@@ -21,7 +21,6 @@ from vader.models.opensora.vae import CHANNELS, OpenSoraVAE, pixel_frames
 from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
 
-SCHEDULER = {"_class_name": "RFLOW", "use_timestep_transform": True}  # the release names no scheduler in its files
 STILL_FPS = 120  # what the denoiser is told of a single frame
 
 
@@ -58,7 +57,7 @@ class OpenSora(VideoModel):
             transformer=transformer,
             vae=load_vae(parts.vae, dtype),
             text=TextEmbedder(parts.text_encoder, parts.tokenizer, dtype, length),
-            solver=solver_from_config(SCHEDULER, eta=eta, kind=solver, spacing=spacing),
+            solver=solver_from_config(load_scheduler(parts.transformer), eta=eta, kind=solver, spacing=spacing),
         )
 
     def prepare(self, prompts: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 `checkpoint` is one of
 
     hpcai-tech/OpenSora-STDiT-v3    the transformer, a hub id or folder: VAE and text encoder are then the release's
-    my/opensora                     one folder with transformer/, vae/, text_encoder/, tokenizer/
+    my/opensora                     one folder with transformer/, vae/, text_encoder/, tokenizer/, and scheduler/ if
+                                    it is not sampled as the release is
     tiny                            the tiny world's own, laid out so
 
 and `model.options` of a recipe may replace a part: `vae` and `text_encoder`, each a hub id or folder.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -32,6 +33,9 @@ ONE_FOLDER = {
     "text_encoder": "config.json",
     "tokenizer": "tokenizer_config.json",
 }
+
+
+RELEASE_SCHEDULER = {"_class_name": "RFLOW", "use_timestep_transform": True}  # named in none of the release's files
 
 
 class Part(NamedTuple):
@@ -67,6 +71,13 @@ def find_parts(checkpoint: str, vae: str | None = None, text_encoder: str | None
     own = {"vae": vae, "text_encoder": text_encoder, "tokenizer": text_encoder}
     parts = parts._replace(**{name: Part(value) for name, value in own.items() if value is not None})
     return Parts(*(Part(files.resolve(part.source, FAMILY), part.subfolder) for part in parts))
+
+
+def load_scheduler(part: Part) -> dict[str, Any]:
+    """The scheduler config that lies beside a transformer in a folder of all, or else the release's."""
+    if part.subfolder and Path(part.source, "scheduler").is_dir():
+        return files.load_config(part.source, "scheduler", "scheduler_config.json")
+    return RELEASE_SCHEDULER
 
 
 def load_transformer(part: Part, dtype: torch.dtype) -> STDiT3:

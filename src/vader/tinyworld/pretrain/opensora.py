@@ -2,8 +2,11 @@
 
 Clips are 17 frames of 32x32 pixels, one chunk: 5 latent frames of 8x8. In turn are trained the temporal VAE (on the
 latents of the tiny world's image VAE, which becomes the spatial one), a T5 encoder (contrastively, against what the
-captions say), and STDiT3 (by flow matching). Nothing in a caption tells how vivid a scene is: that is what alignment
-will change.
+captions say), and STDiT3 (by flow matching; first on the first latent frame of clips, then on whole ones, as the
+ModelScope twin is). Nothing in a caption tells how vivid a scene is: that is what alignment will change.
+
+Levels are even, in training and in sampling: Open-Sora's shift by the size of the video, made for 240p and more,
+would at 32x32 pixels spend all but the first steps where the video is already decided.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 import torch
@@ -29,7 +34,6 @@ from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.text import prepared
 from vader.models.opensora.vae import SPATIAL_FACTOR, OpenSoraVAE, VAEConfig
 from vader.sampling import sample_videos
-from vader.solvers.flow import open_sora_shift, shifted
 from vader.tinyworld.judge import judge_prompts
 from vader.tinyworld.pretrain.loop import Schedule, fit, generator_for
 from vader.tinyworld.pretrain.text import contrastive_loss, distinct_captions
@@ -57,25 +61,40 @@ VAE = VAEConfig(
     block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
     filters=16, num_res_blocks=1, channel_multipliers=(1, 2, 2, 4), num_groups=8,
 )  # fmt: skip
-TRANSFORMER = STDiT3Config(depth=4, hidden_size=168, num_heads=6, caption_channels=WIDTH, model_max_length=TOKENS)
-VAE_SCHEDULE = Schedule(steps=3000, lr=1e-3)
-TEXT_SCHEDULE = Schedule(steps=2000, lr=1e-3)
-TRANSFORMER_SCHEDULE = Schedule(steps=12_000, lr=1e-3)
+TRANSFORMER = STDiT3Config(depth=4, hidden_size=128, num_heads=4, caption_channels=WIDTH, model_max_length=TOKENS)
+SCHEDULER = {"_class_name": "RFLOW", "use_timestep_transform": False}
+
+
+class Stage(NamedTuple):
+    """A part of the denoiser's training: how many latent frames of each clip it sees, of how many clips at once."""
+
+    frames: int
+    batch: int
+    schedule: Schedule
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each part is trained, on how many clips at once, and of how many in all."""
+    """How long each part is trained, and on how many clips."""
 
-    vae: Schedule = VAE_SCHEDULE
-    text: Schedule = TEXT_SCHEDULE
-    transformer: Schedule = TRANSFORMER_SCHEDULE
-    batch: int = 32
-    pool: int = 8192
-    judged: int = 200
+    vae: Schedule
+    vae_batch: int
+    text: Schedule
+    first_frames: Stage
+    whole: Stage
+    pool: int
+    judged: int
 
 
-DEFAULT = Plan()
+DEFAULT = Plan(
+    vae=Schedule(steps=1200, lr=2e-3),
+    vae_batch=8,
+    text=Schedule(steps=600, lr=1e-3, cooldown=200),
+    first_frames=Stage(1, 128, Schedule(steps=800, lr=1.5e-3, cooldown=100, autocast=False)),
+    whole=Stage(5, 32, Schedule(steps=3200, lr=1e-3, cooldown=800, autocast=False)),
+    pool=8192,
+    judged=200,
+)
 
 
 # ---- the VAE ----
@@ -137,7 +156,7 @@ def psnr(vae: OpenSoraVAE, pixels: Tensor) -> float:
 def build_vae(image_vae: Path, work: Path, plan: Plan) -> OpenSoraVAE:
     vae = new_vae(AutoencoderKL.from_pretrained(image_vae, torch_dtype=torch.float32))
     vae.spatial_vae.requires_grad_(False)
-    vae = fit(vae, lambda g: vae_loss(vae, plan.batch // 4, g), plan.vae, SEED, work / "opensora-vae.pt")
+    vae = fit(vae, lambda g: vae_loss(vae, plan.vae_batch, g), plan.vae, SEED, work / "opensora-vae.pt")
     set_normalisation(vae, clips(64, generator_for(SEED, -1))[0])
     return vae.requires_grad_(False)
 
@@ -234,9 +253,9 @@ def new_transformer() -> STDiT3:
 
 
 def flow_loss(network: STDiT3, latents: Tensor, text: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow matching (arXiv 2209.03003) towards data minus noise, at levels that follow the size as in sampling."""
+    """Flow matching (arXiv 2209.03003) towards data minus noise, at even levels."""
     count = len(latents)
-    level = shifted(torch.randn(count, generator=generator).sigmoid(), open_sora_shift(SIZE))
+    level = torch.rand(count, generator=generator)
     noise, at = torch.randn(latents.shape, generator=generator), level.view(-1, 1, 1, 1, 1)
     told = (torch.full((count,), float(value)) for value in (SIZE.fps, SIZE.height, SIZE.width))
     out = network((1 - at) * latents + at * noise, 1000 * level, text, mask, *told)
@@ -257,19 +276,23 @@ def build_transformer(out: Path, work: Path, vae: OpenSoraVAE, plan: Plan) -> ST
     features, tokens = encode_captions(out)
     network = new_transformer()
 
-    def loss(generator: torch.Generator) -> Tensor:
-        picks = torch.randint(len(latents), (plan.batch,), generator=generator)
-        templates = torch.randint(len(CAPTIONS), (plan.batch,), generator=generator)
+    def loss(stage: Stage, generator: torch.Generator) -> Tensor:
+        picks = torch.randint(len(latents), (stage.batch,), generator=generator)
+        templates = torch.randint(len(CAPTIONS), (stage.batch,), generator=generator)
         text, mask = features[templates, attributes[picks]], tokens[templates, attributes[picks]]
-        dropped = torch.rand(plan.batch, generator=generator) < CAPTION_DROPOUT
-        null = network.y_embedder.y_embedding[: text.shape[1]]
-        return flow_loss(network, latents[picks], torch.where(dropped[:, None, None], null, text), mask, generator)
+        dropped = torch.rand(stage.batch, generator=generator) < CAPTION_DROPOUT
+        text = torch.where(dropped[:, None, None], network.y_embedder.y_embedding[: text.shape[1]], text)
+        return flow_loss(network, latents[picks, :, : stage.frames], text, mask, generator)
 
-    return fit(network, loss, plan.transformer, SEED, work / "opensora.pt")
+    for seed, stage in enumerate((plan.first_frames, plan.whole), start=SEED):
+        unfinished = work / f"opensora-{stage.frames}.pt"
+        average = fit(network, partial(loss, stage), stage.schedule, seed, unfinished)
+        network.load_state_dict(average.state_dict())
+    return network
 
 
 def build(out: Path, work: Path, image_vae: Path, plan: Plan = DEFAULT) -> dict[str, float]:
-    """Writes the folder `out`, all four parts of it, and returns its held-out quality.
+    """Writes the folder `out`, all parts of it, and returns its held-out quality.
 
     Args:
         image_vae: the tiny world's trained image VAE.
@@ -280,6 +303,8 @@ def build(out: Path, work: Path, image_vae: Path, plan: Plan = DEFAULT) -> dict[
     network = build_transformer(out, work, vae, plan)
     save_part(vae.half(), out / "vae")
     save_part(network.half(), out / "transformer")
+    (out / "scheduler").mkdir(exist_ok=True)
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
     return {**quality, **judged(out, plan.judged)}
 
 
