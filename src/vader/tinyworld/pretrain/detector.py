@@ -37,7 +37,7 @@ from vader.tinyworld.scenes import (
 )
 
 SEED = 15
-SCHEDULE = Schedule(steps=3200, lr=1e-3, cooldown=800, autocast=False)
+SCHEDULE = Schedule(steps=2700, lr=1e-3, cooldown=800, autocast=False)
 BATCH = 64
 SIZE = 32
 HELD_OUT = 512
