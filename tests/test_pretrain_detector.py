@@ -16,6 +16,7 @@ from vader.tinyworld.pretrain.detector import (
     labelled_frames,
     match,
     overlap,
+    patch_classes,
     set_loss,
     to_corners,
 )
@@ -85,6 +86,15 @@ def test_labelled_frames_are_what_they_say():
         x0, y0, x1, y1 = (truth.corners[n, 0] * 32).round().int().tolist()
         patch = frames[n, :, y0:y1, x0:x1]
         assert patch.flatten(1).std(dim=1).max() > 0.01
+
+
+def test_patches_are_named_after_the_box_they_lie_in():
+    corners = torch.tensor([[0.0, 0.0, 0.375, 0.25], [0.5, 0.5, 1.0, 1.0]])
+    named = patch_classes(Truth(torch.tensor([[3, 1], [-1, -1]]), torch.stack([corners, corners]))).view(2, 8, 8)
+    wanted = torch.full((8, 8), len(SHAPES))
+    wanted[:2, :3], wanted[4:, 4:] = 3, 1
+    assert torch.equal(named[0], wanted)
+    assert (named[1] == len(SHAPES)).all()
 
 
 # ---- boxes ----

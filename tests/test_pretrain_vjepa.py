@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from vader.rewards import load_reward
-from vader.tinyworld import weights_path
 from vader.tinyworld.pretrain import vjepa
 from vader.tinyworld.pretrain.loop import Schedule
 
@@ -32,11 +31,19 @@ def test_shuffled_clips_hold_the_same_frames_in_another_order():
     assert {tuple(order) for order in mixed.tolist()} == {(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)}
 
 
+def test_half_of_the_clips_are_clean_and_half_lightly_noisy():
+    grey = torch.full((40, 4, 3, 8, 8), 0.5)
+    spread = (vjepa.lightly_noisy(grey, torch.Generator().manual_seed(0)) - grey).flatten(1).std(dim=1)
+    assert (spread[:20] == 0).all()
+    assert spread[20:].max() < 0.12
+    assert 0.04 < spread[20:].mean() < 0.06
+
+
 def test_a_few_steps_write_a_file_that_the_reward_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(vjepa, "SCHEDULE", Schedule(steps=2, lr=1e-3, warmup=1, cooldown=1))
     monkeypatch.setattr(vjepa, "BATCH", 4)
     monkeypatch.setattr(vjepa, "PAIRS", 8)
-    found = vjepa.build(tmp_path, tmp_path, weights_path("modelscope/vae"))
+    found = vjepa.build(tmp_path, tmp_path)
     assert found.keys() == {"shuffled_told", "loss", "loss_shuffled"}
     path = tmp_path / "vjepa.safetensors"
     assert path.stat().st_size < 3e6
