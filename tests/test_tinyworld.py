@@ -13,10 +13,12 @@ from vader.rewards.registry import load_reward
 from vader.sampling import sample_videos
 from vader.tinyworld import WEIGHTS, split
 from vader.tinyworld.judge import judge, judge_prompts
+from vader.tinyworld.pretrain.vjepa import shuffled
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
     CAPTIONS,
     MOTIONS,
+    SHAPES,
     backgrounds,
     boxes,
     caption,
@@ -27,6 +29,7 @@ from vader.tinyworld.scenes import (
     painted,
     parse_caption,
     render,
+    render_grounds,
     sample_scenes,
 )
 from vader.trainer import train
@@ -184,6 +187,24 @@ def test_the_shipped_preferences_are_for_what_was_asked_and_vivid(scenes, name) 
         dull = reward(render(scenes.with_vividness(0.1), frames=1), prompts)
     assert (asked > unasked).float().mean() > 0.85
     assert (asked > dull).float().mean() > 0.85
+
+
+def test_the_shipped_detector_tells_which_shapes_are_there(scenes) -> None:
+    circle = scenes.shape == SHAPES.index("circle")
+    reward, frames = load_reward("object_removal", checkpoint="tiny", target="circle"), render(scenes, frames=1)
+    with torch.no_grad():
+        gone = reward(frames, captions(scenes))
+        empty = reward(render_grounds(scenes, frames=1), captions(scenes))
+    assert gone[circle].mean() < 0.2 < 0.8 < gone[~circle].mean()
+    assert empty.mean() > 0.9
+
+
+def test_the_shipped_vjepa_tells_shuffled_frames(scenes, videos) -> None:
+    reward = load_reward("vjepa", checkpoint="tiny", masks=4)
+    mixed = shuffled(videos, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        told = reward(videos, captions(scenes)) > reward(mixed, captions(scenes))
+    assert told.float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("tiny")])
