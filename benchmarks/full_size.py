@@ -234,7 +234,7 @@ def meta_engine(recipe: Recipe) -> Engine:
     parameters = adapter_parameters(model.denoiser)
     optimizer, scaler = torch.optim.AdamW(parameters), torch.amp.GradScaler(enabled=False)
     clock = Clock(torch.device("meta"))
-    return Engine(recipe, model, reward, parameters, optimizer, Accelerator(cpu=True), scaler, clock)
+    return Engine(recipe, model, reward, Accelerator(cpu=True), parameters, optimizer, scaler, clock)
 
 
 def count_frozen(network: nn.Module) -> int:

@@ -20,6 +20,8 @@ from vader.recipe import Recipe, load_recipe, recipe_names
 
 COMMANDS = [
     ["train"],
+    ["evaluate"],
+    ["compare"],
     ["sample"],
     ["score"],
     ["list"],

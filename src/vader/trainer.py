@@ -186,7 +186,7 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
     train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
     model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
     algorithm = load_algorithm(recipe)
-    monitors = _load_monitors(recipe, test_prompts)
+    monitors = load_monitors(recipe, test_prompts)
     engine = build_engine(recipe, folder)
     monitors.to(engine.model.device).to_precision(frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
@@ -198,7 +198,7 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
     return Run(recipe, folder, engine, algorithm, monitors, train_prompts, test_prompts, checkpoints, log, Progress())
 
 
-def _load_monitors(recipe: Recipe, test_prompts: Sequence[str]) -> RewardMix:
+def load_monitors(recipe: Recipe, test_prompts: Sequence[str]) -> RewardMix:
     """The rewards that score held-out videos and are never trained on. Raises `UserError` as `build_run`."""
     monitors = build_mix(recipe.evaluation.monitors)
     check_frames(FramesSection(sample="all"), recipe.video.frames, monitors)
@@ -218,24 +218,34 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
     reward = build_mix(recipe.rewards).to(device).to_precision(dtype)
     check_frames(recipe.algorithm.frames, recipe.video.frames, reward)
-    model = load_model(
-        recipe.model.family, recipe.model.checkpoint, precision=recipe.model.precision, device=device,
-        solver=recipe.sampling.solver, eta=recipe.sampling.eta, spacing=recipe.sampling.spacing,
-        options=recipe.model.options,
-    )  # fmt: skip
+    model = load_base(recipe, device)
     parameters = _attach_adapter(recipe, model)
     settings = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Engine(recipe, model, reward, parameters, optimizer, accelerator, scaler, Clock(device))
+    return Engine(recipe, model, reward, accelerator, parameters, optimizer, scaler, Clock(device))
+
+
+def load_base(recipe: Recipe, device: torch.device) -> VideoModel:
+    """The recipe's base model with its sampling. Raises `UserError` as `load_model`."""
+    section, sampling = recipe.model, recipe.sampling
+    return load_model(
+        section.family, section.checkpoint, precision=section.precision, device=device, solver=sampling.solver,
+        eta=sampling.eta, spacing=sampling.spacing, options=section.options,
+    )  # fmt: skip
+
+
+def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
+    """Attaches the recipe's adapter as it is before the first step."""
+    adapter = recipe.adapter
+    add_adapter(model.denoiser, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
 
 
 def _attach_adapter(recipe: Recipe, model: VideoModel) -> list[torch.nn.Parameter]:
     """Attaches the recipe's adapter and gradient checkpointing; returns what is trained."""
-    adapter = recipe.adapter
-    add_adapter(model.denoiser, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
+    attach_fresh(recipe, model)
     if recipe.memory.checkpointing:
         for network in model.networks().values():
             checkpoint_blocks(network)

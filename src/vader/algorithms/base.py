@@ -78,17 +78,13 @@ class Clock:
 
 
 @dataclass
-class Engine:
-    """What all algorithms share. Parameters are the adapter's; nothing else is trained."""
+class Setup:
+    """What it takes to sample videos and to score them."""
 
     recipe: Recipe
     model: VideoModel
     reward: RewardMix
-    parameters: list[torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
     accelerator: Accelerator
-    scaler: torch.amp.GradScaler
-    clock: Clock
 
     @property
     def size(self) -> VideoSize:
@@ -98,6 +94,16 @@ class Engine:
     def guidance(self) -> Guidance:
         sampling = self.recipe.sampling
         return Guidance(sampling.guidance, sampling.guidance_batched, sampling.guidance_detach_uncond)
+
+
+@dataclass
+class Engine(Setup):
+    """What all algorithms share. Parameters are the adapter's; nothing else is trained."""
+
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clock: Clock
 
     def chain(self, prompts: Sequence[str], base_distance: bool = False) -> Chain:
         """The sampling chain of these prompts, encoded."""

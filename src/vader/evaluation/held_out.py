@@ -1,6 +1,6 @@
 """Scores held-out prompts under fixed noise, so that evaluations of one run differ by the adapter alone.
 
-In go the engine and the prompts, out come one record a video, the same on every process, and the summary
+In go a run's setup and the prompts, out come one record a video, the same on every process, and the summary
 that the metrics file holds.
 """
 
@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from vader.algorithms.base import Engine
+from vader.algorithms.base import Setup
 from vader.evaluation.video_io import write_mp4
 from vader.rewards.base import RewardMix
 from vader.sampling import sample_videos
@@ -39,35 +40,35 @@ class VideoScore:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, prompts: Sequence[str], count: int, monitors: RewardMix) -> list[VideoScore]:
+def evaluate(setup: Setup, prompts: Sequence[str], count: int, monitors: RewardMix) -> list[VideoScore]:
     """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
 
     Monitors are rewards that nothing is trained on: a monitor that falls while the reward rises tells of hacking.
     """
-    accelerator, batch = engine.accelerator, engine.recipe.evaluation.batch
+    accelerator, batch = setup.accelerator, setup.recipe.evaluation.batch
     mine = list(range(count))[accelerator.process_index :: accelerator.num_processes]
     batches = [mine[i : i + batch] for i in range(0, len(mine), batch)]
-    scores = [score for indices in batches for score in _score(engine, prompts, indices, monitors)]
+    scores = [score for indices in batches for score in _score(setup, prompts, indices, monitors)]
     gathered = gather_object(scores) if accelerator.num_processes > 1 else scores
     return sorted(gathered, key=lambda score: score.index)
 
 
-def _score(engine: Engine, prompts: Sequence[str], indices: list[int], monitors: RewardMix) -> list[VideoScore]:
+def _score(setup: Setup, prompts: Sequence[str], indices: list[int], monitors: RewardMix) -> list[VideoScore]:
     texts = [prompts[index % len(prompts)] for index in indices]
-    recipe = engine.recipe
+    recipe = setup.recipe
     videos = sample_videos(
-        engine.model,
+        setup.model,
         texts,
-        engine.size,
+        setup.size,
         recipe.sampling.steps,
-        engine.guidance,
+        setup.guidance,
         recipe.train.seed,
         batch=len(texts),
         indices=indices,
     )
-    pixels = videos.to(engine.model.device)
-    parts, monitored = engine.reward.parts(pixels, texts), monitors.parts(pixels, texts)
-    total = engine.reward.total(parts).tolist()
+    pixels = videos.to(setup.model.device)
+    parts, monitored = setup.reward.parts(pixels, texts), monitors.parts(pixels, texts)
+    total = setup.reward.total(parts).tolist()
     judged = judge_prompts(videos, texts) if recipe.evaluation.judge else {}
     return [
         VideoScore(
@@ -87,11 +88,11 @@ def _of_video(found: Mapping[str, Tensor], i: int) -> dict[str, float]:
     return {name: values[i].item() for name, values in found.items()}
 
 
-def summary(scores: list[VideoScore]) -> dict[str, object]:
+def summary(scores: list[VideoScore]) -> dict[str, Any]:
     """Mean reward with its spread over videos, mean parts; mean monitors and judgements where there are any."""
     rewards = [score.reward for score in scores]
     spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         "reward": fmean(rewards),
         "std": spread,
         "stderr": spread / math.sqrt(len(rewards)),

@@ -1,0 +1,90 @@
+"""`vader evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from vader.cli.parts import model_section, print_wide, reward_section
+from vader.cli.root import app
+from vader.errors import UserError
+
+if TYPE_CHECKING:
+    from vader.evaluate import Source
+    from vader.recipe import Recipe
+
+
+@app.command(epilog="Example: vader evaluate runs/tiny --videos 32 --seeds 3 --monitor hps:checkpoint=tiny")
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder, as in runs/tiny.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="PATH", help="Instead of a run: an adapter's folder or file.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="RECIPE", help="Without a run: sizes, rewards, prompts; default: tiny."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="FAMILY:CHECKPOINT", help="Another model than the recipe's.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", metavar="SET", help="Other prompts than the recipe's held-out ones.")
+    ] = None,
+    monitors: Annotated[
+        list[str] | None,
+        typer.Option("--monitor", metavar="NAME[:KEY=VALUE,...]", help="A reward that was not trained on; repeatable."),
+    ] = None,
+    videos: Annotated[int, typer.Option("--videos", min=1, help="How many prompts, from the first.")] = 16,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Videos of each prompt.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/evaluation, or evaluation without a run.")
+    ] = None,
+) -> None:
+    """Evaluate a run's checkpoints against its base: reward, monitors, the judge's gold, diversity over seeds."""
+    watched = [reward_section(spec) for spec in monitors or []]
+    if run is not None and (adapter or recipe or model):
+        raise UserError("a run has its own recipe, model and adapters: give RUN, or --adapter, --recipe and --model")
+    resolved, sources = _of_run(run) if run else _of_adapter(adapter, recipe, model)
+    resolved = _asked(resolved, prompts, watched)
+    from rich.table import Table
+
+    from vader.evaluate import build_bench, evaluate_sources, table, write_evaluation
+
+    bench = build_bench(resolved, videos, seeds)
+    points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
+    written = write_evaluation(bench, points, out or (run / "evaluation" if run else Path("evaluation")))
+    head, rows = table(points)
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    print_wide(shown)
+    print(*written, sep="\n")
+
+
+def _of_run(folder: Path) -> tuple[Recipe, list[Source]]:
+    from vader.evaluate import sources_of_run
+    from vader.evaluation.run_folder import read_run
+
+    run = read_run(folder)
+    return run.recipe, sources_of_run(run)
+
+
+def _of_adapter(adapter: Path | None, recipe: str | None, model: str | None) -> tuple[Recipe, list[Source]]:
+    from vader.evaluate import sources_of_adapter
+    from vader.recipe import load_recipe
+
+    if adapter is None and model is None and recipe is None:
+        raise UserError("nothing to evaluate: give a run's folder, --adapter, --model or --recipe")
+    resolved = load_recipe(recipe or "tiny")
+    section = model_section(model) if model else resolved.model
+    return resolved.model_copy(update={"model": section}), sources_of_adapter(adapter)
+
+
+def _asked(recipe: Recipe, prompts: str | None, monitors: list) -> Recipe:
+    """The recipe with the command line's prompts and further monitors."""
+    held_out = recipe.prompts.model_copy(update={"test": prompts or recipe.prompts.test})
+    evaluation = recipe.evaluation.model_copy(update={"monitors": (*recipe.evaluation.monitors, *monitors)})
+    return recipe.model_copy(update={"prompts": held_out, "evaluation": evaluation})

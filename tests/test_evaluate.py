@@ -1,0 +1,134 @@
+"""What a run is worth: the same prompts and noise for every checkpoint, gold by hand, diversity by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from statistics import fmean
+
+import pytest
+import torch
+
+from run_factories import write_run
+from toy_runs import TOY, toy_recipe
+from vader.cli import main
+from vader.errors import UserError
+from vader.evaluate import build_bench, diversity, evaluate_sources, pixel_distance, sources_of_run
+from vader.evaluation.run_folder import read_run
+from vader.rewards.clip import load_image_tower
+from vader.tinyworld.gold import gold
+from vader.trainer import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained toy run of six steps that keeps all its checkpoints."""
+    runs = tmp_path_factory.mktemp("runs")
+    return train(toy_recipe("train.keep_checkpoints=10", "evaluation.videos=4"), runs).folder
+
+
+def test_sources_are_the_base_and_every_checkpoint(run):
+    assert [(source.name, source.step) for source in sources_of_run(read_run(run))] == [
+        ("base", 0),
+        ("step 2", 2),
+        ("step 4", 4),
+        ("step 6", 6),
+    ]
+
+
+def test_points_have_the_figures_of_the_run_itself(run):
+    found = read_run(run)
+    points = evaluate_sources(build_bench(found.recipe, videos=4, seeds=1), sources_of_run(found))
+    own = {evaluation.step: evaluation for evaluation in found.evaluations}
+    for point in points:
+        if point.step in own:
+            assert point.reward == pytest.approx(own[point.step].reward, abs=1e-6)
+            assert point.stderr == pytest.approx(own[point.step].stderr, abs=1e-6)
+            assert point.parts == pytest.approx(own[point.step].parts, abs=1e-6)
+    assert points[-1].reward > points[0].reward
+    assert points[0].diversity == {}
+    assert points[0].gold is None
+
+
+def test_final_adapter_stands_for_checkpoints_that_are_gone(run, tmp_path):
+    found = read_run(run)
+    (whole,) = [s for s in sources_of_run(found) if s.step == 6]
+    copied = tmp_path / "copied"
+    shutil.copytree(run, copied)
+    shutil.rmtree(copied / "checkpoints")
+    base, final = sources_of_run(read_run(copied))
+    assert (base.name, final.name, final.step) == ("base", "final", 6)
+    by_checkpoint, by_file = (
+        evaluate_sources(build_bench(found.recipe, 2, 1), [source])[0].reward for source in (whole, final)
+    )
+    assert by_file == pytest.approx(by_checkpoint, abs=1e-6)
+
+
+def test_seeds_are_averaged_and_prompts_give_the_error(run):
+    found = read_run(run)
+    (base,) = evaluate_sources(build_bench(found.recipe, 3, 2), sources_of_run(found)[:1])
+    alone = []
+    for seed in (3, 4):
+        recipe = found.recipe.model_copy(update={"train": found.recipe.train.model_copy(update={"seed": seed})})
+        alone += evaluate_sources(build_bench(recipe, 3, 1), sources_of_run(found)[:1])
+    assert base.by_seed == pytest.approx([point.reward for point in alone])
+    assert base.reward == pytest.approx(fmean(base.by_seed))
+    assert base.diversity["pixels"] > 0
+
+
+def test_gold():
+    judged = {"vividness": 0.5, "color": 1.0, "shape": 0.0, "background": 1.0, "motion": 1.0}
+    assert gold(judged, ["aesthetic"]) == pytest.approx(0.5 * 0.75)
+    assert gold(judged, ["action"]) == 1.0
+    assert gold(judged, ["object_removal"]) == 1.0
+    assert gold(judged, ["vjepa"]) == 0.75
+
+
+def test_diversity_by_hand():
+    grey = [torch.full((2, 3, 8, 8), level) for level in (0.1, 0.4, 0.8)]
+    videos = [[one, grey[0]] for one in grey]  # three seeds of two prompts, the second always the same
+    assert diversity(videos, None) == pytest.approx({"pixels": (0.3 + 0.7 + 0.4) / 6})
+    assert diversity(videos[:1], None) == {}
+    tower = load_image_tower("tiny")
+    assert diversity([[grey[0]], [grey[0]]], tower)["features"] == pytest.approx(0, abs=1e-6)
+    assert diversity([[torch.rand(2, 3, 8, 8)], [grey[0]]], tower)["features"] > 0.01
+
+
+def test_large_frames_are_reduced_before_they_are_compared():
+    fine = torch.zeros(1, 3, 128, 128)
+    fine[..., ::2] = 1.0
+    assert pixel_distance(fine, torch.full_like(fine, 0.5)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_command_writes_json_plot_and_table(run, capsys):
+    assert main(["evaluate", str(run), "--videos", "3", "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    content = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert (content["videos"], content["seeds"], content["prompts"]) == (3, [3, 4], "tiny-test")
+    assert [point["name"] for point in content["points"]] == ["base", "step 2", "step 4", "step 6"]
+    assert all(set(point["diversity"]) == {"pixels"} for point in content["points"])
+    assert (run / "evaluation" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert "diversity, pixels" in out
+
+
+def test_command_takes_an_adapter_without_its_run(run, tmp_path, capsys):
+    arguments = ["evaluate", "--adapter", str(run / "adapter"), "--recipe", str(TOY), "--videos", "2", "--seeds", "1"]
+    assert main([*arguments, "--prompts", "tiny-train", "--out", str(tmp_path)]) == 0
+    points = json.loads((tmp_path / "evaluation.json").read_text())["points"]
+    assert [point["name"] for point in points] == ["base", "adapter"]
+    assert points[1]["reward"] != points[0]["reward"]
+
+
+def test_mistakes(tmp_path, capsys):
+    bare = write_run(tmp_path / "bare", [4.0])
+    (bare / "adapter" / "pytorch_lora_weights.safetensors").unlink()
+    with pytest.raises(UserError, match="nothing to evaluate: no checkpoint"):
+        sources_of_run(read_run(bare))
+    for arguments, message in (
+        ([], "nothing to evaluate"),
+        ([str(bare), "--recipe", "tiny"], "a run has its own recipe"),
+        (["--adapter", "nowhere"], "no adapter at 'nowhere'"),
+        (["--recipe", "tiny", "--prompts", "tiny-tset"], "did you mean 'tiny-test'"),
+    ):
+        assert main(["evaluate", *arguments]) == 2
+        assert message in capsys.readouterr().err
