@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vader.models.base import Guidance, VideoSize
+from vader.models.base import Guidance, VideoModel, VideoSize
 from vader.models.modelscope import ModelScope
 from vader.sampling import sample_videos
 from vader.tinyworld.judge import judge_prompts
@@ -95,6 +96,13 @@ class LatentPool:
         return self.latents[picks][:, :, list(stage.frames)].float(), self.attributes[picks]
 
 
+def draw_features(captions: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
+    """Text features `[N, tokens, width]` of attribute indices `[N]`: any template, or none of the caption at all."""
+    dropped = torch.rand(len(indices), generator=generator) < CAPTION_DROPOUT
+    indices = indices.masked_fill(dropped, len(ALL_ATTRIBUTES))
+    return captions[torch.randint(len(CAPTIONS), (len(indices),), generator=generator), indices]
+
+
 @torch.no_grad()
 def encode_pool(vae: AutoencoderKL, count: int, generator: torch.Generator) -> LatentPool:
     latents, indices = [], []
@@ -108,7 +116,8 @@ def encode_pool(vae: AutoencoderKL, count: int, generator: torch.Generator) -> L
     return LatentPool(torch.cat(latents), torch.cat(indices))
 
 
-def _cached_pool(vae: AutoencoderKL, path: Path) -> LatentPool:
+def cached_pool(vae: AutoencoderKL, path: Path) -> LatentPool:
+    """The pool that all denoisers of the image VAE's latents share, encoded at the first call."""
     if not path.exists():
         pool = encode_pool(vae, POOL, torch.Generator().manual_seed(SEED))
         torch.save({"latents": pool.latents, "attributes": pool.attributes}, path)
@@ -153,7 +162,7 @@ def build(out: Path, work: Path) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
-    pool = _cached_pool(vae, work / "pool.pt")
+    pool = cached_pool(vae, work / "pool.pt")
     logger.info("encoded %d clips, latent std %.3f", len(pool.latents), pool.latents.float().std())
     captions, signal = encode_captions(out).to(device), new_scheduler().alphas_cumprod
     unet = new_unet().eval().to(device)  # eval: no dropout, as in sampling
@@ -162,25 +171,32 @@ def build(out: Path, work: Path) -> dict[str, float]:
 
     def loss(stage: Stage, generator: torch.Generator) -> Tensor:
         latents, indices = pool.batch(stage, generator)
-        dropped = torch.rand(stage.batch, generator=generator) < CAPTION_DROPOUT
-        indices = indices.masked_fill(dropped, len(ALL_ATTRIBUTES))
-        templates = torch.randint(len(CAPTIONS), (stage.batch,), generator=generator)
-        return denoising_loss(unet, signal, latents, captions[templates, indices], generator)
+        return denoising_loss(unet, signal, latents, draw_features(captions, indices, generator), generator)
 
-    for seed, stage in enumerate(STAGES, start=SEED):
-        unfinished = work / f"{stage.name}.pt"
-        average = fit(unet, partial(loss, stage), stage.schedule, seed, unfinished, device)
-        unet.load_state_dict(average.state_dict())
+    fit_stages(unet, loss, STAGES, SEED, work, device)
     unet.half().save_pretrained(out / "unet")
     new_scheduler().save_pretrained(out / "scheduler")
     write_model_index(out)
-    return judged(out)
+    return judged(ModelScope.load(str(out)).to(device))
 
 
-def judged(folder: Path, count: int = 200) -> dict[str, float]:
+def fit_stages(
+    unet: nn.Module,
+    loss: Callable[[Stage, torch.Generator], Tensor],
+    stages: Sequence[Stage],
+    seed: int,
+    work: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Trains in place, stage after stage, each on its own seed and from the moving average of the one before."""
+    for number, stage in enumerate(stages, start=seed):
+        average = fit(unet, partial(loss, stage), stage.schedule, number, work / f"{stage.name}.pt", device)
+        unet.load_state_dict(average.state_dict())
+
+
+def judged(model: VideoModel, count: int = 200) -> dict[str, float]:
     """What the judge finds right in videos of `count` held-out prompts, as shares, and their mean vividness."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, prompts = ModelScope.load(str(folder)).to(device), test_prompts()[:count]
+    prompts = test_prompts()[:count]
     videos = sample_videos(model, prompts, VideoSize(8, 32, 32), SAMPLING_STEPS, Guidance(GUIDANCE), SEED, batch=16)
     return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}
 
