@@ -50,6 +50,7 @@ SIZES = {  # train, test
     "tiny": (400, 200),
     "tiny-removal": (80, 40),
     "tiny-action": (100, 50),
+    "tiny-pictures": (400, 200),
 }
 
 

@@ -22,6 +22,8 @@ GENERATED = {
     "tiny-test": "vader.tinyworld.split:test_prompts",
     "tiny-action-train": "vader.tinyworld.split:action_train_prompts",
     "tiny-action-test": "vader.tinyworld.split:action_test_prompts",
+    "tiny-pictures-train": "vader.tinyworld.pictures:train_pictures",
+    "tiny-pictures-test": "vader.tinyworld.pictures:test_pictures",
     "tiny-removal-train": "vader.tinyworld.split:removal_train_prompts",
     "tiny-removal-test": "vader.tinyworld.split:removal_test_prompts",
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vader.errors import UserError, nearest
-from vader.tinyworld.pretrain import actions, clip, detector, modelscope, opensora, preference, text, vae, vjepa
+from vader.tinyworld.pretrain import actions, clip, detector, modelscope, opensora, preference, svd, text, vae, vjepa
 
 Build = Callable[[Path, Path], dict[str, float]]
 
@@ -34,6 +34,10 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     "hps": (lambda out, work: preference.build("hps", out, work), ("modelscope/vae", "clip")),
     "pickscore": (lambda out, work: preference.build("pickscore", out, work), ("modelscope/vae", "clip")),
     "vjepa": (vjepa.build, ()),
+    "svd": (
+        lambda out, work: svd.build(out / "svd", work, out / "modelscope" / "vae", out / "clip"),
+        ("modelscope/vae", "clip"),
+    ),
     "opensora": (
         lambda out, work: opensora.build(out / "opensora", work, out / "modelscope" / "vae"),
         ("modelscope/vae",),
