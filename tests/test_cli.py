@@ -22,6 +22,7 @@ COMMANDS = [
     ["train"],
     ["evaluate"],
     ["compare"],
+    ["reproduce"],
     ["sample"],
     ["score"],
     ["list"],

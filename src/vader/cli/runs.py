@@ -33,7 +33,7 @@ def export(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that is new or empty.")],
     merged: Annotated[
-        bool, typer.Option("--merged", help="A whole diffusers pipeline, the adapter in its weights.")
+        bool, typer.Option("--merged", help="The whole model in its own format, the adapter in its weights.")
     ] = False,
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, in diffusers' LoRA format.")] = False,
 ) -> None:
