@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from factories import make_tiny_modelscope
 from vader import export
-from vader.adapters import FILE_NAME, adapter_parameters, add_adapter, load_adapter, save_adapter
+from vader.adapters import FILE_NAME, adapter_parameters, add_adapter, load_adapter, read_metadata, save_adapter
+from vader.cli import main
 from vader.errors import UserError
 from vader.models import Guidance, VideoSize, load_model
+from vader.models.videocrafter.release import schedule_buffers
+from videocrafter_factories import LEVELS, make_tiny_videocrafter
 
 PLAIN_DIFFUSERS = """
 import sys, torch
@@ -47,7 +50,7 @@ def adapter(folder, tmp_path_factory):
 
 @torch.no_grad()
 def sample(model, latents):
-    condition, schedule = model.encode(["a red ball"]), model.solver.schedule(4)
+    condition, schedule = model.encode(["a red ball"], size=VideoSize(3, 16, 16)), model.solver.schedule(4)
     for i in range(len(schedule)):
         prediction = model.predict(latents, schedule.times[i], condition, Guidance(5.0))
         latents = model.solver.step(schedule, i, latents, prediction).next
@@ -79,6 +82,67 @@ def test_the_merged_export_has_the_files_of_a_release(folder, adapter, tmp_path)
     merges = [(root / "tokenizer/merges.txt").read_text().splitlines()[1:] for root in (out, folder)]
     assert vocabularies[0] == vocabularies[1]
     assert merges[0] == merges[1]
+
+
+VIDEOCRAFTER_RUN = """
+name: crafted
+model: {{family: videocrafter, checkpoint: {checkpoint}}}
+video: {{frames: 2, height: 16, width: 16, fps: 24}}
+sampling: {{steps: 2, guidance: 3.0}}
+rewards: [{{name: "toys:Warmth"}}]
+prompts: {{train: {prompts}, test: {prompts}}}
+algorithm: {{name: reward_gradient, policy: {{name: last, k: 1}}}}
+adapter: {{rank: 4, alpha: 8}}
+optimizer: {{lr: 0.05}}
+train: {{steps: 1, batch: 2}}
+evaluation: {{videos: 2, shown: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def crafted(tmp_path_factory):
+    """A base VideoCrafter2 and a run that trained an adapter of it, from the command line."""
+    root = tmp_path_factory.mktemp("videocrafter")
+    base = make_tiny_videocrafter(root / "base")
+    (root / "prompts.txt").write_text("a red ball\nblue\n")
+    (root / "crafted.yaml").write_text(VIDEOCRAFTER_RUN.format(checkpoint=base, prompts=root / "prompts.txt"))
+    assert main(["train", str(root / "crafted.yaml"), "--runs", str(root)]) == 0
+    return base, root / "crafted"
+
+
+def test_a_merged_videocrafter_is_a_released_file_with_the_same_videos(crafted, tmp_path):
+    base, run = crafted
+    assert main(["export", str(run), "--merged", "--out", str(tmp_path / "merged")]) == 0
+    adapted, plain = (load_model("videocrafter", str(base)) for _ in range(2))
+    load_adapter(adapted.denoiser, run / "adapter")
+    latents = torch.randn(1, *adapted.noise_shape(VideoSize(3, 16, 16)))
+    expected, merged = sample(adapted, latents), load_model("videocrafter", str(tmp_path / "merged" / "model.ckpt"))
+    assert (expected - sample(plain, latents)).abs().max() > 0.01
+    torch.testing.assert_close(sample(merged, latents), expected, atol=1e-4, rtol=0)
+
+
+def test_a_merged_videocrafter_differs_from_its_base_where_the_adapter_is(crafted, tmp_path):
+    """What no LoRA layer changes is the base's, bit by bit; tables that the levels give, to float32's rounding."""
+    base, run = crafted
+    out = export.export_merged(load_model("videocrafter", str(base)), run / "adapter", tmp_path / "merged")
+    files = [torch.load(folder / "model.ckpt", weights_only=True) for folder in (base, out)]
+    before, after = (file["state_dict"] for file in files)
+    assert files[0]["vader"] == files[1]["vader"]
+    assert {name: (w.shape, w.dtype) for name, w in before.items()} == {n: (w.shape, w.dtype) for n, w in after.items()}
+    tables = schedule_buffers(LEVELS).keys()
+    for name in tables:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-6)
+    changed = [name for name in before.keys() - tables if not before[name].equal(after[name])]
+    assert after["alphas_cumprod"].equal(before["alphas_cumprod"])
+    assert len(changed) == len(load_file(run / "adapter" / FILE_NAME)) / 2
+    assert all(name.endswith(("to_q.weight", "to_k.weight", "to_v.weight")) for name in changed)
+
+
+def test_a_trained_adapter_says_what_it_is(crafted):
+    base, run = crafted
+    said = read_metadata(run / "adapter")
+    assert said["checkpoint"] == str(base)
+    assert (said["family"], said["recipe"], said["rank"], said["alpha"]) == ("videocrafter", "crafted", 4, 8)
 
 
 def test_the_adapter_export_is_the_file(folder, adapter, tmp_path):

@@ -1,6 +1,7 @@
-"""Takes a trained adapter out of the package: as a LoRA file, or merged into a whole diffusers pipeline folder.
+"""Takes a trained adapter out of the package: as a LoRA file, or merged into a whole model in its family's format.
 
-What is written needs nothing of ours: `TextToVideoSDPipeline.from_pretrained(folder)` loads the merged one.
+What is written needs nothing of ours: `TextToVideoSDPipeline.from_pretrained(folder)` loads a merged ModelScope,
+VideoCrafter's own code a merged VideoCrafter2.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from torch import nn
+from transformers import CLIPTokenizer
 
 from vader.adapters import FILE_NAME, adapter_file, load_adapter, merge_adapter, read_metadata
 from vader.errors import UserError
@@ -19,7 +21,7 @@ HEADROOM = 1.05  # settings and headers beside the weights
 
 
 def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -> Path:
-    """Writes a complete diffusers pipeline folder with the adapter's weights merged into the denoiser.
+    """Writes the whole model (see `VideoModel.exporter`) with the adapter's weights merged into the denoiser.
 
     Args:
         model: the base model, loaded in the precision that the export shall have (float32 keeps every digit).
@@ -29,15 +31,15 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
 
     Raises:
         UserError: no adapter or not of this model, a folder that is not empty or not writable, a full disk,
-            or a family that diffusers has no pipeline for.
+            or a family that has no format to export.
     """
-    pipeline = model.diffusers_pipeline()
+    write = model.exporter()
     load_adapter(model.denoiser, adapter, model.denoiser_name)
     out = prepare_folder(out_dir, HEADROOM * sum(_size(network) for network in model.networks().values()))
     merge_adapter(model.denoiser)
-    pipeline.save_pretrained(out)
-    if "tokenizer" in pipeline.components:  # image-to-video pipelines have none
-        _write_vocabulary(pipeline.tokenizer, out / "tokenizer")
+    write(out)
+    if (out / "tokenizer").is_dir():  # image-to-video models have none
+        _write_vocabulary(out / "tokenizer")
     return out
 
 
@@ -80,7 +82,7 @@ def _size(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
-def _write_vocabulary(tokenizer, folder: Path) -> None:
+def _write_vocabulary(folder: Path) -> None:
     """`vocab.json` and `merges.txt`, which transformers 4 reads, beside the `tokenizer.json` that 5 writes alone."""
     if not (folder / "vocab.json").exists():
-        tokenizer.backend_tokenizer.model.save(str(folder))
+        CLIPTokenizer.from_pretrained(folder).backend_tokenizer.model.save(str(folder))

@@ -10,8 +10,9 @@ outside the networks. Pixels are float32 `[B, F, 3, H, W]` in [0, 1].
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -185,6 +186,15 @@ class VideoModel(ABC):
             UserError: diffusers has no pipeline for this family.
         """
         raise UserError(f"models of {type(self).__name__} have no diffusers pipeline: export the adapter instead")
+
+    def exporter(self) -> Callable[[Path], Any]:
+        """What writes the whole model into a folder, for use without this package: as diffusers' pipeline, or else
+        families override this.
+
+        Raises:
+            UserError: diffusers has no pipeline for this family.
+        """
+        return self.diffusers_pipeline().save_pretrained
 
     def decode(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pixels of the chosen frames, in [0, 1]; see `decode_unclamped`."""

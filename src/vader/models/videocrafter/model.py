@@ -7,7 +7,7 @@ of unit variance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from vader.models import checkpoint as files
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.models.videocrafter.networks import empty_text, empty_unet, empty_vae, load_text, load_unet, load_vae
-from vader.models.videocrafter.release import FAMILY, Release, find_release, read_release
+from vader.models.videocrafter.release import (
+    FAMILY,
+    FILE_NAME,
+    Release,
+    find_release,
+    read_release,
+    write_release,
+)
 from vader.rewards.clip import clean
 from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
@@ -38,6 +45,7 @@ class VideoCrafter(VideoModel):
     lora_targets = ("to_q", "to_k", "to_v")
     denoiser: Any  # diffusers' networks carry their settings in ways that type checkers do not see
     vae: Any
+    solver: Any  # DDIM: no other scales the signal
 
     def __init__(
         self,
@@ -131,6 +139,14 @@ class VideoCrafter(VideoModel):
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the mode of the VAE's posterior, frame by frame."""
         return encode_frames(self.vae, pixels)
+
+    def exporter(self) -> Callable[[Path], Any]:
+        """Writes the networks as the released file, `model.ckpt`, with the tokenizer beside it."""
+        return self._export
+
+    def _export(self, folder: Path) -> None:
+        write_release(folder / FILE_NAME, self.denoiser, self.vae, self.text_encoder, self.solver.alpha_bar)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}
