@@ -1,7 +1,7 @@
 """The recipes of the paper's experiments at both scales: what is rewarded, by which method, for how long.
 
 At scale `tiny` everything runs on the tiny world's models; at scale `full` on ModelScope 1.7B and Stable Video
-Diffusion, with the settings that the paper's code has. A method's own settings are those of its recipe (`tiny-ddpo`, ...).
+Diffusion, with the settings that the paper's code has. A method's own settings are those of its recipe (`tiny-ddpo`).
 """
 
 from __future__ import annotations
