@@ -11,7 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vader.errors import UserError, nearest
-from vader.tinyworld.pretrain import actions, clip, detector, modelscope, opensora, preference, svd, text, vae, vjepa
+from vader.tinyworld.pretrain import (
+    actions,
+    clip,
+    detector,
+    modelscope,
+    opensora,
+    preference,
+    svd,
+    text,
+    vae,
+    videocrafter,
+    vjepa,
+)
 
 Build = Callable[[Path, Path], dict[str, float]]
 
@@ -22,6 +34,10 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     "modelscope": (
         lambda out, work: modelscope.build(out / "modelscope", work),
         ("modelscope/vae", "modelscope/text_encoder"),
+    ),
+    "videocrafter": (
+        lambda out, work: videocrafter.build(out / "videocrafter", work, out / "modelscope"),
+        ("modelscope/unet",),
     ),
     "detector": (
         lambda out, work: detector.build(out / "detector", work, out / "modelscope" / "vae"),
