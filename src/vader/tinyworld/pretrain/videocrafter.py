@@ -40,7 +40,7 @@ from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption
 logger = logging.getLogger(__name__)
 
 SEED = 19
-STAGES = (Stage("videocrafter", tuple(range(8)), 16, Schedule(steps=1500, lr=1e-3, cooldown=500)),)
+STAGES = (Stage("videocrafter", tuple(range(8)), 16, Schedule(steps=1100, lr=1e-3, cooldown=400)),)
 FPS = (4, 28)  # what is told in training, whatever the clip: the world's clips have no speed that it could explain
 MAX_WEIGHT = 200.0  # of an error at the highest noise; the first of ten sampling steps has 170
 CONSTANT = 10.0  # in the input path: large against latents, so that a norm hardly changes with them
