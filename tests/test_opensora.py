@@ -24,6 +24,7 @@ from vader.models.opensora.sizes import RESOLUTIONS, latent_size, trained_sizes
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.recipe import load_recipe, recipe_names
 from vader.scheduler_config import solver_from_config
+from vader.tinyworld.pretrain.opensora import velocity_errors
 
 SIZE = VideoSize(frames=21, height=16, width=20, fps=24)
 PROMPTS = ["a red ball", "blue"]
@@ -85,12 +86,18 @@ def stand_in(z: Tensor, time: Tensor, text: Tensor, frame_mask: Tensor | None = 
     return 0.8 * z.tanh() - 0.6 * z + wave + tilt + shown
 
 
-@pytest.mark.parametrize("name", ["plain", "ones", "edit", "no_transform"])
+SCHEDULERS = {
+    "no_transform": {"use_timestep_transform": False},
+    "discrete": {"use_timestep_transform": False, "use_discrete_timesteps": True},
+}
+
+
+@pytest.mark.parametrize("name", ["plain", "ones", "edit", "no_transform", "discrete"])
 def test_closed_loops_are_the_official_trajectories(shared, name):
     """With masks, frames join the chain at their level: solver steps and `renoise` are all that it takes."""
     stored = load_file(shared("parity/opensora12/rflow.safetensors"))
-    solver = solver_from_config({**RELEASE_SCHEDULER, "use_timestep_transform": name != "no_transform"})
-    schedule = solver.schedule(30, VideoSize(51, 240, 426, 24))
+    solver = solver_from_config(RELEASE_SCHEDULER | SCHEDULERS.get(name, {}))
+    schedule = solver.schedule(len(stored[f"traj_{name}/timesteps"]), VideoSize(51, 240, 426, 24))
     text, null = stored["text/y"][:, 0], stored["text/y_null_embedding"][None].expand(2, -1, -1)
     z, mask = stored[f"traj_{name}/z_init"], stored.get(f"traj_{name}/mask")
     joined = None if mask is None else mask == 1
@@ -107,6 +114,23 @@ def test_closed_loops_are_the_official_trajectories(shared, name):
         if up is not None:
             z = torch.where(up[:, None, :, None, None], z, kept)
     torch.testing.assert_close(z, stored[f"traj_{name}/z_final"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_tiny_twins_training_loss_is_the_official_one(shared):
+    stored = load_file(shared("parity/opensora12/rflow.safetensors"))
+    clean, noise, time = (stored[f"train/{name}"] for name in ("x_start", "noise", "t"))
+    seen = []
+
+    def network(z, times):
+        seen.append(z)
+        each = [
+            stand_in(one, t, y) for one, t, y in zip(z.split(1), times, stored["train/y"][:, 0].split(1), strict=True)
+        ]
+        return torch.cat(each)
+
+    errors = velocity_errors(network, clean, noise, time / 1000)
+    torch.testing.assert_close(seen[0], stored["train/x_t"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(errors, stored["train/loss"], atol=1e-5, rtol=1e-5)
 
 
 # ---- the contract ----

@@ -590,7 +590,6 @@ def test_ddim_samples_checkpoints_of_other_solvers(name):
         (FLOW | {"use_dynamic_shifting": True}, {}, "use_dynamic_shifting=True"),
         (FLOW | {"shift_terminal": 0.1}, {}, "shift_terminal=0.1"),
         (FLOW | {"stochastic_sampling": True}, {}, "stochastic_sampling=True"),
-        (OPEN_SORA | {"use_discrete_timesteps": True}, {}, "use_discrete_timesteps=True"),
         (SD | {"variance_type": "learned"}, {}, "variance_type='learned'"),
         (SD | {"predicton_type": "epsilon"}, {}, "unknown field 'predicton_type', did you mean 'prediction_type'"),
         (SD | {"beta_schedule": "scaled"}, {}, "beta_schedule 'scaled' is not supported, did you mean 'scaled_linear'"),

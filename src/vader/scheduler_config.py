@@ -77,7 +77,11 @@ _DPM_FIELDS = _DDPM_FIELDS | {
     "solver_type": "midpoint",
 }
 _FLOW_FIELDS: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0}
-_RFLOW_FIELDS: dict[str, Any] = {"num_timesteps": 1000, "use_timestep_transform": False}  # Open-Sora's own names
+_RFLOW_FIELDS: dict[str, Any] = {  # Open-Sora's own names
+    "num_timesteps": 1000,
+    "use_timestep_transform": False,
+    "use_discrete_timesteps": False,
+}
 
 # Fields that would change the numbers in a way no solver here has, with the values under which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -95,7 +99,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "timestep_type": ("discrete",),
     "use_beta_sigmas": (False, None),
-    "use_discrete_timesteps": (False,),
     "use_dynamic_shifting": (False,),
     "use_exponential_sigmas": (False, None),
     "use_flow_sigmas": (False,),
@@ -223,7 +226,8 @@ def _euler_flow(name: str, config: Mapping[str, Any], eta: float) -> EulerFlow:
         raise UserError("timestep spacing means nothing to euler_flow: leave sampling.spacing at auto")
     if name == "RFLOW":
         fields = _read(config, _RFLOW_FIELDS)
-        return OpenSoraFlow(fields["num_timesteps"], eta=eta, transform=fields["use_timestep_transform"])
+        flags = {"transform": fields["use_timestep_transform"], "discrete": fields["use_discrete_timesteps"]}
+        return OpenSoraFlow(fields["num_timesteps"], eta=eta, **flags)
     if name == "FlowMatchEulerDiscreteScheduler":
         fields = _read(config, _FLOW_FIELDS)
         return EulerFlow(fields["num_train_timesteps"], fields["shift"], eta)

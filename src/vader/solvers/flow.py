@@ -51,16 +51,20 @@ class EulerFlow(PathSolver):
 class OpenSoraFlow(EulerFlow):
     """Rectified flow as Open-Sora 1.2 samples it: even levels, shifted by the size of the video.
 
-    Its denoiser predicts clean minus noise, and sees a latent clip of 5 frames for every 17 frames of pixels.
+    Its denoiser predicts clean minus noise, and sees a latent clip of 5 frames for every 17 frames of pixels. With
+    `discrete`, even levels are rounded to whole times first.
     """
 
     transform: bool = True
+    discrete: bool = False
 
     def estimates(self, latents: Tensor, prediction: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
         return split_velocity(latents, -prediction, alpha, sigma)
 
     def sigmas(self, steps: int, size: Any) -> Tensor:
         even = 1 - torch.arange(steps, dtype=torch.float64) / steps
+        if self.discrete:
+            even = (even * self.train_steps).round() / self.train_steps
         return shifted(even, open_sora_shift(size)) if self.transform else even
 
 

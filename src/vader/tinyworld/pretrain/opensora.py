@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -253,13 +253,23 @@ def new_transformer() -> STDiT3:
 
 
 def flow_loss(network: STDiT3, latents: Tensor, text: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow matching (arXiv 2209.03003) towards data minus noise, at even levels."""
+    """Flow matching at even levels, see `velocity_errors`."""
     count = len(latents)
-    level = torch.rand(count, generator=generator)
-    noise, at = torch.randn(latents.shape, generator=generator), level.view(-1, 1, 1, 1, 1)
+    level, noise = torch.rand(count, generator=generator), torch.randn(latents.shape, generator=generator)
     told = (torch.full((count,), float(value)) for value in (SIZE.fps, SIZE.height, SIZE.width))
-    out = network((1 - at) * latents + at * noise, 1000 * level, text, mask, *told)
-    return F.mse_loss(out[:, :4], latents - noise)
+    return velocity_errors(lambda z, time: network(z, time, text, mask, *told), latents, noise, level).mean()
+
+
+def velocity_errors(network: Callable[[Tensor, Tensor], Tensor], clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    """Mean squared error `[B]` of the velocity, data minus noise (flow matching, arXiv 2209.03003, eq. 1).
+
+    Args:
+        network: of noisy latents `[B, 4, T, h, w]` and times `[B]`; its further channels are not used.
+        level: the share of noise, `[B]`.
+    """
+    share = level.view(-1, 1, 1, 1, 1)
+    velocity = network((1 - share) * clean + share * noise, 1000 * level)[:, : clean.shape[1]]
+    return (velocity - (clean - noise)).square().flatten(1).mean(dim=1)
 
 
 @torch.no_grad()
