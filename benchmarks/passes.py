@@ -19,6 +19,7 @@ from vader.frames import choose_frames
 from vader.models.base import VideoModel, VideoSize
 from vader.models.modelscope import ModelScope
 from vader.policies import Plan, draw_plan
+from vader.prompts.images import prompt_images
 from vader.sampling import Chain
 
 
@@ -75,7 +76,7 @@ def necessary_passes(engine: Engine, batch: Batch) -> list[Pass]:
     chain, latents = engine.chain(micro.prompts), engine.noise("train", micro).draw("start")
     frames = choose_frames(recipe.algorithm.frames, recipe.video.frames, recipe.train.seed, batch.step, micro.indices)
     passes = [
-        Pass("text", repeats, encoding(engine.model, micro.prompts, engine.size)),
+        Pass("encoder", repeats, encoding(engine.model, micro.prompts, engine.size)),
         Pass("denoiser, no gradient", repeats * calls.no_grad, denoising(chain, latents, grad=False)),
         Pass("denoiser, gradient to adapter", repeats * calls.adapter_only, denoising(chain, latents, grad=True)),
         Pass("denoiser, gradient to latents too", repeats * calls.through, denoising(chain, latents, True, True)),
@@ -90,9 +91,10 @@ def necessary_passes(engine: Engine, batch: Batch) -> list[Pass]:
 
 
 def encoding(model: VideoModel, prompts: tuple[str, ...], size: VideoSize) -> Callable[[], Any]:
-    """Prompts and the empty prompt."""
+    """Prompts and the empty prompt, or the pictures that videos start from."""
     if not isinstance(model, ModelScope):
-        return lambda: model.encode(prompts, size=size)
+        images = prompt_images(prompts, size.height, size.width) if model.takes_images else None
+        return lambda: model.encode(prompts, images, size)
     settings = {"padding": "max_length", "max_length": model.tokenizer.model_max_length, "truncation": True}
     tokens = [model.tokenizer(texts, return_tensors="pt", **settings).input_ids for texts in (list(prompts), [""])]
     ids = [some.to(model.device) for some in tokens]
@@ -131,7 +133,7 @@ def _denoiser(model: VideoModel, time: Tensor, inputs: dict[str, Tensor]) -> Cal
 def decoding(model: VideoModel, latents: Tensor, frames: Tensor) -> Callable[[], Any]:
     """The chosen frames `[B, n]` of latents, forward and backward to the latents."""
     if not isinstance(model, ModelScope):
-        return differentiated(lambda leaf: model.decode_unclamped(leaf, frames.to(leaf.device)), latents)
+        return differentiated(lambda leaf: model.decode_unclamped(leaf, frames), latents)
     images = latents.movedim(2, 1)[:, : frames.shape[1]].flatten(0, 1).to(model.vae.dtype)
     return differentiated(lambda leaf: model.vae.decode(leaf).sample, images)
 

@@ -13,13 +13,11 @@ import argparse
 import gc
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from full_size import TEXT_TOWER, VISION_TOWER
 from measuring import (
     GIB,
     RESULTS,
@@ -31,161 +29,18 @@ from measuring import (
     timed,
     write_result,
 )
+from random_rewards import BUILDERS, build
 from rich.table import Table
-from torch import Tensor, nn
-from transformers import (
-    BatchEncoding,
-    BlipTextConfig,
-    BlipTextModel,
-    BlipVisionConfig,
-    BlipVisionModel,
-    CLIPConfig,
-    CLIPModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
-    YolosConfig,
-    YolosForObjectDetection,
-)
+from torch import Tensor
 
 from vader.errors import UserError, nearest
 from vader.memory import count_parameters
 from vader.models.registry import frozen_dtype
-from vader.rewards import action, object_removal
-from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import FrameReward, Reward
-from vader.rewards.clip import ImageTower, TextTower
-from vader.rewards.compression import Compression
-from vader.rewards.hps import HPS
-from vader.rewards.imagereward import LENGTH, ImageReward
-from vader.rewards.pickscore import PickScore
-from vader.rewards.preprocess import crop
-from vader.rewards.vjepa.masks import Grid
-from vader.rewards.vjepa.networks import VitSize, VJepa1
-from vader.rewards.vjepa.reward import VJEPA
-from vader.rewards.weather import Weather
 
 HEIGHT, WIDTH = 320, 512  # of VideoCrafter's videos
 FRAMES = {"frame": (1, 8), "clip": (16,)}
 ROUNDS = 5
-
-# ---- the rewards: the releases' architectures, drawn at random ----
-
-CLIP_H: dict[str, Any] = {
-    "projection_dim": 1024,
-    "text_config": TEXT_TOWER | {"num_hidden_layers": 24, "projection_dim": 1024},
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-        "hidden_act": "gelu",
-        "projection_dim": 1024,
-    },
-}
-BLIP_VISION: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-}
-BLIP_TEXT: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 12, "is_decoder": True}
-YOLOS: dict[str, Any] = {"num_hidden_layers": 12, "image_size": [800, 1344], "num_labels": 91}
-VIDEOMAE: dict[str, Any] = {"num_hidden_layers": 12, "num_labels": 400}
-VJEPA_L: dict[str, VitSize] = {"encoder": VitSize(24, 1024, 16), "predictor": VitSize(12, 384, 16)}
-AFFINE_HEAD, RELU_HEAD = (1024, 128, 64, 16, 1), (512, 128, 32, 1)
-
-R = TypeVar("R", bound=nn.Module)
-
-
-def bare(cls: type[R], **parts: Any) -> R:
-    """An object of the class with these parts, past its constructor, which would read weights."""
-    found = cls.__new__(cls)
-    nn.Module.__init__(found)
-    for name, part in parts.items():
-        setattr(found, name, part)
-    return found
-
-
-def on_clip_l(cls: type[R], resize: str, widths: tuple[int, ...], **parts: Any) -> R:
-    """A head reward on CLIP ViT-L/14's image tower."""
-    image = ImageTower(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION_TOWER)), resize)
-    linear = [nn.Linear(a, b) for a, b in pairwise((image.width, *widths))]
-    layers = [part for layer in linear for part in ((layer, nn.ReLU()) if widths == RELU_HEAD else (layer,))]
-    return bare(cls, image=image, head=nn.Sequential(*layers), **parts)
-
-
-def on_clip_h(cls: type[R], resize: str) -> R:
-    """A similarity of CLIP ViT-H/14's towers; prompts become arbitrary tokens."""
-    model = CLIPModel(CLIPConfig(**CLIP_H))
-    text = TextTower(model, lambda prompt: torch.arange(77)[None])
-    return bare(cls, image=ImageTower(model, resize), text=text, logit_scale=model.logit_scale)
-
-
-def image_reward() -> ImageReward:
-    text = BlipTextConfig(encoder_hidden_size=BLIP_VISION["hidden_size"], **BLIP_TEXT)
-    return bare(
-        ImageReward,
-        vision=BlipVisionModel(BlipVisionConfig(**BLIP_VISION)),
-        text=BlipTextModel(text, add_pooling_layer=False),
-        head=nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise((text.hidden_size, *AFFINE_HEAD)))),
-        tokenizer=arbitrary_tokens,
-        resize=crop,
-    )
-
-
-def arbitrary_tokens(prompts: list[str], **settings: Any) -> Any:
-    ids = torch.arange(LENGTH).expand(len(prompts), -1)
-    return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-
-def yolos() -> object_removal.ObjectRemoval:
-    model = YolosForObjectDetection(YolosConfig(use_mid_position_embeddings=True, **YOLOS))
-    return bare(
-        object_removal.ObjectRemoval,
-        detector=bare(object_removal.Yolos, model=model, target=0, multiple=model.config.patch_size),
-        rule=object_removal.soft_confidence,
-        resize=partial(object_removal.to_shortest_edge, short=800, long=1333, multiple=model.config.patch_size),
-    )
-
-
-def videomae() -> action.Action:
-    model = VideoMAEForVideoClassification(VideoMAEConfig(**VIDEOMAE))
-    names = {name.lower().replace("_", " "): index for index, name in model.config.id2label.items()}
-    settings = {"probability": False, "label": "LABEL_0", "frames": None, "frame_multiple": 2, "min_frames": 2}
-    return bare(action.Action, model=model, indices=names, resize=action.RESIZERS["crop"], **settings)
-
-
-def vjepa() -> VJEPA:
-    network = VJepa1(grid=Grid(8, 14, 14), tubelet=2, patch=16, **VJEPA_L)
-    settings = {"size": network.size, "frame_multiple": 2, "masks": 1, "seed": 0, "target_gradient": False}
-    return bare(VJEPA, network=network, resize=crop, **settings)
-
-
-BUILDERS: dict[str, Callable[[], Reward]] = {
-    "aesthetic": lambda: on_clip_l(Aesthetic, "crop", AFFINE_HEAD, target=None),
-    "weather": lambda: on_clip_l(Weather, "squash", AFFINE_HEAD, output="logit"),
-    "compression": lambda: on_clip_l(Compression, "squash", RELU_HEAD),
-    "hps": lambda: on_clip_h(HPS, "pad"),
-    "pickscore": lambda: on_clip_h(PickScore, "crop"),
-    "imagereward": image_reward,
-    "object_removal": yolos,
-    "action": videomae,
-    "vjepa": vjepa,
-}
-
-
-def build(name: str, device: torch.device, dtype: torch.dtype) -> Reward:
-    """A frozen reward of the release's size, its big networks in `dtype`."""
-    with device:
-        return BUILDERS[name]().freeze().to_precision(dtype)
-
-
-# ---- measuring ----
 
 
 def measure(names: list[str], device: torch.device) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ import json
 import sys
 from collections import Counter
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
 from vader.evaluation.run_folder import Evaluation, Run, TrainStep
+from vader.models.opensora.vae import OpenSoraVAE
+from vader.models.registry import load_model
 from vader.policies import Plan
 from vader.recipe import load_recipe
 from vader.rewards.registry import BUILT_IN
@@ -27,6 +30,8 @@ import full_size
 import measuring
 import passes
 import policies
+import random_models
+import random_rewards
 import rewards
 
 RECIPE = """
@@ -56,15 +61,9 @@ def recipe_path(tmp_path_factory):
 
 
 @contextmanager
-def network_calls(step):
+def network_calls(networks):
     """Counts calls of networks by name, grad mode, input shape, and whether there is gradient to the input."""
-    model, calls, hooks = step.engine.model, Counter(), []
-    networks = {
-        "unet": model.denoiser,
-        "decoder": model.vae.decoder,
-        "text": model.text_encoder,
-        "reward": step.engine.reward.rewards["aesthetic"].image.vision_model,
-    }
+    calls, hooks = Counter(), []
 
     def watch(name):
         def note(module, args, kwargs):
@@ -79,6 +78,32 @@ def network_calls(step):
     yield calls
     for hook in hooks:
         hook.remove()
+
+
+def watched(step, image_tower):
+    """The networks that a step calls, decoders by themselves, and the reward's image tower."""
+    model = step.engine.model
+    networks = {"denoiser": model.denoiser, "reward": image_tower.vision_model}
+    for part in ("text_encoder", "image_encoder"):
+        if part in model.networks():
+            networks[part] = model.networks()[part]
+    if isinstance(model.vae, OpenSoraVAE):
+        return networks | {"frames": model.vae.spatial_vae.module.decoder, "times": model.vae.temporal_vae.decoder}
+    return networks | {"decoder": model.vae.decoder}
+
+
+def assert_bare_passes_are_the_step(step, image_tower):
+    """Same networks, as often, on the same shapes, with gradient to the same tensors."""
+    networks = watched(step, image_tower)
+    with network_calls(networks) as in_step:
+        step.run()
+    listed = passes.necessary_passes(step.engine, step.batch)
+    with network_calls(networks) as bare:
+        for one in listed:
+            one.run_all()
+    assert bare == in_step
+    assert {name for name, *_ in bare} == networks.keys()
+    assert all(parameter.grad is None for parameter in step.engine.parameters)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +121,9 @@ def network_calls(step):
     ids=lambda overrides: " ".join(overrides) or "default",
 )
 def test_bare_passes_are_what_a_step_calls(recipe_path, overrides):
-    """Same networks, as often, on the same shapes, with gradient to the same tensors: the ratio leaves nothing out."""
+    """The overhead ratio leaves nothing out."""
     step = measuring.TrainingStep.of(load_recipe(recipe_path, overrides))
-    with network_calls(step) as in_step:
-        step.run()
-    listed = passes.necessary_passes(step.engine, step.batch)
-    with network_calls(step) as bare:
-        for one in listed:
-            one.run_all()
-    assert bare == in_step
-    assert all(parameter.grad is None for parameter in step.engine.parameters)
+    assert_bare_passes_are_the_step(step, step.engine.reward.rewards["aesthetic"].image)
 
 
 def test_necessary_calls_of_plans():
@@ -124,7 +142,7 @@ def test_a_result_is_whole(recipe_path, tmp_path):
     assert set(result["seconds"]) == {*measuring.PHASES, "other", "total"}
     assert set(result["peak_memory"]) == {*measuring.PHASES, "total"}
     assert {name: one["count"] for name, one in result["passes"].items()} == {
-        "text": 1, "denoiser, no gradient": 3, "denoiser, gradient to adapter": 1,
+        "encoder": 1, "denoiser, no gradient": 3, "denoiser, gradient to adapter": 1,
         "decoder": 1, "reward": 1, "optimiser": 1,
     }  # fmt: skip
     bare = sum(one["seconds"] for one in result["passes"].values())
@@ -159,52 +177,136 @@ def test_frame_cases(recipe_path):
 
 # ---- full size ----
 
+FAMILIES = list(full_size.SUBJECTS)
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory can be reset on Linux only")
+SHORT = ("sampling.steps=2",)
+FRAMES = {"modelscope": 2, "videocrafter": 2, "svd": 4, "opensora": 17}
+SIZES = {  # parameters of the released checkpoints
+    "modelscope": {"unet": 1_411_233_860, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "videocrafter": {"unet": 1_413_284_420, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "svd": {"unet": 1_524_623_082, "vae": 97_742_847, "image_encoder": 632_076_800},
+    "opensora": {"transformer": 1_207_643_972, "vae": 393_341_007},
+}
+ADAPTERS = {  # layers and parameters
+    "modelscope": (264, 6_645_760),
+    "videocrafter": (198, 5_015_552),
+    "svd": (256, 6_639_616),
+    "opensora": (168, 9_289_728),
+}
 
-def test_full_size_networks_have_the_release_s_size():
-    """Parameter counts of the released checkpoints (CLIP's image tower with its projection, and LAION's head)."""
-    model = full_size.RandomModelScope.load("meta", dtype=torch.bfloat16)
-    counts = {name: full_size.count_frozen(network) for name, network in model.networks().items()}
-    assert counts == {"unet": 1_411_233_860, "vae": 83_653_863, "text_encoder": 340_387_840}
-    assert full_size.count_frozen(full_size.RandomAesthetic("meta").freeze()) == 303_966_208 + 927_969
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_size_networks_have_the_release_s_size(family):
+    model = full_size.full_size_recipe(family, "meta", full_size.SUBJECTS[family].sizes[0]).model
+    networks = load_base_networks(model)
+    assert {name: full_size.count_frozen(network) for name, network in networks.items()} == SIZES[family]
+
+
+def load_base_networks(section):
+    return load_model(section.family, "meta", precision="bf16", device="meta", options=section.options).networks()
 
 
 def test_full_size_cases_are_the_paper_s_setting():
-    for size in full_size.SIZES:
-        for overrides in full_size.CASES.values():
-            recipe = full_size.full_size_recipe("modelscope", "cuda", size, overrides)
-            assert (recipe.video.frames, recipe.video.height, recipe.video.width) == (16, size, size)
-            assert (recipe.sampling.steps, recipe.sampling.guidance, recipe.adapter.rank) == (25, 9.0, 16)
-            assert (recipe.algorithm.policy.name, recipe.algorithm.policy.k) == ("last", 1)
+    steps_and_guidance = {"modelscope": (25, 9.0), "videocrafter": (25, 12.0), "svd": (25, 3.0), "opensora": (30, 7.0)}
+    frames = {"modelscope": 16, "videocrafter": 12, "svd": 14, "opensora": 51}
+    for family, subject in full_size.SUBJECTS.items():
+        for size, overrides in product(subject.sizes, full_size.CASES.values()):
+            recipe = full_size.full_size_recipe(family, "cuda", size, overrides)
+            assert (recipe.video.frames, recipe.video.height, recipe.video.width) == (frames[family], *size)
+            assert (recipe.sampling.steps, recipe.sampling.guidance) == steps_and_guidance[family]
+            assert (recipe.adapter.rank, recipe.algorithm.policy.name, recipe.algorithm.policy.k) == (16, "last", 1)
+            assert (recipe.train.batch, recipe.model.precision) == (1, "bf16")
 
 
-def test_a_full_size_step_runs(monkeypatch):
-    """The GPU's path at a size for CPUs."""
+def test_full_size_rewards_are_the_recipe_s():
+    recipe = full_size.full_size_recipe("videocrafter", "meta", (320, 512))
+    assert [(part.options["reward"], part.weight) for part in recipe.rewards] == [("hps", 0.5), ("aesthetic", 0.075)]
+
+
+def blocks(kind):
+    """Two levels, of which the first has transformers."""
+    return {
+        "down_block_types": (f"CrossAttnDownBlock{kind}", f"DownBlock{kind}"),
+        "up_block_types": (f"UpBlock{kind}", f"CrossAttnUpBlock{kind}"),
+    }
+
+
+@pytest.fixture
+def small_families(small_rewards, monkeypatch):
+    """All four at a size for CPUs: 32 x 32 pixels, two levels, a layer of everything."""
+    narrow = {"block_out_channels": (32, 32), "layers_per_block": 1}
+    vae = narrow | {"down_block_types": ("DownEncoderBlock2D",) * 2}
+    unet = narrow | {"cross_attention_dim": 16, "attention_head_dim": 8, **blocks("3D")}
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     small = {
-        "UNET": {
-            "block_out_channels": (32, 32, 32, 32),
-            "layers_per_block": 1,
-            "cross_attention_dim": 16,
-            "attention_head_dim": 8,
-        },
-        "VAE": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+        "MODELSCOPE_UNET": unet,
+        "VIDEOCRAFTER_UNET": unet,
+        "SVD_UNET": narrow | {"cross_attention_dim": 16, "num_attention_heads": (2, 2), **blocks("SpatioTemporal")},
+        "IMAGE_VAE": vae | {"up_block_types": ("UpDecoderBlock2D",) * 2},
+        "SVD_VAE": vae,
         "TEXT_TOWER": tower,
-        "VISION_TOWER": tower | {"image_size": 28},
+        "IMAGE_TOWER": tower | {"image_size": 28, "projection_dim": 16},
+        "STDIT3": {"depth": 1, "hidden_size": 32, "num_heads": 4, "caption_channels": 16, "model_max_length": 40},
+        "OPENSORA_VAE": narrow | {"filters": 32, "num_res_blocks": 1},
     }
     for name, settings in small.items():
-        monkeypatch.setattr(full_size, name, getattr(full_size, name) | settings)
-    monkeypatch.setitem(sys.modules, "full_size", full_size)
-    overrides = ["video.frames=2", "sampling.steps=2", "memory.offload=true"]
-    result = full_size.measure_case(full_size.full_size_recipe("modelscope", "cpu", 32, overrides))
-    assert set(result) == {"seconds", "peak_memory"}
-    assert full_size.case_table({"cases": [{"size": 32, "case": "small", **result}]}).row_count == 1
+        monkeypatch.setattr(random_models, name, getattr(random_models, name) | settings)
+    for name, subject in full_size.SUBJECTS.items():
+        monkeypatch.setitem(full_size.SUBJECTS, name, replace(subject, sizes=((32, 32),)))
+    monkeypatch.setattr(full_size, "ROUNDS", 1)
 
 
-def test_counted_operations_add_up():
-    path = measuring.RESULTS / "full_size_meta.json"
-    for found in json.loads(path.read_text())["operations"]:
+def run_full_size(monkeypatch, path, *arguments):
+    monkeypatch.setattr(sys, "argv", ["full_size.py", *arguments, "--out", str(path)])
+    full_size.main()
+    return json.loads(path.read_text())
+
+
+@LINUX
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_full_size_step_runs(small_families, family, monkeypatch, tmp_path):
+    """The GPU's path at a size for CPUs."""
+    chosen = ["split, checkpointing, offload", "plain, checkpointing, all frames"]
+    cases = [word for name in chosen for word in ("--case", name)]
+    overrides = [f"video.frames={FRAMES[family]}", *SHORT]
+    result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--device", "cpu", *cases)
+    assert [case["case"] for case in result["cases"]] == chosen
+    for case in result["cases"]:
+        assert case["size"] == f"{FRAMES[family]}x32x32"
+        assert set(case["seconds"]) == {*measuring.PHASES, "other", "total"}
+        assert set(case["peak_memory"]) == {*measuring.PHASES, "total"}
+    assert full_size.case_table(result).row_count == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, tmp_path):
+    overrides = [f"video.frames={FRAMES[family]}", *SHORT]
+    result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--meta")
+    once, again = result["operations"]
+    assert (once["checkpointing"], again["checkpointing"]) == (False, True)
+    for name, one in once["passes"].items():
+        assert one["count"] == 1
+        assert (again["passes"][name]["each"] > one["each"]) == (name in ("denoiser, gradient to adapter", "decoder"))
+    assert full_size.count_table(result).row_count > 10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bare_passes_of_every_family_are_what_a_step_calls(small_families, family):
+    overrides = [f"video.frames={FRAMES[family]}", *SHORT, "memory.checkpointing=false", "train.batch=2"]
+    step = measuring.TrainingStep.of(full_size.full_size_recipe(family, "cpu", (32, 32), overrides))
+    reward = next(iter(step.engine.reward.rewards.values()))
+    assert_bare_passes_are_the_step(step, reward.scorer.image)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_counts_on_file(family):
+    counts = json.loads((measuring.RESULTS / f"full_size_{family}_meta.json").read_text())
+    assert counts["parameters"].items() >= SIZES[family].items()
+    assert tuple(counts["adapter"].values()) == ADAPTERS[family]
+    steps = load_recipe(full_size.SUBJECTS[family].recipe).sampling.steps
+    for found in counts["operations"]:
         assert found["total"] == sum(one["count"] * one["each"] for one in found["passes"].values())
-        assert found["passes"]["denoiser, no gradient"]["count"] == 24
+        assert found["passes"]["denoiser, no gradient"]["count"] == steps - 1
 
 
 # ---- policies ----
@@ -271,13 +373,13 @@ def shrink(config: dict, **more) -> dict:
 
 @pytest.fixture
 def small_rewards(monkeypatch):
-    monkeypatch.setattr(rewards, "VISION_TOWER", shrink(rewards.VISION_TOWER, image_size=28))
-    towers = {name: shrink(rewards.CLIP_H[name]) for name in ("text_config", "vision_config")}
-    monkeypatch.setattr(rewards, "CLIP_H", rewards.CLIP_H | towers)
+    monkeypatch.setattr(random_rewards, "VISION_TOWER", shrink(random_rewards.VISION_TOWER, image_size=28))
+    towers = {name: shrink(random_rewards.CLIP_H[name]) for name in ("text_config", "vision_config")}
+    monkeypatch.setattr(random_rewards, "CLIP_H", random_rewards.CLIP_H | towers)
     for name in ("BLIP_VISION", "BLIP_TEXT", "YOLOS", "VIDEOMAE"):
-        monkeypatch.setattr(rewards, name, shrink(getattr(rewards, name)))
-    sizes = {name: rewards.VitSize(1, 64, 2) for name in rewards.VJEPA_L}
-    monkeypatch.setattr(rewards, "VJEPA_L", sizes)
+        monkeypatch.setattr(random_rewards, name, shrink(getattr(random_rewards, name)))
+    sizes = {name: random_rewards.VitSize(1, 64, 2) for name in random_rewards.VJEPA_L}
+    monkeypatch.setattr(random_rewards, "VJEPA_L", sizes)
     monkeypatch.setattr(rewards, "HEIGHT", 32)
     monkeypatch.setattr(rewards, "WIDTH", 48)
     monkeypatch.setattr(rewards, "ROUNDS", 1)

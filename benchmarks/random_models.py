@@ -1,0 +1,237 @@
+"""The four families in their releases' sizes, with random weights: nothing is downloaded.
+
+Time and memory do not depend on the values of weights. In goes a device (cpu, cuda, meta) as the `checkpoint`, out
+comes the family with its networks drawn there; a recipe names one as `random_models:RandomSVD`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    UNet3DConditionModel,
+    UNetSpatioTemporalConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from vader.models.base import Condition, VideoSize
+from vader.models.modelscope import ModelScope
+from vader.models.opensora.model import OpenSora
+from vader.models.opensora.parts import RELEASE_SCHEDULER
+from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
+from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
+from vader.models.svd import StableVideoDiffusion
+from vader.models.videocrafter.model import VideoCrafter
+from vader.models.videocrafter.networks import build_unet
+from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
+from vader.scheduler_config import Kind, solver_from_config
+from vader.solvers import Solver
+
+# ---- sizes, where they are not the classes' defaults ----
+
+MODELSCOPE_UNET: dict[str, Any] = {"sample_size": 32}
+VIDEOCRAFTER_UNET: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024}
+SVD_UNET: dict[str, Any] = {"sample_size": 96, "num_frames": 14}
+STDIT3: dict[str, Any] = {}
+IMAGE_VAE: dict[str, Any] = {  # of ModelScope and of VideoCrafter2
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+SVD_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 768,
+    "scaling_factor": 0.18215,
+}
+OPENSORA_VAE: dict[str, Any] = {}
+TEXT_TOWER: dict[str, Any] = {  # OpenCLIP ViT-H's but for its last block, as ModelScope and VideoCrafter2 have it
+    "vocab_size": 49408,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
+IMAGE_TOWER: dict[str, Any] = {  # OpenCLIP ViT-H's, SVD's image encoder
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "projection_dim": 1024,
+}
+PROMPT_TOKENS = 32  # T5's of a prompt of some twenty words
+
+# ---- schedules ----
+
+_LEVELS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
+_DDIM: dict[str, Any] = _LEVELS | {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}
+MODELSCOPE_SCHEDULER: dict[str, Any] = _DDIM | {"steps_offset": 1, "prediction_type": "epsilon"}
+VIDEOCRAFTER_SCHEDULER: dict[str, Any] = _DDIM | {"timestep_spacing": "uniform", "dynamic_rescale": True}
+SVD_SCHEDULER: dict[str, Any] = _LEVELS | {
+    "_class_name": "EulerDiscreteScheduler",
+    "prediction_type": "v_prediction",
+    "sigma_max": 700.0,
+    "sigma_min": 0.002,
+    "timestep_spacing": "leading",
+    "timestep_type": "continuous",
+    "use_karras_sigmas": True,
+}
+
+
+def own_solver(config: Mapping[str, Any], solver: Kind = "auto", eta: float = 0.0, spacing: str = "auto") -> Solver:
+    """A release's solver under the sampling settings that `VideoModel.load` is given."""
+    return solver_from_config(config, eta=eta, kind=solver, spacing=spacing)
+
+
+def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[str, Any]:
+    """Networks by component name, made on the device, frozen and in `dtype`."""
+    with torch.device(device):
+        networks = {name: make() for name, make in makers.items()}
+    return {name: network.to(dtype).eval().requires_grad_(False) for name, network in networks.items()}
+
+
+# ---- the families ----
+
+
+class RandomModelScope(ModelScope):
+    """`ali-vilab/text-to-video-ms-1.7b` in shape."""
+
+    @classmethod
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, **sampling: Any) -> RandomModelScope:
+        """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
+        networks = drawn(
+            checkpoint,
+            dtype,
+            unet=lambda: UNet3DConditionModel(**MODELSCOPE_UNET),
+            vae=lambda: AutoencoderKL(**IMAGE_VAE),
+            text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**TEXT_TOWER)),
+        )
+        solver, tokenizer = own_solver(MODELSCOPE_SCHEDULER, **sampling), any_tokenizer()
+        return cls(**networks, tokenizer=tokenizer, solver=solver, scheduler_config=MODELSCOPE_SCHEDULER)
+
+
+class RandomVideoCrafter(VideoCrafter):
+    """`VideoCrafter/VideoCrafter2` in shape."""
+
+    @classmethod
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, **sampling: Any) -> RandomVideoCrafter:
+        """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
+        networks = drawn(
+            checkpoint,
+            dtype,
+            unet=lambda: build_unet(VIDEOCRAFTER_UNET),
+            vae=lambda: AutoencoderKL(**IMAGE_VAE),
+            text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**TEXT_TOWER)),
+        )
+        solver = own_solver(VIDEOCRAFTER_SCHEDULER, **sampling)
+        return cls(**networks, tokenizer=any_tokenizer(), solver=solver)
+
+
+class RandomSVD(StableVideoDiffusion):
+    """`stabilityai/stable-video-diffusion-img2vid` in shape; its pictures are random too, so prompts are texts."""
+
+    takes_images = False
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        decode_chunk: int | None = None,
+        **sampling: Any,
+    ) -> RandomSVD:
+        """See `StableVideoDiffusion.load`; `checkpoint` is the device to draw the weights on."""
+        networks = drawn(
+            checkpoint,
+            dtype,
+            unet=lambda: UNetSpatioTemporalConditionModel(**SVD_UNET),
+            vae=lambda: AutoencoderKLTemporalDecoder(**SVD_VAE),
+            image_encoder=lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_TOWER)),
+        )
+        return cls(
+            **networks,
+            solver=own_solver(SVD_SCHEDULER, **sampling),
+            scheduler_config=SVD_SCHEDULER,
+            image_config={"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+            decode_chunk=decode_chunk,
+        )
+
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+        """See `StableVideoDiffusion.encode`, of random pictures."""
+        if size is None:
+            raise ValueError("pictures are drawn in the videos' size: give `size`")
+        pictures = torch.rand(len(prompts), 3, size.height, size.width, device=self.device)
+        return super().encode(prompts, pictures, size)
+
+    def _image_latents(self, images: Tensor) -> Tensor:
+        """Without each picture's own noise: it is made from the picture's bytes, and meta tensors have none."""
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().to(images.dtype)
+
+
+class RandomOpenSora(OpenSora):
+    """`hpcai-tech/OpenSora-STDiT-v3` and its VAE in shape; the text encoder is gone before training begins."""
+
+    @classmethod
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, **sampling: Any) -> RandomOpenSora:
+        """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
+        config = STDiT3Config(**STDIT3)
+        networks = drawn(
+            checkpoint,
+            dtype,
+            transformer=lambda: STDiT3(config),
+            vae=lambda: OpenSoraVAE(VAEConfig(**OPENSORA_VAE)),
+        )
+        networks["transformer"].rope.float()  # as it is loaded
+        text: Any = RandomText(config.caption_channels)
+        return cls(**networks, text=text, solver=own_solver(RELEASE_SCHEDULER, **sampling))
+
+
+# ---- what stands for tokenizers and for T5 ----
+
+
+def any_tokenizer() -> Any:
+    """Prompts become arbitrary tokens: a vocabulary would have to be downloaded."""
+
+    def tokenize(
+        prompts: Sequence[str], max_length: int, return_tensors: str | None = None, **settings: Any
+    ) -> SimpleNamespace:
+        ids = torch.randint(TEXT_TOWER["vocab_size"], (len(prompts), max_length))
+        return SimpleNamespace(input_ids=ids if return_tensors else ids.tolist())
+
+    tokenize.model_max_length = TEXT_TOWER["max_position_embeddings"]  # type: ignore[attr-defined]
+    return tokenize
+
+
+class RandomText:
+    """Arbitrary features of `width` channels for T5-XXL's, whose 4.8 billion parameters take no part in a step."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """As `TextEmbedder`: features `[B, L, width]`, and where there are tokens, `[B, L]`."""
+        features = torch.randn(len(texts), PROMPT_TOKENS, self.width, device=device)
+        return features, torch.ones(features.shape[:2], dtype=torch.bool, device=device)
