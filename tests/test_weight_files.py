@@ -48,7 +48,12 @@ def test_damaged_files_are_one_line(tmp_path):
     path = tmp_path / "a.ckpt"
     torch.save(TENSORS, path)
     whole = path.read_bytes()
-    for content, reason in ((whole[: len(whole) // 2], "it is cut short"), (b"", ""), (b"<html>no such page", "")):
+    for content, reason in (
+        (whole[: len(whole) // 2], "it is cut short"),
+        (whole[:-10], "it is cut short"),
+        (b"", "it is empty"),
+        (b"<html>no such page", "it holds something else than tensors"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"no readable weight file: {reason}") as caught:
             read_weights(path)

@@ -40,7 +40,9 @@ def _torch_load(path: Path) -> dict[str, Any]:
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         code = re.search(r"GLOBAL (\S+)", str(error))
-        return f"it holds code ({code[1] if code else 'a pickle'}), which is never run"
+        return f"it holds code ({code[1]}), which is never run" if code else "it holds something else than tensors"
+    if path.is_file() and not path.stat().st_size:
+        return "it is empty"
     if path.is_file() and not is_zipfile(path) and _starts_with(path, ZIP_START):
         return "it is cut short"
     return one_line(error)
