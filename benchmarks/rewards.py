@@ -3,8 +3,8 @@
     python benchmarks/rewards.py [REWARD ...] [--device cuda] [--out FILE]
 
 Nothing is downloaded: time and memory do not depend on the values of weights. The networks run as in training, in
-bfloat16 (fp16 on old GPUs) or, on a CPU, in float32. A frame reward is measured on one frame and on eight at once; a
-clip reward on sixteen.
+bfloat16 (fp16 on old GPUs) or, on a CPU, in float32. A frame reward is measured on one frame and, on a GPU, on eight at
+once; a clip reward on sixteen.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from vader.models.registry import frozen_dtype
 from vader.rewards.base import FrameReward, Reward
 
 HEIGHT, WIDTH = 320, 512  # of VideoCrafter's videos
-FRAMES = {"frame": (1, 8), "clip": (16,)}
-ROUNDS = 5
+CLIP_FRAMES = 16
+FRAME_COUNTS = {"cuda": (1, 8), "cpu": (1,)}  # on a CPU a frame takes up to minutes
+ROUNDS = {"cuda": 5, "cpu": 1}
 
 
 def measure(names: list[str], device: torch.device) -> list[dict[str, Any]]:
@@ -49,7 +50,7 @@ def measure(names: list[str], device: torch.device) -> list[dict[str, Any]]:
     for name in names:
         console.print(name)
         reward = build(name, device, frozen_dtype("auto", device))
-        for count in FRAMES["frame" if isinstance(reward, FrameReward) else "clip"]:
+        for count in FRAME_COUNTS[device.type] if isinstance(reward, FrameReward) else (CLIP_FRAMES,):
             size = {"reward": name, "parameters": count_parameters(reward), "weights": weight_bytes(reward)}
             records.append(size | measure_frames(reward, count, device))
         del reward
@@ -73,7 +74,9 @@ def measure_frames(reward: Reward, count: int, device: torch.device) -> dict[str
     forward_backward(reward, frames)  # the prompt is encoded, kernels are chosen
     return {
         "frames": count,
-        "seconds": {name: median(timed(one, device) for _ in range(ROUNDS)) for name, one in passes.items()},
+        "seconds": {
+            name: median(timed(one, device) for _ in range(ROUNDS[device.type])) for name, one in passes.items()
+        },
         "peak_memory": {name: peak_of(one, device) for name, one in passes.items()},
     }
 
@@ -118,7 +121,12 @@ def main() -> None:
     device = torch.device(asked.device)
     records = measure(asked.rewards or list(BUILDERS), device)
     console.print(table(records))
-    settings = {"height": HEIGHT, "width": WIDTH, "precision": str(frozen_dtype("auto", device)), "rounds": ROUNDS}
+    settings = {
+        "height": HEIGHT,
+        "width": WIDTH,
+        "precision": str(frozen_dtype("auto", device)),
+        "rounds": ROUNDS[device.type],
+    }
     write_result(asked.out or RESULTS / "rewards.json", "rewards", device, settings, {"rewards": records})
 
 
