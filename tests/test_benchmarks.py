@@ -382,8 +382,8 @@ def small_rewards(monkeypatch):
     monkeypatch.setattr(random_rewards, "VJEPA_L", sizes)
     monkeypatch.setattr(rewards, "HEIGHT", 32)
     monkeypatch.setattr(rewards, "WIDTH", 48)
-    monkeypatch.setattr(rewards, "ROUNDS", 1)
-    monkeypatch.setattr(rewards, "FRAMES", {"frame": (1,), "clip": (4,)})
+    monkeypatch.setattr(rewards, "ROUNDS", {"cpu": 1})
+    monkeypatch.setattr(rewards, "CLIP_FRAMES", 4)
 
 
 def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, tmp_path):
