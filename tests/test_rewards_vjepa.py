@@ -248,13 +248,13 @@ def directional_derivatives(function, point):
 
 
 def test_gradient_through_targets_agrees_with_finite_differences(file, frames):
-    reward = VJEPA(file, target_gradient=True, masks=2).freeze().double()
+    reward = VJEPA(file, masks=2).freeze().double()
     exact, numeric = directional_derivatives(lambda x: reward(x, PROMPTS), frames.double())
     assert exact == pytest.approx(numeric, rel=1e-5)
 
 
 def test_gradient_agrees_with_finite_differences_of_fixed_targets(file, frames):
-    reward = VJEPA(file).freeze().double()
+    reward = VJEPA(file, target_gradient=False).freeze().double()
     frames = frames[:1].double()
     targets = normalized_targets(reward.network, reward.clips(frames))
     draws = reward.draw(GRID, PROMPTS[0])
@@ -271,7 +271,7 @@ def test_gradient_agrees_with_finite_differences_of_fixed_targets(file, frames):
 
 
 def test_gradient_reaches_the_visible_pixels_and_no_other(file):
-    reward = VJEPA(file).freeze()
+    reward = VJEPA(file, target_gradient=False).freeze()
     frames = torch.rand(1, 4, 3, 16, 16, requires_grad=True)
     (gradient,) = torch.autograd.grad(reward(frames, PROMPTS[:1]).sum(), frames)
     visible = torch.zeros(math.prod(GRID), dtype=torch.bool)
@@ -285,7 +285,7 @@ def test_gradient_reaches_the_visible_pixels_and_no_other(file):
 def test_recomputed_blocks_give_the_same_gradient(file, frames):
     gradients = []
     for checkpointing in (False, True):
-        reward = VJEPA(file, target_gradient=True, checkpointing=checkpointing).freeze()
+        reward = VJEPA(file, checkpointing=checkpointing).freeze()
         point = frames.clone().requires_grad_()
         gradients += torch.autograd.grad(reward(point, PROMPTS).sum(), point)
     assert torch.equal(*gradients)
@@ -301,7 +301,7 @@ def test_half_precision_is_close(file, frames):
 def test_contract_is_kept(file):
     """The checks that users run on their own rewards, with the gradient whole so that differences can see it."""
     failed = [
-        check for check in check_reward(load_reward("vjepa", checkpoint=file, target_gradient=True)) if not check.passed
+        check for check in check_reward(load_reward("vjepa", checkpoint=file)) if not check.passed
     ]
     assert not failed
 

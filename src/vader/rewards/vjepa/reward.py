@@ -38,7 +38,7 @@ class VJEPA(ClipReward):
         resize: Resize = "crop",
         masks: PositiveInt = 1,
         seed: int = 0,
-        target_gradient: bool = False,
+        target_gradient: bool = True,
         checkpointing: bool = False,
         heads: int | None = None,
     ) -> None:
@@ -50,8 +50,9 @@ class VJEPA(ClipReward):
             resize: `crop` as V-JEPA is evaluated, `squash` or `pad` to see the whole frame.
             masks: how many pairs of masks (short and long range) a video's loss is averaged over.
             seed: of the masks.
-            target_gradient: let the gradient flow through the targets too. In V-JEPA's training, and here by
-                default, it flows through the predictions alone, and so only to the pixels that a mask left visible.
+            target_gradient: let the gradient flow through the targets too, so that it is the slope of the score. In
+                V-JEPA's training it flows through the predictions alone, and so only to the pixels that a mask
+                left visible; that costs half as much memory, but the score need not rise.
             checkpointing: recompute the networks' blocks in the backward pass, for less memory.
             heads: attention heads of a V-JEPA 1 file, if not the release's 16 and not in the file's metadata.
 
