@@ -293,6 +293,14 @@ def test_what_runs_beside_a_failure_is_asked_to_stop(tmp_path):
     assert started[0].signals == [signal.SIGINT]
 
 
+def test_a_process_is_a_vader_command_with_a_log_and_its_threads(tmp_path):
+    job = Job("names", ("list", "algorithms"), tmp_path / "names.log")
+    run_jobs([job], tmp_path)
+    assert "diffusion_dpo" in job.result.read_text()
+    with pytest.raises(RunError, match=r"bad failed \(vader: cannot list 'algorithm'"):
+        run_jobs([Job("bad", ("list", "algorithm"), tmp_path / "none")], tmp_path)
+
+
 def test_a_terminated_command_takes_its_processes_along(tmp_path):
     script = f"""
 from pathlib import Path
