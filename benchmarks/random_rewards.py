@@ -116,18 +116,20 @@ def arbitrary_tokens(prompts: list[str], **settings: Any) -> Any:
 
 
 def yolos() -> object_removal.ObjectRemoval:
-    model = YolosForObjectDetection(YolosConfig(use_mid_position_embeddings=True, **YOLOS))
+    config: Any = YolosConfig(use_mid_position_embeddings=True, **YOLOS)
+    model = YolosForObjectDetection(config)
     return bare(
         object_removal.ObjectRemoval,
-        detector=bare(object_removal.Yolos, model=model, target=0, multiple=model.config.patch_size),
+        detector=bare(object_removal.Yolos, model=model, target=0, multiple=config.patch_size),
         rule=object_removal.soft_confidence,
-        resize=partial(object_removal.to_shortest_edge, short=800, long=1333, multiple=model.config.patch_size),
+        resize=partial(object_removal.to_shortest_edge, short=800, long=1333, multiple=config.patch_size),
     )
 
 
 def videomae() -> action.Action:
-    model = VideoMAEForVideoClassification(VideoMAEConfig(**VIDEOMAE))
-    names = {name.lower().replace("_", " "): index for index, name in model.config.id2label.items()}
+    config: Any = VideoMAEConfig(**VIDEOMAE)
+    model = VideoMAEForVideoClassification(config)
+    names = {name.lower().replace("_", " "): index for index, name in config.id2label.items()}
     settings = {"probability": False, "label": "LABEL_0", "frames": None, "frame_multiple": 2, "min_frames": 2}
     return bare(action.Action, model=model, indices=names, resize=action.RESIZERS["crop"], **settings)
 

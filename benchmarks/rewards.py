@@ -92,8 +92,8 @@ def forward_backward(reward: Reward, frames: Tensor) -> None:
 
 
 def peak_of(call: Callable[[], None], device: torch.device) -> int:
+    reset_peak(device)  # first: on a CPU, memory that was freed counts as present until then
     before = present_bytes(device)
-    reset_peak(device)
     call()
     return max(0, peak_bytes(device) - before)
 
