@@ -165,8 +165,9 @@ def test_the_shipped_model_and_reward_load_and_score() -> None:
     assert (restored - frames).square().mean().sqrt() / 2 < 0.03  # 30 dB
 
 
-def test_the_shipped_base_model_heeds_unseen_prompts() -> None:
-    model, prompts = load_model("modelscope", "tiny"), split.test_prompts()[:8]
+@pytest.mark.parametrize("family", ["modelscope", "videocrafter"])
+def test_the_shipped_base_models_heed_unseen_prompts(family) -> None:
+    model, prompts = load_model(family, "tiny"), split.test_prompts()[:8]
     right = judge_prompts(sample_videos(model, prompts, VideoSize(8, 32, 32), 10, Guidance(4.0)), prompts)
     assert {name: right[name].mean().item() >= 0.75 for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, True)
 
