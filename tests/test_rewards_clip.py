@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from reward_factories import FEATURES, make_tiny_clip
 from vader.errors import UserError
+from vader.open_clip import clean, clip_config, rename_open_clip
 from vader.rewards import clip
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize
 
@@ -33,7 +34,7 @@ def _token_embedding(shared, name):
 def test_open_clip_names_become_transformers_names(shared, open_clip):
     expected = load_file(shared("parity/rewards/hps_tiny_transformers.safetensors"))
     expected |= _token_embedding(shared, "text_model.embeddings.token_embedding.weight")
-    renamed = clip.rename_open_clip(open_clip)
+    renamed = rename_open_clip(open_clip)
     assert renamed.keys() == expected.keys()
     assert all(torch.equal(renamed[name], expected[name]) for name in expected)
 
@@ -42,12 +43,12 @@ def test_full_size_open_clip_fits_transformers_clip(shared):
     manifests = json.loads(shared("parity/rewards/clip_full_manifests.json").read_text())
     with torch.device("meta"):
         tensors = {name: torch.empty(_shape(value)) for name, value in manifests["open_clip_ViT_H_14"].items()}
-    found = {name: list(tensor.shape) for name, tensor in clip.rename_open_clip(tensors).items()}
+    found = {name: list(tensor.shape) for name, tensor in rename_open_clip(tensors).items()}
     assert found == {name: _shape(value) for name, value in manifests["transformers_CLIPModel_H"].items()}
-    config = clip._open_clip_config(tensors, None)
+    config = clip_config(tensors)
     with torch.device("meta"):
         model = CLIPModel(config)
-    model.load_state_dict(clip.rename_open_clip(tensors), strict=True, assign=True)  # nothing missing, nothing over
+    model.load_state_dict(rename_open_clip(tensors), strict=True, assign=True)  # nothing missing, nothing over
     assert sum(parameter.numel() for parameter in model.parameters()) == manifests["params"]["H"]
     published = manifests["configs"]["H"]
     for tower, settings in (("vision_config", config.vision_config), ("text_config", config.text_config)):
@@ -88,7 +89,7 @@ def test_features_are_the_published_ones(shared, open_clip):
 def test_single_file_checkpoints(tmp_path, open_clip, wrap):
     torch.save(wrap({name: tensor.half() for name, tensor in open_clip.items()}), tmp_path / "clip.pt")
     found = clip.load_clip(str(tmp_path / "clip.pt")).state_dict()
-    expected = clip.rename_open_clip(open_clip)
+    expected = rename_open_clip(open_clip)
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
     assert all(torch.equal(found[name], expected[name].half().float()) for name in expected)
 
@@ -130,7 +131,7 @@ def test_a_prompt_is_encoded_once_and_again_after_a_move(tmp_path):
 
 
 def test_prompts_are_cleaned_as_open_clip_does():
-    assert clip.clean("  a caf\u00e9 &amp;amp; bar,\n\t 2 &lt; 3 ") == "a caf\u00e9 & bar, 2 < 3"
+    assert clean("  a caf\u00e9 &amp;amp; bar,\n\t 2 &lt; 3 ") == "a caf\u00e9 & bar, 2 < 3"
 
 
 def test_old_files_with_position_ids_load(tmp_path):

@@ -30,7 +30,7 @@ from vader.models.videocrafter.release import (
     read_release,
     write_release,
 )
-from vader.rewards.clip import clean
+from vader.open_clip import clean
 from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
 

@@ -24,8 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from vader.errors import UserError
 from vader.models.checkpoint import fill
 from vader.models.videocrafter.names import POINTWISE, Pairs, to_diffusers, to_release, unet_names, vae_names
+from vader.open_clip import rename_open_clip, to_open_clip
 from vader.plugins import one_line
-from vader.rewards.clip import rename_open_clip, to_open_clip
 
 VAE_SCALE = 0.18215  # of the released latents
 INPUT_HEADS = 8  # of the temporal transformer before the first block, whatever the widths
