@@ -32,13 +32,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def resolve(checkpoint: str, family: str) -> str:
-    """The folder or hub id behind what the user wrote; `tiny` and `tiny/<family>` are the tiny world's own weights.
+    """The folder or hub id behind what the user wrote; `tiny` and `tiny/<family>` are the tiny world's own weights,
+    `tiny/<family>-<variant>` another set of them.
 
     Raises:
         UserError: it is neither a folder nor could it be a hub id.
     """
-    if checkpoint in ("tiny", f"tiny/{family}"):
-        return str(tinyworld.weights_path(family))
+    if checkpoint in ("tiny", f"tiny/{family}") or checkpoint.startswith(f"tiny/{family}-"):
+        return str(tinyworld.weights_path(family if checkpoint == "tiny" else checkpoint.removeprefix("tiny/")))
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return str(path)

@@ -12,9 +12,11 @@ from vader.evaluation.plots import draw_lines, new_figure, save
 from vader.reproduce.formats import markdown, mean_and_spread
 from vader.reproduce.study import Arm, Options, Scale, Study, Trained, arm_of, changed, summary_of
 from vader.reproduce.tasks import task_recipe
+from vader.tinyworld import WEIGHTS
 
 SIZES: dict[Scale, tuple[int, ...]] = {"tiny": (24, 32, 48, 64), "full": (128, 192, 256, 384)}
 STEPS: dict[Scale, int] = {"tiny": 8, "full": 100}
+SIZED = "modelscope-sizes"
 METHODS = {"VADER": "reward gradient", "DDPO": "policy gradient"}
 # The policy gradient gets twice the videos of the reward gradient; its recipe's own 16 would take hours at 64 pixels.
 TINY_BATCH: dict[str, dict[str, Any]] = {
@@ -34,6 +36,7 @@ def _arm(size: int, method: str, scale: Scale) -> Arm:
     if scale == "tiny":
         train |= TINY_BATCH[method]
         evaluation |= {"videos": 16}
+        recipe = changed(recipe, model={"checkpoint": tiny_checkpoint()})
     recipe = changed(
         recipe,
         f"size{size}-{method.lower()}",
@@ -42,6 +45,11 @@ def _arm(size: int, method: str, scale: Scale) -> Arm:
         evaluation=evaluation,
     )
     return Arm({"size": str(size), "method": method}, recipe)
+
+
+def tiny_checkpoint() -> str:
+    """The tiny base that was trained at all these sizes, where its weights ship; else the one of 32 pixels."""
+    return f"tiny/{SIZED}" if (WEIGHTS / SIZED).is_dir() else "tiny"
 
 
 def summarise(trained: Sequence[Trained]) -> dict[str, Any]:

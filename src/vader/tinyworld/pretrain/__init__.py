@@ -16,6 +16,7 @@ from vader.tinyworld.pretrain import (
     clip,
     detector,
     modelscope,
+    modelscope_sizes,
     opensora,
     preference,
     svd,
@@ -34,6 +35,10 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     "modelscope": (
         lambda out, work: modelscope.build(out / "modelscope", work),
         ("modelscope/vae", "modelscope/text_encoder"),
+    ),
+    "modelscope-sizes": (
+        lambda out, work: modelscope_sizes.build(out / "modelscope-sizes", work, out / "modelscope"),
+        ("modelscope/unet",),
     ),
     "videocrafter": (
         lambda out, work: videocrafter.build(out / "videocrafter", work, out / "modelscope"),
