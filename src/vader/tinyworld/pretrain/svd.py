@@ -50,9 +50,9 @@ LOG_AUGMENTATION = (-3.0, 0.5)  # of the noise on the picture (same place)
 SAMPLING_STEPS, GUIDANCE = 10, 2.0  # of the videos that are judged, as in the recipe `tiny-svd`
 
 
-FRAMES_SCHEDULE = Schedule(steps=800, lr=2e-3, cooldown=240, warmup=50, ema=0.99)
-CLIPS_SCHEDULE = Schedule(steps=120, lr=1e-3, cooldown=100, warmup=20, ema=0.97)
-DENOISER_SCHEDULE = Schedule(steps=1500, lr=1.5e-3, cooldown=500)
+FRAMES_SCHEDULE = Schedule(steps=400, lr=2e-3, cooldown=150, warmup=50, ema=0.98)
+CLIPS_SCHEDULE = Schedule(steps=60, lr=1e-3, cooldown=50, warmup=10, ema=0.95)
+DENOISER_SCHEDULE = Schedule(steps=2400, lr=1.5e-3, cooldown=500)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
     clips: Schedule = CLIPS_SCHEDULE
     denoiser: Schedule = DENOISER_SCHEDULE
     batch: int = 8
-    pool: int = 6144
+    pool: int = 4096
     judged: int = 100
 
 
@@ -147,7 +147,7 @@ def build_vae(image_vae: Path, work: Path, plan: Plan) -> AutoencoderKLTemporalD
         return vae_loss(vae, image, draw_clips(plan.batch // 2, generator)[0], generator)
 
     vae.load_state_dict(fit(vae, frames, plan.frames, SEED, work / "svd-vae-frames.pt").state_dict())
-    return fit(vae, clips, plan.clips, SEED + 1, work / "svd-vae-clips.pt").requires_grad_(False)
+    return fit(vae, clips, plan.clips, SEED + 1, work / "svd-vae-clips.pt", report_every=20).requires_grad_(False)
 
 
 @torch.no_grad()
