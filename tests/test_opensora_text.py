@@ -58,9 +58,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "t5"
 
 
-def embedder(folder, dtype=torch.float32, max_length=40):
+def embedder(folder, dtype=torch.float32, max_length=40, **options):
     part = Part(str(folder))
-    return TextEmbedder(part, part, dtype, max_length)
+    return TextEmbedder(part, part, dtype, max_length, **options)
 
 
 def test_embeddings_are_those_of_padded_prompts_without_the_padding(folder):
@@ -79,6 +79,21 @@ def test_embeddings_are_those_of_padded_prompts_without_the_padding(folder):
     length = text.shape[1]
     kept = mask[..., None]
     torch.testing.assert_close(text, torch.where(kept, padded[:, :length], 0.0), atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_in_8_bits_is_close_and_has_its_own_cache(folder):
+    pytest.importorskip("bitsandbytes", reason="8-bit text encoders need bitsandbytes")
+    exact, small = embedder(folder), embedder(folder, eight_bit=True)
+    assert exact.cache.folder != small.cache.folder
+    (wanted, _), (found, _) = exact(["a red ball"], CPU), small(["a red ball"], CPU)
+    assert not torch.equal(found, wanted)
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_8_bits_without_bitsandbytes_are_refused_at_once(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="text_8bit needs bitsandbytes: pip install bitsandbytes"):
+        embedder(folder, eight_bit=True)
 
 
 def test_long_prompts_are_cut_with_their_end_mark(folder):

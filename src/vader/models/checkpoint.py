@@ -132,8 +132,11 @@ def fill(
     return network.eval().requires_grad_(False)
 
 
-def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype) -> Any:
+def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype, **options: Any) -> Any:
     """One network of the checkpoint: frozen, in eval mode, floating-point weights in `dtype`.
+
+    Args:
+        options: of the library's `from_pretrained`, beside `dtype`.
 
     Raises:
         UserError: it cannot be read, is of another class, or lacks weights.
@@ -142,7 +145,7 @@ def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.d
     classes = config.get("architectures") or [config.get("_class_name")]
     if network.__name__ not in classes:
         raise UserError(f"checkpoint {source!r} is of another family: its {part} is no {network.__name__}")
-    options = {"torch_dtype" if issubclass(network, ModelMixin) else DTYPE: dtype}
+    options["torch_dtype" if issubclass(network, ModelMixin) else DTYPE] = dtype
     loaded, report = _translated(
         lambda: network.from_pretrained(source, subfolder=subfolder, output_loading_info=True, **options),
         source,
@@ -150,7 +153,8 @@ def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.d
     )
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"checkpoint {source!r} is not whole: {part} lacks {len(missing)} weights ({missing[0]} ...)")
-    return loaded.to(dtype).eval().requires_grad_(False)
+    quantized = "quantization_config" in options  # it has its types, and refuses others
+    return (loaded if quantized else loaded.to(dtype)).eval().requires_grad_(False)
 
 
 def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str) -> Any:

@@ -48,15 +48,20 @@ class OpenSora(VideoModel):
         spacing: str = "auto",
         vae: str | None = None,
         text_encoder: str | None = None,
+        text_8bit: bool = False,
     ) -> OpenSora:
-        """See `VideoModel.load`; `vader.models.opensora.parts` says what `checkpoint`, `vae`, `text_encoder` may be."""
+        """See `VideoModel.load`; `vader.models.opensora.parts` says what `checkpoint`, `vae`, `text_encoder` may be.
+
+        Args:
+            text_8bit: hold the text encoder in 8 bits while it is there; needs bitsandbytes.
+        """
         parts = find_parts(checkpoint, vae, text_encoder)
         transformer = load_transformer(parts.transformer, dtype)
         length = transformer.config.model_max_length
         return cls(
             transformer=transformer,
             vae=load_vae(parts.vae, dtype),
-            text=TextEmbedder(parts.text_encoder, parts.tokenizer, dtype, length),
+            text=TextEmbedder(parts.text_encoder, parts.tokenizer, dtype, length, text_8bit),
             solver=solver_from_config(load_scheduler(parts.transformer), eta=eta, kind=solver, spacing=spacing),
         )
 
