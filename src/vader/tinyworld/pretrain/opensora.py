@@ -87,7 +87,7 @@ class Plan:
 
 
 DEFAULT = Plan(
-    vae=Schedule(steps=1200, lr=2e-3),
+    vae=Schedule(steps=2800, lr=2e-3, cooldown=600),
     vae_batch=8,
     text=Schedule(steps=600, lr=1e-3, cooldown=200),
     first_frames=Stage(1, 128, Schedule(steps=800, lr=1.5e-3, cooldown=100, autocast=False)),
