@@ -9,7 +9,7 @@ from typing import Any
 from vader.evaluation.formats import fixed, signed
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, new_figure, save
 from vader.reproduce.formats import markdown, mean_and_spread
-from vader.reproduce.study import Arm, Options, Scale, Study, Trained, changed, summary_of
+from vader.reproduce.study import Arm, Options, Scale, Study, Trained, changed, same_run, summary_of
 from vader.reproduce.tasks import task_recipe
 from vader.tinyworld.gold import gold
 
@@ -32,7 +32,10 @@ def _arm(scale: Scale, policy: dict[str, Any], frames: int | str) -> Arm:
     name = f"last {policy['k']}" if policy["name"] == "last" else "random to end"
     labels = {"policy": name, "frames": str(frames)}
     chosen = {"policy": policy, "frames": {"sample": frames, "chunk": recipe.algorithm.frames.chunk}}
-    return Arm(labels, changed(recipe, f"{name.replace(' ', '-')}-frames-{frames}", algorithm=chosen))
+    run = changed(recipe, f"{name.replace(' ', '-')}-frames-{frames}", algorithm=chosen)
+    if same_run(run, recipe):
+        return Arm(labels, run)
+    return Arm(labels, changed(run, evaluation={"every": run.train.steps}))  # its two ends are all that is shown
 
 
 def summarise(trained: Sequence[Trained]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ DIFFERENCES = """## What differs from the paper
 {base}"""
 
 
-ONE_SIZE = """- **Figure 4's base** was trained at 32 pixels alone and is only run at the other sizes: shapes come out worse
-  there.
+ONE_SIZE = """- **Figure 4's base** was trained at 32 pixels alone and is only run at the other sizes: shapes come out
+  worse there.
 """
 
 
