@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from vader.cli import main
 from vader.evaluation.run_folder import read_run
-from vader.evaluation.video_io import read_video
+from vader.video_io import read_video
 
 MODEL = '''
 import torch

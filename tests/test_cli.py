@@ -15,8 +15,8 @@ import torch
 from factories import make_tiny_modelscope
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.video_io import read_video, write_mp4
 from vader.recipe import Recipe, load_recipe, recipe_names
+from vader.video_io import read_video, write_mp4
 
 COMMANDS = [
     ["train"],

@@ -21,13 +21,13 @@ from vader.adapters import adapter_disabled, adapter_parameters, add_adapter
 from vader.algorithms.diffusion_dpo import DiffusionDPO, dpo_loss, noise_errors
 from vader.algorithms.preferences import Pair, ReplayBuffer, read_preferences
 from vader.errors import Stopped, UserError
-from vader.evaluation.video_io import write_png_frames
 from vader.models.base import Guidance, VideoModel, VideoSize
 from vader.models.modelscope import ModelScope
 from vader.prompts import Prompt
 from vader.sampling import Chain
 from vader.scheduler_config import solver_from_config
 from vader.trainer import Run, build_run, next_batch, train
+from vader.video_io import write_png_frames
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 SIZE = VideoSize(frames=4, height=8, width=8)

@@ -23,8 +23,8 @@ from toy_runs import TOY, Command, adapter, lines_of, metrics, toy_recipe, wait_
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.checkpoints import Checkpoints, MetricsLog
 from vader.errors import Stopped
-from vader.evaluation.video_io import read_video
 from vader.trainer import train
+from vader.video_io import read_video
 
 # ---- asked to stop ----
 
@@ -151,7 +151,7 @@ PLACES = {
     "within a line of metrics": ("vader.checkpoints.MetricsLog.append", 3, half_line),
     "checkpoint written but not in place": ("os.rename", 3, None),
     "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
-    "within a video": ("vader.evaluation.video_io._encode", 2, half_video),
+    "within a video": ("vader.video_io._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
     "within the adapter": ("vader.adapters.save_file", 1, half_file),
     "within the report": ("vader.evaluation.report.report_page", 1, None),

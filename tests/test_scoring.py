@@ -7,8 +7,8 @@ import torch
 
 from vader.errors import UserError
 from vader.evaluation.scoring import CHUNK, find_videos, over_files, score_files
-from vader.evaluation.video_io import write_mp4, write_png_frames
 from vader.rewards.base import ClipReward, FrameReward, RewardMix
+from vader.video_io import write_mp4, write_png_frames
 
 
 class Brightness(FrameReward):

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from vader.errors import UserError
-from vader.evaluation.video_io import (
+from vader.tinyworld.scenes import render, sample_scenes
+from vader.video_io import (
     aside,
     contact_sheet,
     frame_strip,
@@ -20,7 +21,6 @@ from vader.evaluation.video_io import (
     write_mp4,
     write_png_frames,
 )
-from vader.tinyworld.scenes import render, sample_scenes
 
 
 def scene(frames: int = 8, size: int = 32) -> torch.Tensor:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vader.errors import RunError as RunError
     from vader.errors import UserError as UserError
     from vader.evaluation.scoring import score_files as score  # noqa: F401
-    from vader.evaluation.video_io import read_video as read_video
-    from vader.evaluation.video_io import write_mp4 as write_mp4
     from vader.models.base import Condition as Condition
     from vader.models.base import Guidance as Guidance
     from vader.models.base import VideoModel as VideoModel
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
     from vader.scheduler_config import solver_from_config as solver_from_config
     from vader.trainer import TrainResult as TrainResult
     from vader.trainer import train as train
+    from vader.video_io import read_video as read_video
+    from vader.video_io import write_mp4 as write_mp4
 
 _HOMES = {
     "Algorithm": "vader.algorithms.base",
@@ -57,12 +57,12 @@ _HOMES = {
     "load_recipe": "vader.recipe",
     "load_reward": "vader.rewards.registry",
     "merge_adapter": "vader.adapters",
-    "read_video": "vader.evaluation.video_io",
+    "read_video": "vader.video_io",
     "sample": "vader.sampling:sample_videos",
     "score": "vader.evaluation.scoring:score_files",
     "solver_from_config": "vader.scheduler_config",
     "train": "vader.trainer",
-    "write_mp4": "vader.evaluation.video_io",
+    "write_mp4": "vader.video_io",
 }
 
 __all__ = list(_HOMES)

@@ -32,7 +32,6 @@ from vader.evaluation.formats import decimals, fixed
 from vader.evaluation.held_out import VideoScore, evaluate, summary
 from vader.evaluation.plots import RUN_COLOURS, draw_lines, new_figure, save
 from vader.evaluation.run_folder import ADAPTER, Run
-from vader.evaluation.video_io import aside
 from vader.models.registry import frozen_dtype, model_class
 from vader.prompts import load_prompts
 from vader.recipe import Recipe
@@ -41,6 +40,7 @@ from vader.rewards.clip import ImageTower
 from vader.rewards.registry import build_mix
 from vader.tinyworld.gold import gold
 from vader.trainer import attach_fresh, load_base, load_monitors
+from vader.video_io import aside
 
 EYE = 64  # pixels: frames are reduced to at most this before their distance is taken
 

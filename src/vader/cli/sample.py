@@ -101,7 +101,7 @@ def _sections_to_sample(
 
 
 def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
-    from vader.evaluation.video_io import contact_sheet, write_mp4
+    from vader.video_io import contact_sheet, write_mp4
 
     paths = [
         write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, fps)

@@ -18,7 +18,7 @@ from vader.evaluation.formats import decimals, duration, fixed, signed
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
 from vader.evaluation.report import html_page, note, section
 from vader.evaluation.run_folder import Run, read_run
-from vader.evaluation.video_io import aside
+from vader.video_io import aside
 
 GB = 1e9
 COLUMNS = ("run", "algorithm", "before", "after", "change", "steps", "reward queries", "compute time", "peak memory")

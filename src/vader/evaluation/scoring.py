@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.evaluation.video_io import VIDEO_SUFFIXES, stream_frames
 from vader.rewards.base import ClipReward, FrameReward, RewardMix
+from vader.video_io import VIDEO_SUFFIXES, stream_frames
 
 CHUNK = 16  # frames on the device at once
 

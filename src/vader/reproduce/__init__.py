@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
-from vader.evaluation.video_io import aside
 from vader.recipe import Recipe, library_versions
 from vader.reproduce import ablation, figure4, figure7, table1
 from vader.reproduce.pages import write_page
 from vader.reproduce.processes import Start, run_jobs, start_process
 from vader.reproduce.study import Arm, Options, Shelf, Study, Trained
+from vader.video_io import aside
 
 STUDIES: dict[str, Study] = {
     study.name: study for study in (figure7.STUDY, figure4.STUDY, table1.STUDY, ablation.STUDY)

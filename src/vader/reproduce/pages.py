@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vader.evaluation.formats import duration
-from vader.evaluation.video_io import aside
 from vader.reproduce import ablation, figure4, figure7, table1
 from vader.reproduce.formats import count, markdown
 from vader.reproduce.study import Study, arm_of, best
 from vader.reproduce.tasks import TASKS
+from vader.video_io import aside
 
 QUERY_CLAIM, TIME_CLAIM, GENERAL_CLAIM = 1 / 10, 1 / 3, 0.8  # what the studies are to show
 
