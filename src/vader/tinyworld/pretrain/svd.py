@@ -50,9 +50,9 @@ LOG_AUGMENTATION = (-3.0, 0.5)  # of the noise on the picture (same place)
 SAMPLING_STEPS, GUIDANCE = 10, 2.0  # of the videos that are judged, as in the recipe `tiny-svd`
 
 
-FRAMES_SCHEDULE = Schedule(steps=400, lr=2e-3, cooldown=150, warmup=50, ema=0.98)
+FRAMES_SCHEDULE = Schedule(steps=1000, lr=2e-3, cooldown=300, warmup=50, ema=0.99)
 CLIPS_SCHEDULE = Schedule(steps=60, lr=1e-3, cooldown=50, warmup=10, ema=0.95)
-DENOISER_SCHEDULE = Schedule(steps=2400, lr=1.5e-3, cooldown=500)
+DENOISER_SCHEDULE = Schedule(steps=3400, lr=1.5e-3, cooldown=700)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
     clips: Schedule = CLIPS_SCHEDULE
     denoiser: Schedule = DENOISER_SCHEDULE
     batch: int = 8
-    pool: int = 4096
+    pool: int = 6144
     judged: int = 100
 
 
