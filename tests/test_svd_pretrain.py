@@ -11,11 +11,13 @@ from transformers import CLIPVisionModelWithProjection
 
 from vader import tinyworld
 from vader.errors import UserError
+from vader.models import Guidance, load_model
 from vader.models.svd import StableVideoDiffusion
 from vader.prompts import load_prompts
 from vader.prompts.images import prompt_images
+from vader.sampling import sample_videos
 from vader.tinyworld import pictures
-from vader.tinyworld.judge import judge
+from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.pretrain import svd
 from vader.tinyworld.pretrain.loop import Schedule, generator_for
 from vader.tinyworld.scenes import object_centers, parse_caption, render, sample_scenes
@@ -141,3 +143,37 @@ def test_a_few_steps_leave_a_folder_that_diffusers_loads_too(cache, tmp_path, mo
     assert pipe.scheduler.config.sigma_max == 700
     index = json.loads((tmp_path / "svd" / "model_index.json").read_text())
     assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+
+
+# ---- the shipped weights
+
+
+def test_the_shipped_model_keeps_what_unseen_pictures_show_and_moves_it() -> None:
+    model, prompts = load_model("svd", "tiny", options={"motion_bucket": 255}), load_prompts("tiny-pictures-test")[:16]
+    videos = sample_videos(model, prompts, svd.SIZE, svd.SAMPLING_STEPS, Guidance(svd.GUIDANCE))
+    right = judge_prompts(videos, prompts)
+    least = {"color": 0.85, "shape": 0.55, "background": 0.85}
+    assert {name: right[name].mean().item() >= share for name, share in least.items()} == dict.fromkeys(least, True)
+    assert (judge(videos).motion >= 0).float().mean() > 0.85
+    first = prompt_images(prompts, 32, 32)
+    assert (videos[:, 0] - first).square().mean().sqrt() < 0.06
+
+
+def test_the_shipped_model_moves_farther_under_a_larger_motion_bucket() -> None:
+    prompts, changes = load_prompts("tiny-pictures-test")[:8], []
+    for bucket in (64, 255):
+        model = load_model("svd", "tiny", options={"motion_bucket": bucket})
+        videos = sample_videos(model, prompts, svd.SIZE, svd.SAMPLING_STEPS, Guidance(svd.GUIDANCE))
+        changes.append(_path(videos))
+    slow, fast = changes
+    assert fast.mean() > 1.5 * slow.mean()
+
+
+def _path(videos: torch.Tensor) -> torch.Tensor:
+    """How far the object gets, in frame sides: `[N]`; its pixels are those farthest from each frame's median colour."""
+    ground = videos.flatten(3).median(dim=3).values[..., None, None]
+    weight = (videos - ground).abs().sum(dim=2)
+    weight = weight * (weight > 0.5 * weight.flatten(2).amax(dim=2)[..., None, None])
+    axis = (torch.arange(32) + 0.5) / 32
+    x, y = (weight.sum(dim=dim) @ axis / weight.sum(dim=(2, 3)) for dim in (2, 3))
+    return torch.hypot(x[:, -1] - x[:, 0], y[:, -1] - y[:, 0])
