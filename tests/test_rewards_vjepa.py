@@ -300,9 +300,7 @@ def test_half_precision_is_close(file, frames):
 
 def test_contract_is_kept(file):
     """The checks that users run on their own rewards, with the gradient whole so that differences can see it."""
-    failed = [
-        check for check in check_reward(load_reward("vjepa", checkpoint=file)) if not check.passed
-    ]
+    failed = [check for check in check_reward(load_reward("vjepa", checkpoint=file)) if not check.passed]
     assert not failed
 
 
