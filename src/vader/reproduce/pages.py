@@ -47,7 +47,8 @@ DIFFERENCES = """## What differs from the paper
   have against it): log-probabilities are per video and pairs are of one prompt, both in the baselines' favour.
 - **Equal ground.** All methods sample with DDIM, eta 1 and 10 steps, so that base, noise and held-out prompts are the
   same.
-- **Learning rates** and the like were not searched for: DDPO and DPO may do better with other settings.
+- **Learning rates** and the like were set by two trials (DDPO) and three (DPO) of one seed on the aesthetic reward,
+  and serve the other rewards too: both may do better with other settings.
 - **The action reward** asks the tiny world's objects to move left whatever the prompt shows; the paper's is a class
   of Kinetics.
 {base}"""

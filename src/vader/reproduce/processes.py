@@ -59,7 +59,7 @@ def run_jobs(jobs: Sequence[Job], logs: Path, at_once: int = 1, start: Start = s
         Stopped: it was asked to stop.
     """
     waiting = [job for job in jobs if not job.done]
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = max(1, _cores() // at_once)
     running: dict[str, tuple[Job, Process, float]] = {}
     count, done = len(waiting), 0
     with _terminated_as_interrupted():
@@ -78,6 +78,11 @@ def run_jobs(jobs: Sequence[Job], logs: Path, at_once: int = 1, start: Start = s
         except BaseException:
             _stop([process for _, process, _ in running.values()])
             raise
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells (Linux); else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _log(logs: Path, job: Job) -> Path:
