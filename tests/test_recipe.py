@@ -13,7 +13,6 @@ from vader.errors import UserError
 from vader.recipe import (
     Recipe,
     RewardSection,
-    Section,
     dump_recipe,
     first_difference,
     library_versions,
@@ -21,6 +20,7 @@ from vader.recipe import (
     parse_value,
     recipe_names,
 )
+from vader.recipe.schema import Section
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"

@@ -1,0 +1,88 @@
+"""Turns a recipe's validation error into one line: which key, what it is and what it should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from vader.errors import nearest
+from vader.recipe.schema import Recipe
+
+
+def explain(error: ValidationError, data: dict[str, Any]) -> str:
+    """One line on the most telling of pydantic's errors: a misspelt key before what is missing because of it."""
+    order = ("extra_forbidden", "value_error")
+    first = min(error.errors(), key=lambda e: order.index(e["type"]) if e["type"] in order else len(order))
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    path, node = _locate(first["loc"])
+    dotted = ".".join(map(str, path))
+    if first["type"] == "extra_forbidden":
+        unknown = str(first["loc"][-1])
+        return f"unknown key {'.'.join([*map(str, path), unknown])!r}: {nearest(unknown, _keys(node))}"
+    if first["type"] == "missing" and len(path) == len(first["loc"]):
+        return f"key {dotted!r} is missing: expected {_describe(node)}"
+    return f"{dotted!r} is {shown(_value_at(data, path))}: expected {_describe(node)}"
+
+
+def _keys(node: dict[str, Any]) -> list[str]:
+    return list(node["properties"])
+
+
+def _locate(loc: Sequence[int | str]) -> tuple[list[int | str], dict[str, Any]]:
+    """Follows pydantic's location through the JSON schema as far as it names keys: (path, schema node there).
+
+    A location goes on into the branches of a union, or ends at a key that does not exist.
+    """
+    root = node = Recipe.model_json_schema()
+    path: list[int | str] = []
+    for key in loc:
+        below = node.get("items") if isinstance(key, int) else node.get("properties", {}).get(key)
+        if below is None:
+            break
+        node = root["$defs"][below["$ref"].rpartition("/")[2]] if "$ref" in below else below
+        path.append(key)
+    return path, node
+
+
+def _value_at(data: Any, path: Sequence[int | str]) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
+def shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _describe(node: dict[str, Any]) -> str:
+    """What a JSON schema node accepts, in words."""
+    if "anyOf" in node:
+        return " or ".join(map(_describe, node["anyOf"]))
+    if "enum" in node:
+        return f"one of {', '.join(node['enum'])}"
+    match node.get("type"):
+        case "integer" | "number" as kind:
+            return _describe_number(node, "an integer" if kind == "integer" else "a number")
+        case "array":
+            return _describe_list(node)
+        case "object":
+            return f"a section with the keys {', '.join(_keys(node))}" if "properties" in node else "a section"
+        case kind:
+            return {"string": "a text", "boolean": "true or false", "null": "null"}[str(kind)]
+
+
+def _describe_number(node: dict[str, Any], noun: str) -> str:
+    bounds = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join([noun, *(f"{word} {node[key]:g}" for key, word in bounds.items() if key in node)])
+
+
+def _describe_list(node: dict[str, Any]) -> str:
+    if "prefixItems" in node:
+        return f"a list of {len(node['prefixItems'])}, each {_describe(node['prefixItems'][0])}"
+    items = node["items"]
+    return "a list of sections" if "$ref" in items else f"a list, each {_describe(items)}"
