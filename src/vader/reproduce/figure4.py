@@ -14,7 +14,7 @@ from vader.reproduce.study import Arm, Options, Scale, Study, Trained, arm_of, c
 from vader.reproduce.tasks import task_recipe
 from vader.tinyworld import WEIGHTS
 
-SIZES: dict[Scale, tuple[int, ...]] = {"tiny": (24, 32, 48, 64), "full": (128, 192, 256, 384)}
+SIZES: dict[Scale, tuple[int, ...]] = {"tiny": (24, 32, 48), "full": (128, 192, 256, 384)}
 STEPS: dict[Scale, int] = {"tiny": 8, "full": 100}
 SIZED = "modelscope-sizes"
 METHODS = {"VADER": "reward gradient", "DDPO": "policy gradient"}

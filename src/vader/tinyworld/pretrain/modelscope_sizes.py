@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.models.base import Guidance, VideoSize
@@ -26,7 +27,7 @@ from vader.tinyworld.split import test_prompts
 SEED = 41
 BATCHES = {24: 16, 32: 16, 48: 8, 64: 4}  # clips at once, by their side in pixels
 SCHEDULE = Schedule(steps=1200, lr=5e-4, cooldown=400)
-SHARED = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def build(out: Path, work: Path, base: Path, schedule: Schedule = SCHEDULE, judged: int = 48) -> dict[str, float]:
@@ -36,8 +37,7 @@ def build(out: Path, work: Path, base: Path, schedule: Schedule = SCHEDULE, judg
         By size, what the judge finds right in videos of `judged` held-out prompts, as shares.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for part in SHARED:
-        _copy(base / part, out / part)
+    shutil.copytree(base, out, dirs_exist_ok=True)
     vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32).to(device)
     unet = UNet3DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32).eval().to(device)
     if device == "cpu":
@@ -52,16 +52,8 @@ def build(out: Path, work: Path, base: Path, schedule: Schedule = SCHEDULE, judg
         return modelscope.denoising_loss(unet, signal, latents, captions[templates, indices], generator)
 
     average = fit(unet, loss, schedule, SEED, work / "sizes.pt", device)
-    average.half().save_pretrained(out / "unet")
+    save_file(average.half().state_dict(), out / WEIGHTS, {"format": "pt"})
     return {f"{name}_{size}": share for size in BATCHES for name, share in judged_at(out, size, judged).items()}
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, target)
 
 
 @torch.no_grad()
