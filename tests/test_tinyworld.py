@@ -166,13 +166,20 @@ def test_the_shipped_model_and_reward_load_and_score() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "frames", "steps", "shape"),
-    [("modelscope", 8, 10, 0.75), ("videocrafter", 8, 10, 0.75), ("opensora", 17, 20, 0.4)],
+    ("family", "checkpoint", "frames", "size", "steps", "shape"),
+    [
+        ("modelscope", "tiny", 8, 32, 10, 0.75),
+        ("modelscope", "tiny/modelscope-sizes", 8, 24, 10, 0.6),
+        ("videocrafter", "tiny", 8, 32, 10, 0.75),
+        ("opensora", "tiny", 17, 32, 20, 0.4),
+    ],
 )
-def test_the_shipped_base_models_heed_unseen_prompts(family, frames, steps, shape, tmp_path, monkeypatch) -> None:
+def test_the_shipped_base_models_heed_unseen_prompts(
+    family, checkpoint, frames, size, steps, shape, tmp_path, monkeypatch
+) -> None:
     monkeypatch.setenv("VADER_CACHE", str(tmp_path))
-    model, prompts = load_model(family, "tiny"), split.test_prompts()[:8]
-    videos = sample_videos(model, prompts, VideoSize(frames, 32, 32), steps, Guidance(4.0))
+    model, prompts = load_model(family, checkpoint), split.test_prompts()[:8]
+    videos = sample_videos(model, prompts, VideoSize(frames, size, size), steps, Guidance(4.0))
     right = judge_prompts(videos, prompts)
     least = dict.fromkeys(ATTRIBUTES, 0.75) | {"shape": shape}
     assert {name: right[name].mean().item() >= least[name] for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, True)
