@@ -28,12 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vader.adapters import adapter_parameters
 from vader.algorithms.base import Batch, Clock, Engine
+from vader.building import attach_fresh, load_base
 from vader.errors import UserError
 from vader.memory import checkpoint_blocks, count_parameters
 from vader.models.registry import frozen_dtype
 from vader.recipe import Recipe, expand_mixes, load_recipe
 from vader.rewards.registry import build_mix
-from vader.trainer import attach_fresh, load_base
 
 ROUNDS = 3
 PROMPT = "a prompt"

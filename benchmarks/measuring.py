@@ -28,10 +28,10 @@ from rich.console import Console
 
 from vader.algorithms import load_algorithm
 from vader.algorithms.base import Algorithm, Batch, Clock, Engine
+from vader.building import build_engine
 from vader.errors import RunError, UserError
 from vader.prompts import load_prompts
 from vader.recipe import Recipe, library_versions
-from vader.trainer import build_engine
 
 RESULTS = Path(__file__).parent / "results"
 PHASES = ("sample", "gradient_forward", "decode_reward", "gradient_backward", "optimise")

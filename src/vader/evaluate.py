@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vader.adapters import adapter_disabled, adapter_file, has_adapter, load_adapter, load_adapter_state
 from vader.algorithms.base import Setup
+from vader.building import attach_fresh, load_base, load_monitors
 from vader.checkpoints import Checkpoints
 from vader.errors import UserError
 from vader.evaluation.charts import Series
@@ -39,7 +40,6 @@ from vader.rewards.base import RewardMix
 from vader.rewards.clip import ImageTower
 from vader.rewards.registry import build_mix
 from vader.tinyworld.gold import gold
-from vader.trainer import attach_fresh, load_base, load_monitors
 from vader.video_io import aside
 
 EYE = 64  # pixels: frames are reduced to at most this before their distance is taken
