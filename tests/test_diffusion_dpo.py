@@ -187,6 +187,15 @@ def test_a_buffer_is_saved_and_loaded_exactly():
         assert torch.equal(same.latents, one.latents)
 
 
+def test_room_is_asked_for_as_a_full_buffer_takes(tmp_path):
+    run = dpo_run(tmp_path)
+    for step in range(4):
+        run.algorithm.step(run.engine, next_batch(run, step))
+    latents = run.algorithm.state_dict()["latents"]
+    assert len(latents) == 6
+    assert run.algorithm.state_bytes(run.engine) == sum(one.numel() * one.element_size() for one in latents)
+
+
 # ---- pairs of a file ----
 
 

@@ -189,16 +189,16 @@ def build_run(recipe: Recipe, folder: Path) -> Run:
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
-    check_space(folder, _bytes_of_checkpoints(recipe, engine))
+    check_space(folder, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
     log = MetricsLog(folder / "metrics.jsonl")
     return Run(recipe, folder, engine, algorithm, monitors, train_prompts, test_prompts, checkpoints, log, Progress())
 
 
-def _bytes_of_checkpoints(recipe: Recipe, engine: Engine) -> int:
-    """Adapter and AdamW's two moments, in every checkpoint that is kept and the one that is being written."""
+def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
+    """Adapter, AdamW's two moments and the algorithm's state, in every checkpoint kept and the one being written."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
-    return 3 * adapter * (recipe.train.keep_checkpoints + 1)
+    return (3 * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
 
 
 # ---- the run's folder ----

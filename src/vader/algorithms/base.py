@@ -177,3 +177,7 @@ class Algorithm(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Takes up what `state_dict` gave."""
+
+    def state_bytes(self, engine: Engine) -> int:
+        """How large its `state_dict` can become, so that a run starts only where its checkpoints have room."""
+        return 0

@@ -7,6 +7,7 @@ same network with its adapter switched off.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ class DiffusionDPO(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if isinstance(self.pairs, ReplayBuffer):
             self.pairs.load_state_dict(state)
+
+    def state_bytes(self, engine: Engine) -> int:
+        """See `Algorithm.state_bytes`: a full buffer's latents, in float32."""
+        if not isinstance(self.pairs, ReplayBuffer):
+            return 0
+        return 4 * self.settings.capacity * math.prod(engine.model.noise_shape(engine.size))
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
         scores = self._collect(engine, batch)
