@@ -20,7 +20,7 @@ from vader.recipe import (
     parse_value,
     recipe_names,
 )
-from vader.recipe.schema import Section
+from vader.recipe.sections import Section
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"

@@ -13,12 +13,12 @@ from vader.recipe.files import (
     parse_value,
     recipe_names,
 )
-from vader.recipe.schema import (
+from vader.recipe.schema import Recipe
+from vader.recipe.sections import (
     MIXES,
     FramesSection,
     ModelSection,
     PolicySection,
-    Recipe,
     RewardSection,
     SamplingSection,
     VideoSection,

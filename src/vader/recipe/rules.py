@@ -1,49 +1,32 @@
-"""What keys of a recipe must fit together, beyond what each must be alone."""
+"""Which keys must fit together, beyond what each must be alone: contradictions, as sentences for the user."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vader.recipe.schema import (
-        AlgorithmSection,
-        DDPOSection,
-        DPOSection,
-        FramesSection,
-        PolicySection,
-        Recipe,
-        SamplingSection,
-        TrainSection,
-    )
+from vader.recipe.sections import (
+    AlgorithmSection,
+    DDPOSection,
+    DPOSection,
+    FramesSection,
+    PolicySection,
+    SamplingSection,
+    TrainSection,
+)
 
 
-def contradictions(recipe: Recipe) -> Iterator[str]:
-    """What is wrong between keys that are each right alone, as sentences for the user."""
-    yield from _name_contradictions(recipe)
-    yield from _sampling_contradictions(recipe.sampling)
-    yield from _algorithm_contradictions(recipe.algorithm)
-    yield from _policy_contradictions(recipe.algorithm.policy, recipe.sampling.steps)
-    yield from _frame_contradictions(recipe.algorithm.frames, recipe.video.frames)
-    yield from _batch_contradictions(recipe.train)
-    if recipe.algorithm.name == "ddpo":
-        yield from _ddpo_contradictions(recipe.algorithm.ddpo, recipe.sampling, recipe.train.batch)
-    if recipe.algorithm.name == "diffusion_dpo":
-        yield from _dpo_contradictions(recipe.algorithm.dpo, recipe.train.batch)
+def of_name(name: str) -> Iterator[str]:
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        yield f"name {name!r} names the run's folder: use letters, digits, '-', '_' and '.'"
 
 
-def _name_contradictions(recipe: Recipe) -> Iterator[str]:
-    if not re.fullmatch(r"[\w-][\w.-]*", recipe.name):
-        yield f"name {recipe.name!r} names the run's folder: use letters, digits, '-', '_' and '.'"
-
-
-def _sampling_contradictions(sampling: SamplingSection) -> Iterator[str]:
+def of_sampling(sampling: SamplingSection) -> Iterator[str]:
     if sampling.solver == "dpm" and sampling.eta > 0:
         yield f"sampling.eta is {sampling.eta:g} but solver {sampling.solver!r} is deterministic: set it to 0"
 
 
-def _algorithm_contradictions(algorithm: AlgorithmSection) -> Iterator[str]:
+def of_algorithm(algorithm: AlgorithmSection) -> Iterator[str]:
     for key in sorted(algorithm.foreign() & algorithm.model_fields_set):
         owner = algorithm.owner(key)
         yield (
@@ -52,7 +35,7 @@ def _algorithm_contradictions(algorithm: AlgorithmSection) -> Iterator[str]:
         )
 
 
-def _ddpo_contradictions(ddpo: DDPOSection, sampling: SamplingSection, batch: int) -> Iterator[str]:
+def of_ddpo(ddpo: DDPOSection, sampling: SamplingSection, batch: int) -> Iterator[str]:
     if sampling.eta == 0:
         yield "algorithm 'ddpo' learns from the noise in sampling steps, but sampling.eta is 0: set it above 0, to 1"
     if ddpo.prompt_min_count > ddpo.prompt_buffer:
@@ -60,35 +43,35 @@ def _ddpo_contradictions(ddpo: DDPOSection, sampling: SamplingSection, batch: in
             f"algorithm.ddpo.prompt_min_count is {ddpo.prompt_min_count} but algorithm.ddpo.prompt_buffer is "
             f"{ddpo.prompt_buffer}: no prompt will ever have so many rewards"
         )
-    yield from _share_contradictions("algorithm.ddpo.minibatches", ddpo.minibatches, batch)
-    yield from _share_contradictions("algorithm.ddpo.videos_per_prompt", ddpo.videos_per_prompt, batch)
+    yield from _shares("algorithm.ddpo.minibatches", ddpo.minibatches, batch)
+    yield from _shares("algorithm.ddpo.videos_per_prompt", ddpo.videos_per_prompt, batch)
 
 
-def _dpo_contradictions(dpo: DPOSection, batch: int) -> Iterator[str]:
+def of_dpo(dpo: DPOSection, batch: int) -> Iterator[str]:
     if dpo.preferences is None:
-        yield from _share_contradictions("algorithm.dpo.videos_per_prompt", dpo.videos_per_prompt, batch)
+        yield from _shares("algorithm.dpo.videos_per_prompt", dpo.videos_per_prompt, batch)
         if dpo.capacity < batch:
             yield f"algorithm.dpo.capacity is {dpo.capacity} but train.batch is {batch}: keep at least one batch"
 
 
-def _share_contradictions(key: str, value: int, batch: int) -> Iterator[str]:
+def _shares(key: str, value: int, batch: int) -> Iterator[str]:
     if batch % value:
         yield f"train.batch {batch} is no multiple of {key} {value}: change one of them"
 
 
-def _policy_contradictions(policy: PolicySection, steps: int) -> Iterator[str]:
+def of_policy(policy: PolicySection, steps: int) -> Iterator[str]:
     if policy.name in ("last", "drtune") and policy.k > steps:
         yield f"algorithm.policy.k is {policy.k} but sampling.steps is {steps}: k can be at most {steps}"
     if policy.name == "steps" and not policy.steps:
         yield "algorithm.policy.steps is empty: policy 'steps' needs a list of steps, as in [0, 10, 24]"
     if policy.name != "steps" and policy.steps:
         yield f"algorithm.policy.steps is for policy 'steps', but algorithm.policy.name is {policy.name!r}: drop one"
-    yield from _index_contradictions("algorithm.policy.steps", policy.steps, steps, "sampling.steps")
+    yield from _indices("algorithm.policy.steps", policy.steps, steps, "sampling.steps")
     if policy.window[0] >= policy.window[1]:
         yield f"algorithm.policy.window is {list(policy.window)}: its first share must be below its second"
 
 
-def _frame_contradictions(frames: FramesSection, count: int) -> Iterator[str]:
+def of_frames(frames: FramesSection, count: int) -> Iterator[str]:
     key, sample = "algorithm.frames.sample", frames.sample
     if isinstance(sample, int) and sample > count:
         yield f"{key} is {sample} but video.frames is {count}: sample at most {count}, or set it to all"
@@ -97,10 +80,10 @@ def _frame_contradictions(frames: FramesSection, count: int) -> Iterator[str]:
     if isinstance(sample, tuple):
         if not sample:
             yield f"{key} is an empty list: name at least one frame, or set it to all"
-        yield from _index_contradictions(key, sample, count, "video.frames")
+        yield from _indices(key, sample, count, "video.frames")
 
 
-def _index_contradictions(key: str, indices: Sequence[int], count: int, count_key: str) -> Iterator[str]:
+def _indices(key: str, indices: Sequence[int], count: int, count_key: str) -> Iterator[str]:
     for index in indices:
         if index >= count:
             yield f"{key} holds {index} but {count_key} is {count}: indices run from 0 to {count - 1}"
@@ -108,6 +91,6 @@ def _index_contradictions(key: str, indices: Sequence[int], count: int, count_ke
         yield f"{key} is {list(indices)}: name each index once"
 
 
-def _batch_contradictions(train: TrainSection) -> Iterator[str]:
+def of_batch(train: TrainSection) -> Iterator[str]:
     if train.micro_batch is not None and train.batch % train.micro_batch:
         yield f"train.batch {train.batch} is no multiple of train.micro_batch {train.micro_batch}: change one of them"
