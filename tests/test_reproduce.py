@@ -17,6 +17,7 @@ from toy_runs import toy_recipe
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.run_folder import read_run
+from vader.plugins import checked_options
 from vader.recipe import dump_recipe, load_recipe
 from vader.reproduce import STUDIES, ablation, figure4, figure7, reproduce, run_study, table1, write_result
 from vader.reproduce.pages import write_page
@@ -34,6 +35,7 @@ from vader.reproduce.study import (
     with_seed,
 )
 from vader.reproduce.tasks import TASKS, task_recipe
+from vader.rewards.registry import reward_class
 
 SCALES = ("tiny", "full")
 
@@ -62,13 +64,15 @@ def start_here(job, log, threads):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("study", STUDIES.values(), ids=str)
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
 def test_every_recipe_is_whole_and_its_name_its_own(study, scale):
     arms = study.arms(Options(scale))
     recipes = [recipe for arm in arms for recipe in arm.seeded(3)]
     assert len({recipe.name for recipe in recipes}) == len(recipes)
     for recipe in recipes:
         assert changed(recipe) == recipe  # which checks it as a whole
+        for reward in (*recipe.rewards, *recipe.evaluation.monitors):
+            checked_options(reward_class(reward.name).__init__, reward.name, reward.options, {"self"})
 
 
 def test_figure7_has_each_task_by_each_method():
@@ -100,7 +104,7 @@ def test_a_method_s_settings_are_those_of_its_recipe():
 
 def test_the_action_is_shown_as_a_probability():
     recipe = task_recipe("action", "VADER", "tiny")
-    assert recipe.evaluation.monitors[0].options == {"checkpoint": "tiny", "probability": True}
+    assert recipe.evaluation.monitors[0].options == {"checkpoint": "tiny", "output": "probability"}
     assert TASKS["action"].measure == "action"
 
 

@@ -84,7 +84,7 @@ def _watched(recipe: Recipe, measure: str | None) -> Recipe:
     """With the monitor that is shown; the action reward is trained as a log-probability and shown as a probability."""
     if measure is None:
         return recipe
-    options = {**recipe.rewards[0].options, "name": measure, "probability": True}
+    options = {**recipe.rewards[0].options, "name": measure, "output": "probability"}
     return changed(recipe, evaluation={"monitors": [options]})
 
 
