@@ -201,12 +201,12 @@ HEADINGS = {
     "ablation-truncation": "Truncation and frames (section 4)",
 }
 PAPERS = {
-    "figure7": "*In the paper* (ModelScope): VADER starts converging within at most 12 GPU-hours, while DDPO and DPO do "
-    "not show much improvement. The curves themselves are not in its text; the panels span 1,500, 1,000 and 3,000 reward "
-    "queries and 8, 20 and 40 GPU-hours, and table 1 has the ends.",
+    "figure7": "*In the paper* (ModelScope): VADER starts converging within at most 12 GPU-hours, while DDPO and DPO "
+    "do not show much improvement. The curves themselves are not in its text; the panels span 1,500, 1,000 and 3,000 "
+    "reward queries and 8, 20 and 40 GPU-hours, and table 1 has the ends.",
     "figure4": "*In the paper*: after 100 steps the gap between the two grows significantly with resolution, since the "
-    "reward gradient has a number for every pixel and the policy gradient one for the whole video. (The figure's values "
-    "are not in its text.)",
+    "reward gradient has a number for every pixel and the policy gradient one for the whole video. (The figure's "
+    "values are not in its text.)",
     "table1": "*In the paper*:\n\n"
     + markdown(
         [
