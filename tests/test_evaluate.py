@@ -79,6 +79,7 @@ def test_seeds_are_averaged_and_prompts_give_the_error(run):
 def test_gold():
     judged = {"vividness": 0.5, "color": 1.0, "shape": 0.0, "background": 1.0, "motion": 1.0}
     assert gold(judged, ["aesthetic"]) == pytest.approx(0.5 * 0.75)
+    assert gold(judged | {"vividness": 1.1}, ["aesthetic"]) == 0.75  # beyond the world's colours
     assert gold(judged, ["action"]) == 1.0
     assert gold(judged, ["object_removal"]) == 1.0
     assert gold(judged, ["vjepa"]) == 0.75
