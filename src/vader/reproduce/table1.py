@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from vader.evaluation.formats import decimals
 from vader.evaluation.plots import draw_bars, new_figure, save
 from vader.evaluation.run_folder import Run
 from vader.reproduce import figure7
@@ -91,7 +90,7 @@ def _cells(result: dict[str, Any], row: str, tasks: Sequence[str]) -> list[str]:
 
 def _cell(result: dict[str, Any], row: str, task: str, prompts: str) -> str:
     point = point_of(result, row, task, prompts)
-    return "" if point is None else mean_and_spread(point, decimals([point["mean"], 1.0]))
+    return "" if point is None else mean_and_spread(point)
 
 
 def point_of(result: dict[str, Any], row: str, task: str, prompts: str) -> dict[str, Any] | None:
