@@ -15,7 +15,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def mean_and_spread(point: Mapping[str, Any], places: int | None = None) -> str:
     """The mean over seeds and the standard deviation between them."""
-    digits = decimals([point["mean"]]) if places is None else places
+    digits = min(decimals([point["mean"]]), 3) if places is None else places
     return f"{fixed(point['mean'], digits)} ± {fixed(point['spread'], digits)}"
 
 

@@ -34,10 +34,10 @@ video scored once for training; compute time is that of training alone, evaluati
 level is read off the straight line between two evaluations.
 """
 SCALES = {
-    "tiny": """They are the tiny world's: small networks of the paper's kinds on 32x32 videos of coloured shapes
-([tinyworld](tinyworld.md)), trained on a CPU. Heights of rewards do not compare with the paper's; who wins, by how
-much, and why, may. Held-out prompts share no combination of colour, shape and background with training prompts, and
-compute time is the processor's, over all threads.""",
+    "tiny": "They are the tiny world's: small networks of the paper's kinds on 32x32 videos of coloured shapes "
+    "([tinyworld](tinyworld.md)), trained on a CPU. Heights of rewards do not compare with the paper's; who wins, by "
+    "how much, and why, may. Held-out prompts share no combination of colour, shape and background with training "
+    "prompts, and compute time is the processor's, over all threads.",
     "full": "They are those of the paper's models, with the settings of its code.",
 }
 DIFFERENCES = """## What differs from the paper
