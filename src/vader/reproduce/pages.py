@@ -54,9 +54,9 @@ DIFFERENCES = """## What differs from the paper
   its number is less noisy.
 - **Learning rates** and the like were set by two trials (DDPO) and three (DPO) of one seed on the aesthetic reward,
   and serve the other rewards too: both may do better with other settings.
-- **Resolution.** In figure 4 the policy gradient has 64 reward queries, far too few: it gains nothing at any size and so
-  has nothing to lose with size. The gap is then the reward gradient's gain alone, give or take the policy gradient's
-  chance, and the sizes are within a factor of two, of the paper's kind but not of its range.
+- **Resolution.** In figure 4 the policy gradient has 64 reward queries, far too few: it gains nothing at any size, and
+  so has nothing to lose with size. The gap is then the reward gradient's gain alone, give or take the policy gradient's
+  chance, and the sizes are within a factor of two of each other.
 - **The action reward** asks the tiny world's objects to move left whatever the prompt shows; the paper's is a class
   of Kinetics. A video turns around as a whole or not at all: VADER raises the log-probability from the first steps, but
   for 10 to 25 of them hardly a video turns, and then nearly all do. The study stops after 30 steps, the recipe
