@@ -19,7 +19,7 @@ from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.run_folder import read_run
 from vader.plugins import checked_options
 from vader.recipe import dump_recipe, load_recipe
-from vader.reproduce import STUDIES, ablation, figure4, figure7, reproduce, run_study, table1, write_result
+from vader.reproduce import STUDIES, ablation, figure4, figure7, pages, reproduce, run_study, table1, write_result
 from vader.reproduce.pages import write_page
 from vader.reproduce.processes import Job, run_jobs
 from vader.reproduce.study import (
@@ -385,6 +385,9 @@ def test_figure4_measures_the_gap(tmp_path):
     result = figure4.summarise(trained_arms(figure4.STUDY, tmp_path, rewards))
     assert result["sizes"] == [24, 32, 48]
     assert result["gaps"] == pytest.approx([0.14, 0.22, 0.38])
+    assert result["gains"]["DDPO"] == pytest.approx([0.1, 0.1, 0.1])
+    (_, words) = pages.WORDS["figure4"](result)
+    assert words.startswith("The policy gradient alone gains +0.10, +0.10, +0.10, in 8 reward queries against")
     assert figure4.table(result).splitlines()[2] == "| 24 | 3.10 ± 0.14 | 3.34 ± 0.14 | 3.20 ± 0.14 | +0.14 |"
     assert figure4.draw(result, tmp_path / "figure4.png").stat().st_size > 10_000
 

@@ -12,11 +12,10 @@ from vader.evaluation.plots import draw_lines, new_figure, save
 from vader.reproduce.formats import markdown, mean_and_spread
 from vader.reproduce.study import Arm, Options, Scale, Study, Trained, arm_of, changed, summary_of
 from vader.reproduce.tasks import task_recipe
-from vader.tinyworld import WEIGHTS
 
 SIZES: dict[Scale, tuple[int, ...]] = {"tiny": (24, 32, 48), "full": (128, 192, 256, 384)}
 STEPS: dict[Scale, int] = {"tiny": 8, "full": 100}
-SIZED = "modelscope-sizes"
+TINY_CHECKPOINT = "tiny/modelscope-sizes"  # trained at all these sizes
 METHODS = {"VADER": "reward gradient", "DDPO": "policy gradient"}
 # The policy gradient gets twice the videos of the reward gradient; its recipe's own 16 would take hours at 64 pixels.
 TINY_BATCH: dict[str, dict[str, Any]] = {
@@ -36,7 +35,7 @@ def _arm(size: int, method: str, scale: Scale) -> Arm:
     if scale == "tiny":
         train |= TINY_BATCH[method]
         evaluation |= {"videos": 16}
-        recipe = changed(recipe, model={"checkpoint": tiny_checkpoint()})
+        recipe = changed(recipe, model={"checkpoint": TINY_CHECKPOINT})
     recipe = changed(
         recipe,
         f"size{size}-{method.lower()}",
@@ -47,22 +46,17 @@ def _arm(size: int, method: str, scale: Scale) -> Arm:
     return Arm({"size": str(size), "method": method}, recipe)
 
 
-def tiny_checkpoint() -> str:
-    """The tiny base that was trained at all these sizes, where its weights ship; else the one of 32 pixels."""
-    return f"tiny/{SIZED}" if (WEIGHTS / SIZED).is_dir() else "tiny"
-
-
 def summarise(trained: Sequence[Trained]) -> dict[str, Any]:
     found: dict[str, Any] = {"arms": [summary_of(one) for one in trained]}
     sizes = list(dict.fromkeys(int(one["labels"]["size"]) for one in found["arms"]))
-    return found | {"sizes": sizes, "gaps": [_gap(found, size) for size in sizes]}
+    gains = {method: [_gain(found, size, method) for size in sizes] for method in METHODS}
+    gaps = [vader - ddpo for vader, ddpo in zip(gains["VADER"], gains["DDPO"], strict=True)]
+    return found | {"sizes": sizes, "gains": gains, "gaps": gaps}
 
 
-def _gap(result: Mapping[str, Any], size: int) -> float:
-    """By how much the reward gradient's gain is larger than the policy gradient's."""
-    gains = [_points(result, size, method) for method in METHODS]
-    vader, ddpo = (last["mean"] - first["mean"] for first, last in gains)
-    return vader - ddpo
+def _gain(result: Mapping[str, Any], size: int, method: str) -> float:
+    first, last = _points(result, size, method)
+    return float(last["mean"] - first["mean"])
 
 
 def _points(result: Mapping[str, Any], size: int, method: str) -> tuple[dict[str, Any], dict[str, Any]]:

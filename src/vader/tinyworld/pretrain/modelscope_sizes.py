@@ -27,7 +27,7 @@ from vader.tinyworld.split import test_prompts
 SEED = 41
 BATCHES = {24: 16, 32: 16, 48: 8, 64: 4}  # clips at once, by their side in pixels
 SCHEDULE = Schedule(steps=1200, lr=5e-4, cooldown=400)
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def build(out: Path, work: Path, base: Path, schedule: Schedule = SCHEDULE, judged: int = 48) -> dict[str, float]:
@@ -52,7 +52,7 @@ def build(out: Path, work: Path, base: Path, schedule: Schedule = SCHEDULE, judg
         return modelscope.denoising_loss(unet, signal, latents, captions[templates, indices], generator)
 
     average = fit(unet, loss, schedule, SEED, work / "sizes.pt", device)
-    save_file(average.half().state_dict(), out / WEIGHTS, {"format": "pt"})
+    save_file(average.half().state_dict(), out / UNET_WEIGHTS, {"format": "pt"})
     return {f"{name}_{size}": share for size in BATCHES for name, share in judged_at(out, size, judged).items()}
 
 
