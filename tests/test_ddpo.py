@@ -67,6 +67,16 @@ def test_stored_log_probabilities_are_those_of_the_noise_that_was_drawn(tmp_path
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)
 
 
+def test_steps_of_little_noise_are_walked_but_not_trained(tmp_path):
+    run = toy_run(tmp_path)
+    stds = run.engine.model.solver.schedule(4, run.engine.size).tables["std"].tolist()
+    assert stds[0] > stds[2] > stds[3] > 0
+    every, few = roll_out(run.engine, next_batch(run, 1)), roll_out(run.engine, next_batch(run, 1), min_std=stds[2])
+    assert list(every.log_probs) == [0, 1, 2, 3]
+    assert list(few.log_probs) == [0, 1, 2]
+    assert all(map(torch.equal, every.latents, few.latents))
+
+
 @pytest.mark.parametrize("name", ["ddim", "edm", "flow"])
 @pytest.mark.parametrize("settings", ["sampling.guidance=1", "sampling.guidance=3"])
 def test_the_ratio_is_exactly_1_before_the_first_update(tmp_path, name, settings):
@@ -255,7 +265,9 @@ def test_what_must_not_change_the_numbers(tmp_path, few_prompts, plain_run, over
     assert_close_metrics(metrics(tmp_path / "toy"), metrics(plain_run), absolute=1e-5)
 
 
-@pytest.mark.parametrize("override", ["algorithm.ddpo.prompt_min_count=30", "algorithm.ddpo.minibatches=1"])
+@pytest.mark.parametrize(
+    "override", ["algorithm.ddpo.prompt_min_count=30", "algorithm.ddpo.minibatches=1", "algorithm.ddpo.min_std=0.5"]
+)
 def test_what_must_change_the_numbers(tmp_path, few_prompts, plain_run, override):
     train(toy_recipe(*WHOLE, few_prompts, override), tmp_path)
     changed, plain = (metrics(folder)[-2]["divergence"] for folder in (tmp_path / "toy", plain_run))
@@ -314,6 +326,11 @@ def test_a_deterministic_solver_is_refused_before_the_run(tmp_path):
     run.engine.model.solver = solver_from_config(DDIM, kind="dpm")
     with pytest.raises(UserError, match=r"this solver adds none: set sampling\.eta above 0"):
         run.algorithm.check(run.engine)
+
+
+def test_no_step_left_to_train_is_refused_before_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"min_std is 0\.99, but no sampling step adds more than 0\.\d+: lower it"):
+        toy_run(tmp_path, "algorithm.ddpo.min_std=0.99")
 
 
 def test_the_resolved_recipe_is_a_recipe_without_the_keys_of_others(tmp_path):

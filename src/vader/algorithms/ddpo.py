@@ -87,7 +87,7 @@ class Rollout:
     Attributes:
         latents: T + 1 times `[B, ...]`: before each step, and the final ones.
         states: what the solver remembered before each step.
-        log_probs: `[B]` of each step that adds noise, by its number. A step without noise has no density.
+        log_probs: `[B]` of each step to train, by its number. A step without noise has no density.
     """
 
     batch: Batch
@@ -106,14 +106,14 @@ class Rollout:
 
 
 @torch.no_grad()
-def roll_out(engine: Engine, batch: Batch) -> Rollout:
-    """Samples a batch's videos and keeps the way."""
+def roll_out(engine: Engine, batch: Batch, min_std: float = 0.0) -> Rollout:
+    """Samples a batch's videos and keeps the way; steps that add less noise than `min_std` are not to be trained."""
     chain, noise = engine.chain(batch.prompts), engine.noise("train", batch)
     rollout, state = Rollout(batch, chain, [chain.start(noise)]), None
     for i in range(len(chain.schedule)):
         latents = rollout.latents[-1]
         step = chain.advance(i, latents, chain.predict(i, latents), noise, state)
-        if step.std > 0:
+        if step.std > 0 and step.std >= min_std:
             rollout.log_probs[i] = log_probability(step.next, step.mean, step.std)
         rollout.latents.append(step.next)
         rollout.states.append(state)
@@ -154,11 +154,17 @@ class DDPO(Algorithm):
         self.statistics = PromptStatistics(self.settings.prompt_buffer, self.settings.prompt_min_count)
 
     def check(self, engine: Engine) -> None:
-        """See `Algorithm.check`: a deterministic chain has no probabilities."""
+        """See `Algorithm.check`: a deterministic chain has no probabilities, and some step must be left to train."""
         if not engine.model.solver.stochastic:
             raise UserError(
                 "algorithm 'ddpo' learns from the noise in sampling steps, and this solver adds none: "
                 "set sampling.eta above 0 and sampling.solver to another than dpm"
+            )
+        schedule = engine.model.solver.schedule(engine.recipe.sampling.steps, engine.size)
+        most, least = float(schedule.tables["std"].max()), self.settings.min_std
+        if most < least:
+            raise UserError(
+                f"algorithm.ddpo.min_std is {least:g}, but no sampling step adds more than {most:.2g}: lower it"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,8 +174,9 @@ class DDPO(Algorithm):
         self.statistics.load_state_dict(state)
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
+        least = self.settings.min_std
         with engine.clock("sample"):
-            minibatches = [[roll_out(engine, part) for part in parts] for parts in self._split(engine, batch)]
+            minibatches = [[roll_out(engine, part, least) for part in parts] for parts in self._split(engine, batch)]
         rollouts = [rollout for minibatch in minibatches for rollout in minibatch]
         rows = torch.cat([score(engine, rollout.batch, rollout.latents[-1]) for rollout in rollouts])
         scores = gather_scores(engine, batch, [i for rollout in rollouts for i in rollout.batch.indices], rows)

@@ -131,6 +131,7 @@ class DDPOSection(Section):
     inner_epochs: PositiveInt = 1  # how often it is gone through
     clip_range: PositiveFloat = 1e-4  # of the ratio of probabilities, PPO's epsilon
     advantage_clip: PositiveFloat = 5.0
+    min_std: NonNegativeFloat = 0.0  # of a step's fresh noise: steps with less are not trained
     prompt_buffer: PositiveInt = 32  # latest rewards of a prompt that make its mean and standard deviation
     prompt_min_count: PositiveInt = 16  # with fewer of them, those of the batch do
 

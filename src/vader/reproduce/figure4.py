@@ -17,11 +17,6 @@ SIZES: dict[Scale, tuple[int, ...]] = {"tiny": (24, 32, 48), "full": (128, 192, 
 STEPS: dict[Scale, int] = {"tiny": 8, "full": 100}
 TINY_CHECKPOINT = "tiny/modelscope-sizes"  # trained at all these sizes
 METHODS = {"VADER": "reward gradient", "DDPO": "policy gradient"}
-# The policy gradient gets twice the videos of the reward gradient; its recipe's own 16 would take hours at 64 pixels.
-TINY_BATCH: dict[str, dict[str, Any]] = {
-    "VADER": {"batch": 4, "micro_batch": None},
-    "DDPO": {"batch": 8, "micro_batch": 4},
-}
 
 
 def arms(options: Options) -> list[Arm]:
@@ -30,18 +25,14 @@ def arms(options: Options) -> list[Arm]:
 
 def _arm(size: int, method: str, scale: Scale) -> Arm:
     recipe, steps = task_recipe("aesthetic", method, scale), STEPS[scale]
-    train: dict[str, Any] = {"steps": steps}
-    evaluation: dict[str, Any] = {"every": steps}
     if scale == "tiny":
-        train |= TINY_BATCH[method]
-        evaluation |= {"videos": 16}
         recipe = changed(recipe, model={"checkpoint": TINY_CHECKPOINT})
     recipe = changed(
         recipe,
         f"size{size}-{method.lower()}",
         video={"height": size, "width": size},
-        train=train,
-        evaluation=evaluation,
+        train={"steps": steps},
+        evaluation={"every": steps},
     )
     return Arm({"size": str(size), "method": method}, recipe)
 

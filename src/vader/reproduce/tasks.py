@@ -38,9 +38,9 @@ IMAGE_TO_VIDEO = Task("aesthetic score, image to video", {"tiny": "tiny-svd", "f
 
 # How long each method trains on the tiny world: steps, and between evaluations.
 TINY_STEPS: dict[str, dict[str, tuple[int, int]]] = {
-    "aesthetic": {"VADER": (20, 4), "DDPO": (16, 8), "DPO": (16, 8)},
-    "text": {"VADER": (20, 4), "DDPO": (16, 8), "DPO": (16, 8)},
-    "action": {"VADER": (30, 6), "DDPO": (12, 6), "DPO": (12, 6)},
+    "aesthetic": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4)},
+    "text": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4)},
+    "action": {"VADER": (60, 6), "DDPO": (16, 4), "DPO": (16, 4)},
 }
 TINY_EVALUATION = {"videos": 32, "final_videos": None, "shown": 4, "batch": 16}
 # Noise in the steps, which DDPO needs, for all methods: so their base, its samples and their noise are the same.
@@ -89,10 +89,9 @@ def _watched(recipe: Recipe, measure: str | None) -> Recipe:
 
 
 def by_method(recipe: Recipe, method: Recipe) -> Recipe:
-    """The recipe with another one's algorithm and optimiser; it keeps its own frames where the reward needs them."""
+    """The recipe with another one's algorithm and optimiser; which frames are scored stays its own."""
     algorithm = method.model_dump(mode="json", exclude={"algorithm": method.algorithm.foreign()})["algorithm"]
-    if "action" in (reward.name for reward in recipe.rewards):
-        algorithm["frames"] = recipe.algorithm.frames.model_dump(mode="json")
+    algorithm["frames"] = recipe.algorithm.frames.model_dump(mode="json")
     data = recipe.model_dump(mode="json", exclude={"algorithm"})
     train = method.train.model_dump(mode="json")
     sampling = {"solver": method.sampling.solver, "eta": max(recipe.sampling.eta, method.sampling.eta)}
