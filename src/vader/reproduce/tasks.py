@@ -40,7 +40,7 @@ IMAGE_TO_VIDEO = Task("aesthetic score, image to video", {"tiny": "tiny-svd", "f
 TINY_STEPS: dict[str, dict[str, tuple[int, int]]] = {
     "aesthetic": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4)},
     "text": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4)},
-    "action": {"VADER": (60, 6), "DDPO": (16, 4), "DPO": (16, 4)},
+    "action": {"VADER": (60, 6), "DDPO": (12, 6), "DPO": (12, 6)},
 }
 TINY_EVALUATION = {"videos": 32, "final_videos": None, "shown": 4, "batch": 16}
 # Noise in the steps, which DDPO needs, for all methods: so their base, its samples and their noise are the same.
