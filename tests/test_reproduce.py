@@ -384,11 +384,13 @@ def test_figure4_measures_the_gap(tmp_path):
 
     result = figure4.summarise(trained_arms(figure4.STUDY, tmp_path, rewards))
     assert result["sizes"] == [24, 32, 48]
-    assert result["gaps"] == pytest.approx([0.14, 0.22, 0.38])
-    assert result["gains"]["DDPO"] == pytest.approx([0.1, 0.1, 0.1])
-    (_, words) = pages.WORDS["figure4"](result)
-    assert words.startswith("The policy gradient alone gains +0.10, +0.10, +0.10, in 8 reward queries against")
-    assert figure4.table(result).splitlines()[2] == "| 24 | 3.10 ± 0.14 | 3.34 ± 0.14 | 3.20 ± 0.14 | +0.14 |"
+    assert [gap["mean"] for gap in result["gaps"]] == pytest.approx([0.14, 0.22, 0.38])
+    assert [gain["values"] for gain in result["gains"]["DDPO"]] == [pytest.approx([0.1, 0.1])] * 3
+    assert result["gaps"][0]["spread"] == pytest.approx(0, abs=1e-9)  # both seeds gain the same from where they start
+    grows, gains = pages.WORDS["figure4"](result)
+    assert "0.14 ± 0.00 at 24, 0.22 ± 0.00 at 32 and 0.38 ± 0.00 at 48 pixels: it grows with every size" in grows
+    assert gains.endswith("the policy gradient 0.10 ± 0.00, 0.10 ± 0.00 and 0.10 ± 0.00 in 8.")
+    assert figure4.table(result).splitlines()[2] == "| 24 | 3.10 ± 0.14 | 3.34 ± 0.14 | 3.20 ± 0.14 | 0.14 ± 0.00 |"
     assert figure4.draw(result, tmp_path / "figure4.png").stat().st_size > 10_000
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vader.evaluation.charts import Series
-from vader.evaluation.formats import signed
 from vader.evaluation.plots import draw_lines, new_figure, save
 from vader.reproduce.formats import markdown, mean_and_spread
-from vader.reproduce.study import Arm, Options, Scale, Study, Trained, arm_of, changed, summary_of
+from vader.reproduce.study import Arm, Options, Scale, Study, Trained, arm_of, changed, over_seeds, summary_of
 from vader.reproduce.tasks import task_recipe
 
 SIZES: dict[Scale, tuple[int, ...]] = {"tiny": (24, 32, 48), "full": (128, 192, 256, 384)}
@@ -41,13 +40,18 @@ def summarise(trained: Sequence[Trained]) -> dict[str, Any]:
     found: dict[str, Any] = {"arms": [summary_of(one) for one in trained]}
     sizes = list(dict.fromkeys(int(one["labels"]["size"]) for one in found["arms"]))
     gains = {method: [_gain(found, size, method) for size in sizes] for method in METHODS}
-    gaps = [vader - ddpo for vader, ddpo in zip(gains["VADER"], gains["DDPO"], strict=True)]
+    gaps = [_difference(vader, ddpo) for vader, ddpo in zip(gains["VADER"], gains["DDPO"], strict=True)]
     return found | {"sizes": sizes, "gains": gains, "gaps": gaps}
 
 
-def _gain(result: Mapping[str, Any], size: int, method: str) -> float:
+def _gain(result: Mapping[str, Any], size: int, method: str) -> dict[str, Any]:
     first, last = _points(result, size, method)
-    return float(last["mean"] - first["mean"])
+    return _difference(last, first)
+
+
+def _difference(more: Mapping[str, Any], less: Mapping[str, Any]) -> dict[str, Any]:
+    """Seed by seed, so that what a seed's held-out videos are worth to begin with does not count as spread."""
+    return over_seeds([a - b for a, b in zip(more["values"], less["values"], strict=True)])
 
 
 def _points(result: Mapping[str, Any], size: int, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,10 +65,10 @@ def table(result: dict[str, Any]) -> str:
     return markdown(head, [_row(result, size, gap) for size, gap in zip(result["sizes"], result["gaps"], strict=True)])
 
 
-def _row(result: Mapping[str, Any], size: int, gap: float) -> list[str]:
+def _row(result: Mapping[str, Any], size: int, gap: Mapping[str, Any]) -> list[str]:
     base = _points(result, size, "VADER")[0]
     after = [_points(result, size, method)[1] for method in METHODS]
-    return [str(size), *(mean_and_spread(point, 2) for point in (base, *after)), signed(gap, 2)]
+    return [str(size), *(mean_and_spread(point, 2) for point in (base, *after, gap))]
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:

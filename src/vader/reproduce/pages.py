@@ -10,14 +10,14 @@ import json
 import math
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vader.evaluation.formats import duration, signed
+from vader.evaluation.formats import duration
 from vader.reproduce import ablation, figure4, figure7, table1
-from vader.reproduce.formats import count, markdown
+from vader.reproduce.formats import count, markdown, mean_and_spread
 from vader.reproduce.study import Study, arm_of, best
 from vader.reproduce.tasks import TASKS
 from vader.video_io import aside
@@ -145,16 +145,21 @@ def _efficiency(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 
 def _figure4(result: Mapping[str, Any]) -> Iterator[str]:
     gaps, sizes = result["gaps"], result["sizes"]
-    grows = all(small <= large for small, large in pairwise(gaps))
-    listed = ", ".join(f"{gap:.2f} at {size}" for gap, size in zip(gaps, sizes, strict=True))
+    grows = all(small["mean"] <= large["mean"] for small, large in pairwise(gaps))
+    listed = _listed(f"{mean_and_spread(gap, 2)} at {size}" for gap, size in zip(gaps, sizes, strict=True))
     said = "grows with every size" if grows else "does not grow with every size, unlike the paper's"
     yield f"The gain by reward gradient less that by policy gradient is {listed} pixels: it {said}."
-    alone = ", ".join(signed(gain, 2) for gain in result["gains"]["DDPO"])
+    alone = {method: _listed(mean_and_spread(gain, 2) for gain in gains) for method, gains in result["gains"].items()}
     queries = {one["labels"]["method"]: one["curve"][-1]["queries"] for one in result["arms"]}
     yield (
-        f"The policy gradient alone gains {alone}, in {queries['DDPO']} reward queries against the reward gradient's "
-        f"{queries['VADER']}: where it gains nothing it has nothing to lose with size."
+        f"The reward gradient alone gains {alone['VADER']} in {queries['VADER']} reward queries, the policy gradient "
+        f"{alone['DDPO']} in {queries['DDPO']}."
     )
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _table1(result: Mapping[str, Any]) -> Iterator[str]:

@@ -168,7 +168,7 @@ def _seconds(run: Run, step: int) -> float:
 
 
 def _point(runs: Sequence[Run], place: int, measure: str | None) -> dict[str, Any]:
-    """One evaluation over all seeds: the mean, its spread (standard deviation over seeds) and each seed's value."""
+    """One evaluation over all seeds."""
     evaluations = [run.evaluations[place] for run in runs]
     values = [value(evaluation, measure) for evaluation in evaluations]
     judged = [evaluation.judge for evaluation in evaluations]
@@ -177,11 +177,14 @@ def _point(runs: Sequence[Run], place: int, measure: str | None) -> dict[str, An
         "step": first.step,
         "queries": first.queries,
         "seconds": fmean(run.compute_seconds(first.step) for run in runs),
-        "mean": fmean(values),
-        "spread": stdev(values) if len(values) > 1 else 0.0,
-        "values": values,
+        **over_seeds(values),
         "judge": {name: fmean(one[name] for one in judged) for name in judged[0]},
     }
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Values of one figure, one a seed: their mean and spread (standard deviation)."""
+    return {"mean": fmean(values), "spread": stdev(values) if len(values) > 1 else 0.0, "values": list(values)}
 
 
 def reaches(curve: Sequence[Mapping[str, Any]], level: float, axis: str) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from vader.evaluation.plots import draw_bars, new_figure, save
@@ -13,7 +12,7 @@ from vader.evaluation.run_folder import Run
 from vader.reproduce import figure7
 from vader.reproduce.formats import markdown, mean_and_spread
 from vader.reproduce.processes import Job
-from vader.reproduce.study import Arm, Options, Study, Trained, arm_of, summary_of
+from vader.reproduce.study import Arm, Options, Study, Trained, arm_of, over_seeds, summary_of
 from vader.reproduce.tasks import image_to_video_arm
 
 TRAIN, TEST = "train", "test"
@@ -60,15 +59,11 @@ def _on_train(trained: Trained) -> tuple[dict[str, Any], dict[str, Any]]:
     """Base and adapter on training prompts, each as mean and spread over seeds."""
     read = [json.loads(_evaluation_file(run).read_text(encoding="utf-8"))["points"] for run in trained.runs]
     before, after = ([_value(points[place], trained.arm.measure) for points in read] for place in (0, 1))
-    return _over_seeds(before), _over_seeds(after)
+    return over_seeds(before), over_seeds(after)
 
 
 def _value(point: dict[str, Any], measure: str | None) -> float:
     return point["reward"] if measure is None else point["monitors"][measure]
-
-
-def _over_seeds(values: list[float]) -> dict[str, Any]:
-    return {"mean": fmean(values), "spread": stdev(values) if len(values) > 1 else 0.0, "values": values}
 
 
 def _generalisation(found: dict[str, Any]) -> dict[str, Any]:
