@@ -144,8 +144,8 @@ def _efficiency(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 
 
 WHY_NO_GROWTH = (
-    "A reason may be that the tiny world's aesthetic score is mostly one number for the whole picture, its vividness: "
-    "that one number a video can teach at any size, where real rewards ask something of every part of the picture."
+    "A reason may be that the tiny world's aesthetic score is mostly one property of the whole picture, its vividness, "
+    "which one number a video can teach at any size; real rewards ask something of every part of the picture."
 )
 
 
