@@ -51,8 +51,8 @@ DIFFERENCES = """## What differs from the paper
 - **Equal ground.** All methods sample with DDIM, eta 1 and 10 steps, so that base, noise and held-out prompts are the
   same.
 - **DDPO trains the first 8 of 10 steps** (`algorithm.ddpo.min_std`): the last two add noise of 0.04 and 0.02, which no
-  reward tells, but which rules the gradient of the log-probability. With all ten, and otherwise a
-  higher rate and one frame scored, it had gained 0.1 in aesthetics.
+  reward tells, but which rules the gradient of the log-probability. With all ten, a higher rate and one frame scored it
+  had gained 0.1 in aesthetics.
 - **Learning rates** and the like were set by few trials of one seed: four for DDPO and three for DPO on the aesthetic
   reward, which serve the other rewards too, and four for VADER on the action reward. All may do better with others.
 - **The action reward** asks the tiny world's objects to move left whatever the prompt shows; the paper's is a class
