@@ -1,7 +1,7 @@
 """The page of all results, in Markdown: this package's numbers beside the paper's, and what differs.
 
-In goes a folder of results as JSON, out comes the page; a study without results yet is said so. Every result on it is
-made from the JSON.
+In goes a folder of results as JSON, out comes the page; a study without results yet is said so. The studies' results
+are made from the JSON; only what other settings gave, tried on the way, is written here by hand (`DIFFERENCES`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUERY_CLAIM, TIME_CLAIM, GENERAL_CLAIM = 1 / 10, 1 / 3, 0.8  # what the studies 
 
 INTRODUCTION = """# Results
 
-Made by `vader reproduce`; every number below is from its JSON files. {scale}
+Made by `vader reproduce`; every number of its studies is from its JSON files. {scale}
 
 `±` is the standard deviation over seeds, each with its own adapter, prompts' order and noise. A reward query is one
 video scored once for training; compute time is that of training alone, evaluations left out. Where a curve passes a
