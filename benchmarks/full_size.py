@@ -26,12 +26,12 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vader.adapters import adapter_parameters
 from vader.algorithms.base import Batch, Clock, Engine
-from vader.building import attach_fresh, load_base
+from vader.engine.build import attach_fresh, load_base
 from vader.errors import UserError
-from vader.memory import checkpoint_blocks, count_parameters
 from vader.models.registry import frozen_dtype
+from vader.networks.adapter import adapter_parameters
+from vader.networks.memory import checkpoint_blocks, count_parameters
 from vader.recipe import Recipe, expand_mixes, load_recipe
 from vader.rewards.registry import build_mix
 

@@ -28,7 +28,7 @@ from rich.console import Console
 
 from vader.algorithms import load_algorithm
 from vader.algorithms.base import Algorithm, Batch, Clock, Engine
-from vader.building import build_engine
+from vader.engine.build import build_engine
 from vader.errors import RunError, UserError
 from vader.prompts import load_prompts
 from vader.recipe import Recipe, library_versions

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from vader import randomness
 from vader.algorithms.base import Batch, Engine
-from vader.frames import choose_frames
+from vader.files.images import prompt_images
 from vader.models.base import VideoModel, VideoSize
 from vader.models.modelscope import ModelScope
-from vader.policies import Plan, draw_plan
-from vader.prompts.images import prompt_images
-from vader.sampling import Chain
+from vader.sampling.policies import Plan, draw_plan
+from vader.sampling.walk import Chain
+from vader.scoring.frames import choose_frames
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from measuring import GIB, RESULTS, console, parser, run_script, write_result
 
 from vader.errors import RunError
-from vader.evaluation.run_folder import Evaluation, Run, read_run
 from vader.recipe import Recipe, load_recipe
+from vader.runs.reader import Evaluation, Run, read_run
 
 ONE, ALL = "algorithm.frames.sample=1", "algorithm.frames.sample=all"
 POLICIES: dict[str, tuple[str, ...]] = {

@@ -30,8 +30,8 @@ from vader.models.svd import StableVideoDiffusion
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import Kind, solver_from_config
 
 # ---- sizes, where they are not the classes' defaults ----
 

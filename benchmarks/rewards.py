@@ -34,8 +34,8 @@ from rich.table import Table
 from torch import Tensor
 
 from vader.errors import UserError, nearest
-from vader.memory import count_parameters
 from vader.models.registry import frozen_dtype
+from vader.networks.memory import count_parameters
 from vader.rewards.base import FrameReward, Reward
 
 HEIGHT, WIDTH = 320, 512  # of VideoCrafter's videos

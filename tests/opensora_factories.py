@@ -11,7 +11,7 @@ from transformers import T5Config, T5EncoderModel
 from vader.models.opensora.parts import save_part
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
-from vader.tinyworld.pretrain import opensora
+from vader.pretrain import opensora
 
 TRANSFORMER = {"depth": 2, "hidden_size": 32, "num_heads": 4, "caption_channels": 16, "model_max_length": 40}
 VAE = VAEConfig(

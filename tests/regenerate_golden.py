@@ -14,7 +14,7 @@ from typing import Any
 from factories import make_tiny_modelscope
 from toy_runs import metrics, toy_recipe
 from vader.recipe import Recipe
-from vader.trainer import train
+from vader.training.trainer import train
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vader.evaluation.run_folder import ADAPTER
 from vader.recipe import dump_recipe, load_recipe
+from vader.runs.reader import ADAPTER
 
 
 def train_line(step: int, **changes) -> dict:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from factories import make_tiny_modelscope
-from vader import adapters
 from vader.errors import UserError
-from vader.memory import count_parameters
+from vader.networks import adapter as adapters
+from vader.networks.memory import count_parameters
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -16,12 +16,12 @@ import torch
 from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
-from vader.evaluation.run_folder import Evaluation, Run, TrainStep
 from vader.models.opensora.vae import OpenSoraVAE
 from vader.models.registry import load_model
-from vader.policies import Plan
 from vader.recipe import load_recipe
 from vader.rewards.registry import BUILT_IN
+from vader.runs.reader import Evaluation, Run, TrainStep
+from vader.sampling.policies import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

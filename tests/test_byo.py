@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from vader.cli import main
-from vader.evaluation.run_folder import read_run
-from vader.video_io import read_video
+from vader.files.video import read_video
+from vader.runs.reader import read_run
 
 MODEL = '''
 import torch

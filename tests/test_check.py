@@ -12,11 +12,11 @@ from torch import nn
 
 from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
-from vader.adapters import has_adapter
-from vader.check import check_model, check_reward
 from vader.models import VideoSize, load_model
 from vader.models.modelscope import ModelScope
+from vader.networks.adapter import has_adapter
 from vader.rewards import ClipReward, FrameReward, load_reward
+from vader.tools.check import check_model, check_reward
 
 
 def failed(checks) -> set[str]:

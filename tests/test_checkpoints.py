@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vader.checkpoints import Checkpoints, MetricsLog, Progress, check_space
 from vader.errors import RunError, UserError
+from vader.runs.checkpoints import Checkpoints, MetricsLog, Progress, check_space
 
 # ---- progress ----
 

@@ -15,8 +15,8 @@ import torch
 from factories import make_tiny_modelscope
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
+from vader.files.video import read_video, write_mp4
 from vader.recipe import Recipe, load_recipe, recipe_names
-from vader.video_io import read_video, write_mp4
 
 COMMANDS = [
     ["train"],
@@ -141,7 +141,7 @@ def test_each_end_has_its_line_and_status(capsys, monkeypatch, error, status, li
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("vader.trainer.train", fail)
+    monkeypatch.setattr("vader.training.trainer.train", fail)
     assert error_of(capsys, ["train", "tiny"], status) == f"vader: {line}\n"
 
 
@@ -156,7 +156,7 @@ def test_train_hands_over_the_recipe_and_prints_the_closing_lines(capsys, monkey
         calls.append((recipe, runs, dry_run))
         return None if dry_run else Result()
 
-    monkeypatch.setattr("vader.trainer.train", run)
+    monkeypatch.setattr("vader.training.trainer.train", run)
     assert main(["train", "tiny", "optimizer.lr=1e-4", "--runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "before: 1\nafter: 2\n"
     assert main(["train", "--dry-run", "tiny", "optimizer.lr=1e-4"]) == 0

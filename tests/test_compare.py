@@ -12,7 +12,7 @@ from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.charts import held_out_series
 from vader.evaluation.compare import compare_runs, comparison_page, curves_over, read_entries, table_rows
-from vader.evaluation.run_folder import read_run
+from vader.runs.reader import read_run
 
 
 @pytest.fixture

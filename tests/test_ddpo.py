@@ -14,14 +14,14 @@ from torch import Tensor
 
 from toy_runs import adapter, assert_close_metrics, metrics, toy_recipe
 from toys import DDIM, Warmth
-from vader.adapters import adapter_parameters
 from vader.algorithms.base import Engine
 from vader.algorithms.ddpo import DDPO, PromptStatistics, Rollout, clipped_loss, log_probability, roll_out
 from vader.errors import Stopped, UserError
+from vader.networks.adapter import adapter_parameters
 from vader.prompts import Prompt
 from vader.recipe import load_recipe
-from vader.scheduler_config import solver_from_config
-from vader.trainer import Run, build_run, next_batch, train
+from vader.solvers.scheduler_config import solver_from_config
+from vader.training.trainer import Run, build_run, next_batch, train
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 SETTINGS = ("algorithm={name: ddpo, frames: {sample: 3}}", "sampling.eta=1")

@@ -17,17 +17,17 @@ from diffusers import AutoencoderKL
 from factories import make_tiny_modelscope
 from toy_runs import adapter, assert_close_metrics, metrics, toy_recipe
 from toys import DDIM, GaussianModel, ToyModel
-from vader.adapters import adapter_disabled, adapter_parameters, add_adapter
 from vader.algorithms.diffusion_dpo import DiffusionDPO, dpo_loss, noise_errors
 from vader.algorithms.preferences import Pair, ReplayBuffer, read_preferences
 from vader.errors import Stopped, UserError
+from vader.files.video import write_png_frames
 from vader.models.base import Guidance, VideoModel, VideoSize
 from vader.models.modelscope import ModelScope
+from vader.networks.adapter import adapter_disabled, adapter_parameters, add_adapter
 from vader.prompts import Prompt
-from vader.sampling import Chain
-from vader.scheduler_config import solver_from_config
-from vader.trainer import Run, build_run, next_batch, train
-from vader.video_io import write_png_frames
+from vader.sampling.walk import Chain
+from vader.solvers.scheduler_config import solver_from_config
+from vader.training.trainer import Run, build_run, next_batch, train
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 SIZE = VideoSize(frames=4, height=8, width=8)

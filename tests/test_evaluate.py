@@ -13,11 +13,11 @@ from run_factories import write_run
 from toy_runs import TOY, toy_recipe
 from vader.cli import main
 from vader.errors import UserError
-from vader.evaluate import build_bench, diversity, evaluate_sources, pixel_distance, sources_of_run
-from vader.evaluation.run_folder import read_run
+from vader.evaluation.evaluate import build_bench, diversity, evaluate_sources, pixel_distance, sources_of_run
 from vader.rewards.clip import load_image_tower
+from vader.runs.reader import read_run
 from vader.tinyworld.gold import gold
-from vader.trainer import train
+from vader.training.trainer import train
 
 
 @pytest.fixture(scope="module")

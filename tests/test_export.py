@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factories import make_tiny_modelscope
-from vader import export
-from vader.adapters import FILE_NAME, adapter_parameters, add_adapter, load_adapter, read_metadata, save_adapter
 from vader.cli import main
 from vader.errors import UserError
 from vader.models import Guidance, VideoSize, load_model
 from vader.models.videocrafter.release import schedule_buffers
+from vader.networks.adapter import FILE_NAME, adapter_parameters, add_adapter, load_adapter, read_metadata, save_adapter
+from vader.tools import export
 from videocrafter_factories import LEVELS, make_tiny_videocrafter
 
 PLAIN_DIFFUSERS = """

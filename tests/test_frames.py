@@ -11,9 +11,9 @@ import torch
 from toy_runs import toy_recipe
 from toys import Stillness, Warmth
 from vader.errors import UserError
-from vader.frames import check_frames, choose_frames, fixed_frames
 from vader.recipe import FramesSection
 from vader.rewards.base import RewardMix
+from vader.scoring.frames import check_frames, choose_frames, fixed_frames
 
 
 @pytest.mark.parametrize(

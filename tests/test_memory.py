@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import nn
 
 from factories import make_tiny_modelscope
-from vader.adapters import adapter_parameters, add_adapter
-from vader.memory import checkpoint_blocks, network_blocks, offload_activations, peak_memory_bytes
+from vader.networks.adapter import adapter_parameters, add_adapter
+from vader.networks.memory import checkpoint_blocks, network_blocks, offload_activations, peak_memory_bytes
 
 TARGETS = ("to_q", "to_v", "conv_in", "proj_out", "conv4.3")
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opensora_factories import make_release, make_tiny_opensora
-from vader.check import check_model
 from vader.cli import main
 from vader.errors import UserError
 from vader.models import Condition, Guidance, VideoSize, load_model
@@ -22,9 +21,10 @@ from vader.models.opensora.model import OpenSora
 from vader.models.opensora.parts import RELEASE_SCHEDULER
 from vader.models.opensora.sizes import RESOLUTIONS, latent_size, trained_sizes
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
+from vader.pretrain.opensora import velocity_errors
 from vader.recipe import load_recipe, recipe_names
-from vader.scheduler_config import solver_from_config
-from vader.tinyworld.pretrain.opensora import velocity_errors
+from vader.solvers.scheduler_config import solver_from_config
+from vader.tools.check import check_model
 
 SIZE = VideoSize(frames=21, height=16, width=20, fps=24)
 PROMPTS = ["a red ball", "blue"]

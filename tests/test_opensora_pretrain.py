@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from vader import tinyworld
-from vader.tinyworld.pretrain import opensora
-from vader.tinyworld.pretrain.loop import Schedule, generator_for
+from vader.pretrain import opensora
+from vader.pretrain.loop import Schedule, generator_for
 
 
 @pytest.fixture

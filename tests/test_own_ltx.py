@@ -18,10 +18,10 @@ from diffusers import (
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from opensora_factories import write_tokenizer
-from vader.check import check_model
 from vader.errors import UserError
 from vader.models import Guidance, VideoSize, load_model
-from vader.sampling import Chain, encode, sample_latents
+from vader.sampling.walk import Chain, encode, sample_latents
+from vader.tools.check import check_model
 
 SIZE = VideoSize(frames=9, height=32, width=64, fps=12)
 PROMPTS = ["a red ball", "a b c"]

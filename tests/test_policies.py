@@ -11,8 +11,8 @@ import torch
 from toy_runs import toy_recipe
 from vader import randomness
 from vader.errors import UserError
-from vader.policies import PRESETS, Plan, draw_plan
 from vader.recipe import PolicySection
+from vader.sampling.policies import PRESETS, Plan, draw_plan
 
 STEPS, DRAWS = 20, 2000
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from vader.pretrain import actions
+from vader.pretrain.loop import Schedule
 from vader.rewards import load_reward
 from vader.tinyworld import weights_path
 from vader.tinyworld.judge import judge
-from vader.tinyworld.pretrain import actions
-from vader.tinyworld.pretrain.loop import Schedule
 
 
 def test_labels_are_what_the_judge_sees():

@@ -7,9 +7,8 @@ from itertools import permutations
 import pytest
 import torch
 
-from vader.tinyworld import weights_path
-from vader.tinyworld.pretrain import detector
-from vader.tinyworld.pretrain.detector import (
+from vader.pretrain import detector
+from vader.pretrain.detector import (
     Truth,
     average_precision,
     generalized_overlap,
@@ -20,7 +19,8 @@ from vader.tinyworld.pretrain.detector import (
     set_loss,
     to_corners,
 )
-from vader.tinyworld.pretrain.loop import Schedule
+from vader.pretrain.loop import Schedule
+from vader.tinyworld import weights_path
 from vader.tinyworld.scenes import (
     SHAPES,
     boxes,

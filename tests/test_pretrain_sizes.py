@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from vader import tinyworld
-from vader.models.checkpoint import resolve
-from vader.tinyworld.pretrain import modelscope, modelscope_sizes
-from vader.tinyworld.pretrain.loop import Schedule, generator_for
+from vader.files.hub import resolve
+from vader.pretrain import modelscope, modelscope_sizes
+from vader.pretrain.loop import Schedule, generator_for
 
 BASE = tinyworld.weights_path("modelscope")
 

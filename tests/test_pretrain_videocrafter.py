@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from vader.models import load_model
+from vader.pretrain import modelscope, videocrafter
+from vader.pretrain.loop import Schedule
 from vader.solvers import videocrafter_scale
 from vader.tinyworld import weights_path
-from vader.tinyworld.pretrain import modelscope, videocrafter
-from vader.tinyworld.pretrain.loop import Schedule
 
 LEVELS = modelscope.new_scheduler().alphas_cumprod
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from vader.pretrain import vjepa
+from vader.pretrain.loop import Schedule
 from vader.rewards import load_reward
-from vader.tinyworld.pretrain import vjepa
-from vader.tinyworld.pretrain.loop import Schedule
 
 
 def test_the_loss_trains_encoder_and_predictor_but_not_the_target():

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from vader.errors import UserError
+from vader.files.images import check_pictures, prompt_images, read_picture
 from vader.prompts import Prompt
-from vader.prompts.images import check_pictures, prompt_images, read_picture
 
 ORIENTATION = 0x0112  # the EXIF tag
 

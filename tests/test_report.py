@@ -20,10 +20,10 @@ from vader.evaluation.charts import Series, line_chart, reward_series, smoothed,
 from vader.evaluation.formats import MINUS, NONE, decimals, duration, fixed, signed
 from vader.evaluation.plots import COLOURS, reward_curve
 from vader.evaluation.report import OTHER, phase_seconds, write_report
-from vader.evaluation.run_folder import ADAPTER, read_run
+from vader.files.video import write_mp4
 from vader.recipe import dump_recipe, load_recipe
+from vader.runs.reader import ADAPTER, read_run
 from vader.tinyworld.scenes import render, sample_scenes
-from vader.video_io import write_mp4
 
 VOID = {"meta", "link", "input", "br", "path"}
 PROMPTS = ["a red circle", 'the "last" <script>alert(1)</script> & one']

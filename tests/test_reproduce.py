@@ -16,13 +16,14 @@ from run_factories import write_run
 from toy_runs import toy_recipe
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.run_folder import read_run
 from vader.plugins import checked_options
 from vader.recipe import dump_recipe, load_recipe
-from vader.reproduce import STUDIES, ablation, figure4, figure7, pages, reproduce, run_study, table1, write_result
-from vader.reproduce.pages import write_page
-from vader.reproduce.processes import Job, run_jobs
-from vader.reproduce.study import (
+from vader.rewards.registry import reward_class
+from vader.runs.reader import read_run
+from vader.studies import STUDIES, ablation, figure4, figure7, pages, reproduce, run_study, table1, write_result
+from vader.studies.pages import write_page
+from vader.studies.processes import Job, run_jobs
+from vader.studies.study import (
     Arm,
     Options,
     Shelf,
@@ -34,8 +35,7 @@ from vader.reproduce.study import (
     summary_of,
     with_seed,
 )
-from vader.reproduce.tasks import TASKS, task_recipe
-from vader.rewards.registry import reward_class
+from vader.studies.tasks import TASKS, task_recipe
 
 SCALES = ("tiny", "full")
 
@@ -183,7 +183,7 @@ def test_a_study_trains_once_and_then_nothing(tmp_path, monkeypatch, capsys):
     assert [point["queries"] for point in arm["curve"]] == [0, 12, 24]
 
     before = written[0].read_text()
-    monkeypatch.setattr("vader.trainer.build_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("vader.training.trainer.build_run", lambda *_: pytest.fail("trained again"))
     run_toy(tmp_path)
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
     assert written[0].read_text() == before
@@ -199,9 +199,9 @@ def test_more_seeds_train_only_what_is_missing(tmp_path, capsys):
 
 
 def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
-    import vader.trainer
+    import vader.training.trainer
 
-    step, count = vader.trainer._step, 0
+    step, count = vader.training.trainer._step, 0
 
     def stop_in_the_second_run(run, display) -> None:
         nonlocal count
@@ -210,7 +210,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
         if count == 9:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("vader.trainer._step", stop_in_the_second_run)
+    monkeypatch.setattr("vader.training.trainer._step", stop_in_the_second_run)
     with pytest.raises(Stopped, match="toy-arm-seed4 was asked to stop"):
         run_toy(tmp_path)
     assert count == 9
@@ -306,7 +306,7 @@ def test_a_process_is_a_vader_command_with_a_log_and_its_threads(tmp_path):
 def test_a_terminated_command_takes_its_processes_along(tmp_path):
     script = f"""
 from pathlib import Path
-from vader.reproduce import processes
+from vader.studies import processes
 import subprocess, sys
 out = Path({str(tmp_path)!r})
 code = ("import time, pathlib, signal\\n"

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from regenerate_golden import modelscope_run
 from toy_runs import TOY, Command, adapter, lines_of, metrics, toy_recipe, wait_until
 from vader.algorithms.reward_gradient import RewardGradient
-from vader.checkpoints import Checkpoints, MetricsLog
 from vader.errors import Stopped
-from vader.trainer import train
-from vader.video_io import read_video
+from vader.files.video import read_video
+from vader.runs.checkpoints import Checkpoints, MetricsLog
+from vader.training.trainer import train
 
 # ---- asked to stop ----
 
@@ -145,15 +145,15 @@ def half_line(log: MetricsLog, line: dict) -> None:
 
 # Where the process dies: a function, in which of its calls, and what that call has done by then.
 PLACES = {
-    "before anything": ("vader.trainer._restore", 1, None),
-    "within the first evaluation": ("vader.trainer.summary", 1, None),
-    "before the first checkpoint": ("vader.trainer._save", 1, None),
-    "within a line of metrics": ("vader.checkpoints.MetricsLog.append", 3, half_line),
+    "before anything": ("vader.training.trainer._restore", 1, None),
+    "within the first evaluation": ("vader.training.trainer.summary", 1, None),
+    "before the first checkpoint": ("vader.training.trainer._save", 1, None),
+    "within a line of metrics": ("vader.runs.checkpoints.MetricsLog.append", 3, half_line),
     "checkpoint written but not in place": ("os.rename", 3, None),
     "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
-    "within a video": ("vader.video_io._encode", 2, half_video),
+    "within a video": ("vader.files.video._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
-    "within the adapter": ("vader.adapters.save_file", 1, half_file),
+    "within the adapter": ("vader.networks.adapter.save_file", 1, half_file),
     "within the report": ("vader.evaluation.report.report_page", 1, None),
 }
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from toys import Stillness, ToyModel, Warmth
-from vader.adapters import adapter_parameters, add_adapter
-from vader.algorithms.split_backward import Scorer, split_backward
 from vader.models.base import Guidance, VideoSize
-from vader.policies import Plan
+from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.rewards.base import RewardMix
-from vader.sampling import Chain, Noise, sample_latents, views
+from vader.sampling.policies import Plan
+from vader.sampling.walk import Chain, Noise, sample_latents, views
+from vader.scoring.scorer import Scorer, split_backward
 
 STEPS, SIZE = 5, VideoSize(frames=4, height=8, width=8)
 FRAMEWISE = RewardMix({"warmth": Warmth()}, {"warmth": 1.0})

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from reward_factories import FEATURES, make_tiny_clip
 from vader.errors import UserError
-from vader.open_clip import clean, clip_config, rename_open_clip
+from vader.files.open_clip import clean, clip_config, rename_open_clip
 from vader.rewards import clip
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize
 

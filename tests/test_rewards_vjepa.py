@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vader.check import check_reward
 from vader.errors import UserError
 from vader.rewards import load_reward
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -19,6 +18,7 @@ from vader.rewards.vjepa.checkpoint import PARTS, build, load_jepa, save_release
 from vader.rewards.vjepa.masks import MASK_SETS, Grid, Masks, block_size, draw_masks, place_blocks
 from vader.rewards.vjepa.networks import VitSize, VJepa1, resample, sine_table, table_grid, take_tokens
 from vader.rewards.vjepa.reward import normalized_targets, prediction_loss
+from vader.tools.check import check_reward
 
 FIXTURES = "parity/rewards"
 PROMPTS = ["a red ring", "a blue cross", "a red ring"]

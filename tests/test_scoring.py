@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vader.errors import UserError
-from vader.evaluation.scoring import CHUNK, find_videos, over_files, score_files
+from vader.files.video import write_mp4, write_png_frames
 from vader.rewards.base import ClipReward, FrameReward, RewardMix
-from vader.video_io import write_mp4, write_png_frames
+from vader.scoring.files import CHUNK, find_videos, over_files, score_files
 
 
 class Brightness(FrameReward):

@@ -22,10 +22,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from factories import SVD_SCHEDULER
-from vader import scheduler_config, solvers
+from vader import solvers
 from vader.errors import UserError
-from vader.scheduler_config import solver_from_config
-from vader.solvers import Schedule, Solver
+from vader.solvers import Schedule, Solver, scheduler_config
+from vader.solvers.scheduler_config import solver_from_config
 
 SHAPE = (2, 3, 4, 2, 2)
 SD = {

@@ -13,15 +13,15 @@ from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_dif
 from PIL import Image
 
 from factories import make_tiny_svd
-from vader.adapters import matching_layers
-from vader.check import check_model
 from vader.cli import main
 from vader.errors import UserError
-from vader.memory import count_parameters
 from vader.models import Guidance, VideoSize, load_model
 from vader.models.svd import StableVideoDiffusion, own_noise, shrink
+from vader.networks.adapter import matching_layers
+from vader.networks.memory import count_parameters
 from vader.prompts import Prompt
-from vader.sampling import Chain, encode, sample_latents, sample_videos
+from vader.sampling.walk import Chain, encode, sample_latents, sample_videos
+from vader.tools.check import check_model
 
 SIZE = VideoSize(frames=4, height=16, width=24, fps=5)
 

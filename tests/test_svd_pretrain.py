@@ -11,15 +11,15 @@ from transformers import CLIPVisionModelWithProjection
 
 from vader import tinyworld
 from vader.errors import UserError
+from vader.files.images import prompt_images
 from vader.models import Guidance, load_model
 from vader.models.svd import StableVideoDiffusion
+from vader.pretrain import svd
+from vader.pretrain.loop import Schedule, generator_for
 from vader.prompts import load_prompts
-from vader.prompts.images import prompt_images
-from vader.sampling import sample_videos
+from vader.sampling.walk import sample_videos
 from vader.tinyworld import pictures
 from vader.tinyworld.judge import judge, judge_prompts
-from vader.tinyworld.pretrain import svd
-from vader.tinyworld.pretrain.loop import Schedule, generator_for
 from vader.tinyworld.scenes import object_centers, parse_caption, render, sample_scenes
 
 

@@ -7,13 +7,13 @@ import torch
 
 from vader.models.base import Guidance, VideoSize
 from vader.models.registry import load_model
+from vader.pretrain.vjepa import shuffled
 from vader.prompts import Prompt
 from vader.recipe import load_recipe, recipe_names
 from vader.rewards.registry import load_reward
-from vader.sampling import sample_videos
+from vader.sampling.walk import sample_videos
 from vader.tinyworld import WEIGHTS, split
 from vader.tinyworld.judge import judge, judge_prompts
-from vader.tinyworld.pretrain.vjepa import shuffled
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
     CAPTIONS,
@@ -32,7 +32,7 @@ from vader.tinyworld.scenes import (
     render_grounds,
     sample_scenes,
 )
-from vader.trainer import train
+from vader.training.trainer import train
 
 ATTRIBUTES = ("color", "shape", "background", "motion")
 

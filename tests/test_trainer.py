@@ -22,8 +22,8 @@ from toys import ToyModel, Warmth
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import RunError, UserError
-from vader.evaluation.run_folder import ADAPTER, read_run
-from vader.trainer import train
+from vader.runs.reader import ADAPTER, read_run
+from vader.training.trainer import train
 
 # ---- numbers ----
 

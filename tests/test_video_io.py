@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from vader.errors import UserError
-from vader.tinyworld.scenes import render, sample_scenes
-from vader.video_io import (
+from vader.files.video import (
     aside,
     contact_sheet,
     frame_strip,
@@ -21,6 +20,7 @@ from vader.video_io import (
     write_mp4,
     write_png_frames,
 )
+from vader.tinyworld.scenes import render, sample_scenes
 
 
 def scene(frames: int = 8, size: int = 32) -> torch.Tensor:

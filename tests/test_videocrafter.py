@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vader.check import check_model
 from vader.cli import main
 from vader.errors import UserError
+from vader.files.video import read_video
 from vader.models import Guidance, VideoSize, load_model
 from vader.models.image_vae import decode_frames
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.names import to_diffusers, to_release, unet_names, vae_names
 from vader.models.videocrafter.networks import build_unet, text_to_release, unet_to_release, vae_to_release
 from vader.models.videocrafter.release import PREFIXES, find_release, schedule_buffers, write_release
-from vader.video_io import read_video
+from vader.tools.check import check_model
 from videocrafter_factories import LEVELS, make_networks, make_tiny_videocrafter
 
 SIZE = VideoSize(frames=3, height=16, width=12, fps=24)

@@ -8,12 +8,12 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
-from vader.adapters import load_adapter, load_into, merge_adapter, read_metadata
 from vader.errors import UserError
-from vader.export import export_adapter
 from vader.models.videocrafter.lora import PREFIX, RELEASED, _expected_names, import_lora, read_lora
 from vader.models.videocrafter.names import to_diffusers
 from vader.models.videocrafter.networks import names_of_unet
+from vader.networks.adapter import load_adapter, load_into, merge_adapter, read_metadata
+from vader.tools.export import export_adapter
 from videocrafter_factories import make_networks
 
 RANK = 4
@@ -68,7 +68,7 @@ def test_the_update_is_alpha_over_rank_times_b_a(tiny, tmp_path, monkeypatch, al
     unet, pairs, tensors = tiny
     torch.save(tensors, tmp_path / "lora.pt")
     before = {name: weight.clone() for name, weight in unet.state_dict().items()}
-    monkeypatch.setattr("vader.adapters.lora.read_lora", lambda path: read_lora(path, alpha, pairs))
+    monkeypatch.setattr("vader.networks.adapter.lora.read_lora", lambda path: read_lora(path, alpha, pairs))
     merge_adapter(load_adapter(unet, tmp_path / "lora.pt"))
     after = unet.state_dict()
     for name in tensors:

@@ -9,7 +9,6 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file
 
-from vader.adapters import adapter_parameters, add_adapter
 from vader.models import Condition, Guidance
 from vader.models.image_vae import decode_frames, encode_frames
 from vader.models.videocrafter.model import VideoCrafter, scheduler_config
@@ -28,7 +27,8 @@ from vader.models.videocrafter.networks import (
     vae_to_release,
 )
 from vader.models.videocrafter.release import PREFIXES, Release, schedule_buffers
-from vader.scheduler_config import solver_from_config
+from vader.networks.adapter import adapter_parameters, add_adapter
+from vader.solvers.scheduler_config import solver_from_config
 
 UNETS = {"unet_tiny": 5, "unet_tiny64": 2}
 

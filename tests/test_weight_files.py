@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from vader.errors import UserError
-from vader.weight_files import read_weights
+from vader.files.weights import read_weights
 
 TENSORS = {"a": torch.arange(1000.0)}
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vader.evaluation.run_folder import ADAPTER
 from vader.recipe import Recipe, load_recipe
+from vader.runs.reader import ADAPTER
 
 TOY = Path(__file__).with_name("toy.yaml")
 TIMINGS = ("seconds", "total_seconds", "compute_seconds", "peak_memory")  # may differ between two runs of a recipe
@@ -26,7 +26,7 @@ PATIENCE = 300  # seconds: for machines that are busy
 
 # The server loads the libraries once and forks a process for each run, which is then a process like any other.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vader.cli", "vader.trainer"])
+CONTEXT.set_forkserver_preload(["vader.cli", "vader.training.trainer"])
 
 
 def toy_recipe(*overrides: str) -> Recipe:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vader.models.base import Condition, VideoModel, VideoSize
 from vader.rewards.base import ClipReward, FrameReward
-from vader.scheduler_config import solver_from_config
+from vader.solvers.scheduler_config import solver_from_config
 
 DDIM = {
     "_class_name": "DDIMScheduler",

@@ -22,7 +22,7 @@ from torch import Tensor
 from vader.models.base import Guidance, VideoModel, VideoSize
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix
-from vader.sampling import Chain, Noise, encode
+from vader.sampling.walk import Chain, Noise, encode
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from torch import Tensor
 from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
 from vader.algorithms.rollouts import Update, gather_prompts, gather_scores, score
 from vader.errors import UserError
-from vader.memory import offload_activations
-from vader.prompts.images import image_of
+from vader.files.images import image_of
+from vader.networks.memory import offload_activations
 from vader.recipe import Recipe
-from vader.sampling import Chain
+from vader.sampling.walk import Chain
 
 TINY = 1e-6  # added to standard deviations of rewards
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vader import randomness
-from vader.adapters import adapter_disabled
 from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
 from vader.algorithms.preferences import Pair, PreferenceFile, ReplayBuffer
 from vader.algorithms.rollouts import Scores, Update, gather_prompts, gather_scores, score
-from vader.memory import offload_activations
 from vader.models.base import Guidance, VideoSize
+from vader.networks.adapter import adapter_disabled
+from vader.networks.memory import offload_activations
 from vader.recipe import Recipe
-from vader.sampling import Chain, Noise, sample_latents
+from vader.sampling.walk import Chain, Noise, sample_latents
 
 
 def dpo_loss(errors: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from vader.algorithms.base import Engine
 from vader.errors import UserError, nearest
+from vader.files.video import read_video, stream_frames
 from vader.models.base import VideoSize
 from vader.prompts import Prompt
-from vader.video_io import read_video, stream_frames
 
 COLUMNS = ("prompt", "winner", "loser", "image")
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vader import randomness
 from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
-from vader.algorithms.split_backward import Scored, Scorer, split_backward
-from vader.frames import choose_frames
-from vader.policies import Plan, draw_plan
-from vader.sampling import View, views
+from vader.sampling.policies import Plan, draw_plan
+from vader.sampling.walk import View, views
+from vader.scoring.frames import choose_frames
+from vader.scoring.scorer import Scored, Scorer, split_backward
 
 
 @dataclass

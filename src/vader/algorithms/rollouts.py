@@ -17,8 +17,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from vader.algorithms.base import Batch, Engine, Metrics
-from vader.algorithms.split_backward import Scorer
-from vader.frames import choose_frames
+from vader.scoring.frames import choose_frames
+from vader.scoring.scorer import Scorer
 
 
 class Update(NamedTuple):

@@ -13,8 +13,8 @@ from vader.cli.root import app
 from vader.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from vader.check import Check
     from vader.models.base import VideoSize
+    from vader.tools.check import Check
 
 check_app = typer.Typer(help="Prove that a reward or a model of your own keeps its contract, before hours are spent.")
 app.add_typer(check_app, name="check")
@@ -26,8 +26,8 @@ def check_reward(
 ) -> None:
     """Check a reward: shapes, batch independence, a gradient that reaches pixels and agrees with finite differences."""
     section = reward_section(spec)
-    from vader import check
     from vader.rewards.registry import load_reward
+    from vader.tools import check
 
     _print_checks(check.check_reward(load_reward(section.name, **section.options)))
 
@@ -44,8 +44,8 @@ def check_model(
     """Check a model: shapes, ranges, batch independence, frozen weights, a gradient that reaches the adapter."""
     video = _video_size(size)
     section = model_section(spec)
-    from vader import check
     from vader.recipe import SamplingSection
+    from vader.tools import check
 
     _print_checks(check.check_model(load_with_adapter(section, SamplingSection(), adapter=None), video))
 

@@ -13,7 +13,7 @@ from vader.cli.root import app
 from vader.errors import UserError
 
 if TYPE_CHECKING:
-    from vader.evaluate import Source
+    from vader.evaluation.evaluate import Source
     from vader.recipe import Recipe
 
 
@@ -51,7 +51,7 @@ def evaluate(
     resolved = _asked(resolved, prompts, watched)
     from rich.table import Table
 
-    from vader.evaluate import build_bench, evaluate_sources, table, write_evaluation
+    from vader.evaluation.evaluate import build_bench, evaluate_sources, table, write_evaluation
 
     bench = build_bench(resolved, videos, seeds)
     points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
@@ -65,15 +65,15 @@ def evaluate(
 
 
 def _of_run(folder: Path) -> tuple[Recipe, list[Source]]:
-    from vader.evaluate import sources_of_run
-    from vader.evaluation.run_folder import read_run
+    from vader.evaluation.evaluate import sources_of_run
+    from vader.runs.reader import read_run
 
     run = read_run(folder)
     return run.recipe, sources_of_run(run)
 
 
 def _of_adapter(adapter: Path | None, recipe: str | None, model: str | None) -> tuple[Recipe, list[Source]]:
-    from vader.evaluate import sources_of_adapter
+    from vader.evaluation.evaluate import sources_of_adapter
     from vader.recipe import load_recipe
 
     if adapter is None and model is None and recipe is None:

@@ -32,8 +32,8 @@ def model_section(spec: str) -> ModelSection:
 
 
 def load_with_adapter(section: ModelSection, sampling: SamplingSection, adapter: Path | None) -> VideoModel:
-    from vader.adapters import adapter_file, load_adapter
     from vader.models.registry import load_model
+    from vader.networks.adapter import adapter_file, load_adapter
 
     if adapter is not None:
         adapter_file(adapter)  # before anything large is loaded

@@ -32,8 +32,8 @@ def reproduce(
     """Reproduce the paper's figures and tables. The same command again goes on; finished runs are reused."""
     if scale not in SCALES:
         raise UserError(f"no scale {scale!r}: {nearest(scale, SCALES)}")
-    from vader.reproduce import reproduce as run
-    from vader.reproduce.study import Options
+    from vader.studies import reproduce as run
+    from vader.studies.study import Options
 
     options: Any = Options(scale, only, seeds)  # type: ignore[arg-type]
     print(*run(what, options, out, jobs, page), sep="\n")

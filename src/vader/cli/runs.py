@@ -41,7 +41,7 @@ def export(
     if merged == adapter:
         raise UserError("export what? give one of --merged and --adapter")
     _require_run(run)
-    from vader.export import export_adapter, export_merged
+    from vader.tools.export import export_adapter, export_merged
 
     trained = run / "adapter"
     print(export_merged(_base_model(run), trained, out) if merged else export_adapter(trained, out))

@@ -58,7 +58,7 @@ def sample(
     make_folder(out)
     from vader.models.base import Guidance, VideoSize
     from vader.models.registry import model_class
-    from vader.sampling import sample_videos
+    from vader.sampling.walk import sample_videos
 
     model_class(model_section.family).check_prompts(texts)
 
@@ -101,7 +101,7 @@ def _sections_to_sample(
 
 
 def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
-    from vader.video_io import contact_sheet, write_mp4
+    from vader.files.video import contact_sheet, write_mp4
 
     paths = [
         write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, fps)

@@ -18,7 +18,7 @@ from vader.cli.root import app
 from vader.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from vader.evaluation.scoring import FileScore, PartScore
+    from vader.scoring.files import FileScore, PartScore
 
 
 @app.command(
@@ -42,8 +42,8 @@ def score(
 ) -> None:
     """Score videos by rewards. Files that cannot be read are reported and the others scored; exit status 1 then."""
     sections = [reward_section(spec) for spec in rewards]
-    from vader.evaluation.scoring import find_videos, score_files
     from vader.rewards.registry import build_mix
+    from vader.scoring.files import find_videos, score_files
 
     videos = find_videos(paths)
     texts = _prompts_to_score(videos, prompt, prompts)
@@ -78,7 +78,7 @@ def _progress(count: int) -> Iterator[Callable[[], None]]:
 
 
 def _scores_as_json(scores: list[FileScore]) -> str:
-    from vader.evaluation.scoring import over_files
+    from vader.scoring.files import over_files
 
     files = [asdict(score) | {"path": str(score.path)} for score in scores]
     overall = over_files(scores)
@@ -90,7 +90,7 @@ def _print_scores(scores: list[FileScore]) -> None:
     """The table: mean ± spread over frames of each video, and over videos below; nothing where no video has a score."""
     from rich.table import Table
 
-    from vader.evaluation.scoring import over_files
+    from vader.scoring.files import over_files
 
     if not (overall := over_files(scores)):
         return

@@ -25,7 +25,7 @@ def train(
     from vader.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
-    from vader.trainer import train as run_training
+    from vader.training.trainer import train as run_training
 
     result = run_training(resolved, runs, dry_run=dry_run)
     if is_main_process():

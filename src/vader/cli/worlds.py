@@ -21,7 +21,7 @@ def build(
     ),
 ) -> None:
     """Train one of the tiny world's own models from nothing, with its fixed seed."""
-    from vader.tinyworld import pretrain
+    from vader import pretrain
 
     pretrain.build(name, out)
 
@@ -33,8 +33,8 @@ def show(
     """Draw some scenes of the tiny world, dull and vivid ones, with their captions."""
     import torch
 
+    from vader.files.video import contact_sheet
     from vader.tinyworld.scenes import captions, render, sample_scenes
-    from vader.video_io import contact_sheet
 
     scenes = sample_scenes(10, torch.Generator().manual_seed(3))
     print(contact_sheet(render(scenes), captions(scenes), out))

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Literal
 
 from vader.evaluation.formats import decimals, fixed, plain
-from vader.evaluation.run_folder import Run
+from vader.runs.reader import Run
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from vader.evaluation.charts import AXES, Axis, Series, held_out_series, legend,
 from vader.evaluation.formats import decimals, duration, fixed, signed
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
 from vader.evaluation.report import html_page, note, section
-from vader.evaluation.run_folder import Run, read_run
-from vader.video_io import aside
+from vader.files.video import aside
+from vader.runs.reader import Run, read_run
 
 GB = 1e9
 COLUMNS = ("run", "algorithm", "before", "after", "change", "steps", "reward queries", "compute time", "peak memory")

@@ -20,10 +20,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from vader.algorithms.base import Setup
+from vader.files.video import write_mp4
 from vader.rewards.base import RewardMix
-from vader.sampling import sample_videos
+from vader.sampling.walk import sample_videos
 from vader.tinyworld.judge import judge_prompts
-from vader.video_io import write_mp4
 
 
 @dataclass

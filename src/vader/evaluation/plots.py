@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from vader.errors import UserError
 from vader.evaluation.charts import Series, reward_series
-from vader.evaluation.run_folder import read_run
-from vader.video_io import aside
+from vader.files.video import aside
+from vader.runs.reader import read_run
 
 COLOURS = {"faint": "#d5cfc4", "train": "#a08f74", "held-out": "#0b7a6b"}
 RUN_COLOURS = ("#0b7a6b", "#c8553d", "#3f6fb5", "#b8860b", "#8a4f9e", "#5a6b2f", "#a83f6f", "#5d6470")  # as page.css

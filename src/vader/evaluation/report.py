@@ -20,9 +20,9 @@ from typing import Literal
 
 from vader.evaluation.charts import AXES, Series, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
-from vader.evaluation.run_folder import Evaluation, Run, Sample, TrainStep, read_run
+from vader.files.video import aside
 from vader.recipe import Recipe
-from vader.video_io import aside
+from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
 
 SMALL = 128  # pixels: videos below this on both sides are shown with hard pixel edges
 PHASES = {

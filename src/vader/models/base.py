@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.prompts.images import check_pictures, image_of
-from vader.scheduler_config import Kind
+from vader.files.images import check_pictures, image_of
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import Kind
 
 
 @dataclass(frozen=True)

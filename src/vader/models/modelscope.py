@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vader.errors import UserError
-from vader.models import checkpoint as files
+from vader.files import hub as files
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
-from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import Kind, solver_from_config
 
 COMPONENTS = {
     "unet": "config.json",

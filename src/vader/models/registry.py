@@ -10,7 +10,7 @@ import torch
 from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
 from vader.plugins import checked_options, load_object
-from vader.scheduler_config import Kind
+from vader.solvers.scheduler_config import Kind
 
 FAMILIES = {
     "modelscope": "vader.models.modelscope:ModelScope",

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
-from vader.models import checkpoint as files
+from vader.files import hub as files
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
 from vader.models.image_vae import space_factor
 from vader.randomness import generator
 from vader.rewards.preprocess import normalize
-from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import Kind, solver_from_config
 
 COMPONENTS = {
     "unet": "config.json",

@@ -17,7 +17,7 @@ from vader.errors import UserError, nearest
 from vader.recipe.explain import explain, shown
 from vader.recipe.schema import Recipe
 
-BUILT_IN = Path(__file__).parents[1] / "recipes"
+BUILT_IN = Path(__file__).parent / "recipes"
 
 
 def recipe_names() -> list[str]:

@@ -108,7 +108,7 @@ class PromptsSection(Section):
 
 
 class PolicySection(Section):
-    """Where the reward gradient enters the sampling chain (`vader.policies` says what each name means)."""
+    """Where the reward gradient enters the sampling chain (`vader.sampling.policies` says what each name means)."""
 
     name: Literal["last", "random_tail", "steps", "full", "draft_lv", "drtune", "refl"] = "last"
     k: PositiveInt = 1  # last: how many steps; drtune: how many of the steps; draft_lv: how many fresh noises

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
-from vader.open_clip import clean, clip_config, rename_open_clip
+from vader.files.open_clip import clean, clip_config, rename_open_clip
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resizer
 from vader.rewards.weights import find_file, find_folder, from_pretrained, load_pretrained, load_tensors

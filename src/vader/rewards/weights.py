@@ -13,9 +13,9 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.weights import read_weights
 from vader.plugins import one_line
 from vader.tinyworld import weights_path
-from vader.weight_files import read_weights
 
 TINY = "tiny"
 

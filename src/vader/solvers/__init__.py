@@ -1,6 +1,6 @@
 """Solvers turn a denoiser's prediction at step i into the latents of the next step.
 
-A solver makes a `Schedule` once (tables in float64; `vader.scheduler_config` builds it from a checkpoint's settings),
+A solver makes a `Schedule` once (tables in float64; `scheduler_config` builds it from a checkpoint's settings),
 and then `step` is a pure function of tensors: no hidden index, no host synchronisation, gradient flows.
 
 All of them walk a path `x = alpha * clean + sigma * noise`, so they share one step rule (`PathSolver`): split

@@ -18,8 +18,8 @@ from vader.models.opensora.sizes import latent_size
 from vader.models.opensora.stdit3 import STDiT3
 from vader.models.opensora.text import TextEmbedder, prepared
 from vader.models.opensora.vae import CHANNELS, OpenSoraVAE, pixel_frames
-from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import Kind, solver_from_config
 
 STILL_FPS = 120  # what the denoiser is told of a single frame
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from vader.models import checkpoint as files
+from vader.files import hub as files
 from vader.models.opensora.stdit3 import FIXED, STDiT3, STDiT3Config, frequencies
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
 

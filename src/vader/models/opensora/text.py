@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BitsAndBytesConfig, T5EncoderModel
 
 from vader.errors import UserError
-from vader.models import checkpoint as files
+from vader.files import hub as files
 from vader.models.opensora.parts import Part
 
 BATCH = 8  # prompts that the encoder sees at once

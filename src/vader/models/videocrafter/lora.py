@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.weights import read_weights
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
-from vader.weight_files import read_weights
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 PREFIX = "base_model.model.model.diffusion_model."

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vader.errors import UserError
-from vader.models import checkpoint as files
+from vader.files import hub as files
+from vader.files.open_clip import clean
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.models.videocrafter.networks import empty_text, empty_unet, empty_vae, load_text, load_unet, load_vae
@@ -30,9 +31,8 @@ from vader.models.videocrafter.release import (
     read_release,
     write_release,
 )
-from vader.open_clip import clean
-from vader.scheduler_config import Kind, solver_from_config
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import Kind, solver_from_config
 
 TOKENIZER = "openai/clip-vit-large-patch14"  # its vocabulary is open_clip's
 PADDING = 0  # open_clip pads with zeros, not with the end token

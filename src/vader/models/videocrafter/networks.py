@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vader.errors import UserError
-from vader.models.checkpoint import fill
+from vader.files.hub import fill
+from vader.files.open_clip import rename_open_clip, to_open_clip
 from vader.models.videocrafter.names import POINTWISE, Pairs, to_diffusers, to_release, unet_names, vae_names
-from vader.open_clip import rename_open_clip, to_open_clip
 from vader.plugins import one_line
 
 VAE_SCALE = 0.18215  # of the released latents

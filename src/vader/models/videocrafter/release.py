@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from vader.errors import UserError
-from vader.models import checkpoint as files
+from vader.files import hub as files
+from vader.files.weights import read_weights
 from vader.models.videocrafter.networks import (
     Settings,
     check_weights,
@@ -27,7 +28,6 @@ from vader.models.videocrafter.networks import (
     vae_to_release,
 )
 from vader.solvers import videocrafter_scale
-from vader.weight_files import read_weights
 
 FAMILY = "videocrafter"
 FILE_NAME = "model.ckpt"

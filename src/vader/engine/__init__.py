@@ -1,0 +1,1 @@
+"""The engine room: device, processes, and everything that a recipe names, built once."""

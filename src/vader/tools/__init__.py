@@ -1,0 +1,1 @@
+"""Tools beside training: checks of parts of one's own, exports."""

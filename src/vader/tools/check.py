@@ -1,0 +1,379 @@
+"""Proof that a part of one's own keeps its contract, before hours of training are spent on it.
+
+A reward or a base model comes in, a list of `Check`s goes out: shapes, ranges, independence within the
+batch, frozen weights, and a gradient that arrives and agrees with central finite differences. A check
+that raises has failed, with the error as its detail.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from vader.models.base import Condition, Guidance, VideoModel, VideoSize
+from vader.networks.adapter import adapter_parameters, add_adapter
+from vader.plugins import one_line
+from vader.randomness import generator, normal
+from vader.rewards.base import FrameReward, Reward
+
+PROMPTS = ("a red circle moving left over snow", "a blue square moving up over grass")
+SIZE = VideoSize(frames=4, height=32, width=32)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: what was checked, whether it holds, and the figures or the error."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+Outcome = tuple[bool, str]
+
+
+def _run(tests: Mapping[str, Callable[[], Outcome]]) -> list[Check]:
+    return [_check(name, test) for name, test in tests.items()]
+
+
+def _check(name: str, test: Callable[[], Outcome]) -> Check:
+    try:
+        passed, detail = test()
+    except Exception as error:  # the part under test is the user's: whatever it raises is the finding
+        return Check(name, False, f"{type(error).__name__}: {one_line(error)}")
+    return Check(name, passed, detail)
+
+
+# ---- rewards ----
+
+
+def check_reward(reward: Reward, prompts: Sequence[str] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
+    """Checks a reward on random videos of `size`, one for each prompt (two or more)."""
+    device = next(reward.parameters(), torch.empty(0)).device
+    frames = _random_pixels(len(prompts), size).to(device)
+    tests = {
+        "one finite number a video": _scores,
+        "the same again": _same_again,
+        "videos don't mix": _videos_independent,
+        "frames don't mix": _frames_independent,
+        "gradient reaches the pixels": _reaches_pixels,
+        "gradient agrees with finite differences": _pixel_gradient_agrees,
+    }
+    if not isinstance(reward, FrameReward):
+        del tests["frames don't mix"]
+    bound = {name: partial(test, reward, frames, list(prompts)) for name, test in tests.items()}
+    return _run(bound | {"weights are frozen, in eval mode": partial(_frozen, {"reward": reward})})
+
+
+def _random_pixels(count: int, size: VideoSize) -> Tensor:
+    """Uniform in [0.2, 0.8]: finite differences stay within [0, 1]."""
+    shape = (count, size.frames, 3, size.height, size.width)
+    return 0.2 + 0.6 * torch.rand(shape, generator=generator(0, "check/pixels"))
+
+
+@torch.no_grad()
+def _scores(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+    scores = reward(frames, prompts)
+    if tuple(scores.shape) != (len(prompts),):
+        return False, f"shape is {list(scores.shape)}, should be [{len(prompts)}]"
+    if scores.dtype != torch.float32:
+        return False, f"dtype is {scores.dtype}, should be torch.float32"
+    low, high = reward.sensible_range
+    return bool(scores.isfinite().all()), f"{_listed(scores)}; sensible range {low:g} to {high:g}"
+
+
+@torch.no_grad()
+def _same_again(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+    return _equal(reward(frames, prompts), reward(frames, prompts))
+
+
+@torch.no_grad()
+def _videos_independent(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+    alone = torch.cat([reward(frames[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
+    return _equal(reward(frames, prompts), alone)
+
+
+@torch.no_grad()
+def _frames_independent(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+    alone = torch.stack([reward(frame[:, None], prompts) for frame in frames.unbind(dim=1)])
+    return _equal(reward(frames, prompts), alone.mean(dim=0))
+
+
+def _reaches_pixels(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+    gradient = _pixel_gradient(reward, frames, prompts)
+    videos = gradient.flatten(1).norm(dim=1)
+    reached = (gradient != 0).float().mean().item()
+    return bool(videos.isfinite().all() and (videos > 0).all()), f"{reached:.0%} of the pixels; norms {_listed(videos)}"
+
+
+def _pixel_gradient(reward: Reward, frames: Tensor, prompts: list[str]) -> Tensor:
+    frames = frames.clone().requires_grad_()
+    return torch.autograd.grad(reward(frames, prompts).sum(), frames)[0]
+
+
+def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+    def error(dtype: torch.dtype) -> float:
+        probe, pixels = CASTS[dtype](copy.deepcopy(reward)), frames.to(dtype)
+        _require_dtype(probe(pixels, prompts), dtype)
+
+        @torch.no_grad()
+        def shifted(displacement: Tensor) -> float:
+            return probe(pixels + displacement, prompts).double().sum().item()
+
+        return _gradient_error(_pixel_gradient(probe, pixels, prompts), shifted, PIXEL_STEPS[dtype])
+
+    return _agreement(error)
+
+
+# ---- base models ----
+
+
+def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str] = PROMPTS) -> list[Check]:
+    """Checks a model on random latents of `size`, one for each prompt (two or more), and random pictures if it
+    starts from them.
+
+    The adapter is tried on a copy of the denoiser; the model itself stays as it is.
+    """
+    tests = {
+        "latents have a shape": _noise_shape,
+        "one condition a prompt": _conditions,
+        "solver steps": _solver_steps,
+        "prediction is like the latents": _prediction,
+        "videos don't mix": _predictions_independent,
+        "pixels in [0, 1]": _pixels,
+        "chosen frames are those of the whole": _chosen_frames,
+        "gradient reaches the latents": _reaches_latents,
+        "gradient reaches the adapter": _reaches_adapter,
+        "gradient agrees with finite differences": _adapter_gradient_agrees,
+    }
+    bound = {name: partial(test, model, size, list(prompts)) for name, test in tests.items()}
+    return _run(bound | {"weights are frozen, in eval mode": lambda: _frozen(model.networks())})
+
+
+def _latents(model: VideoModel, size: VideoSize, count: int) -> Tensor:
+    return normal(model.noise_shape(size), 0, "check/latents", 0, range(count), model.device)
+
+
+def _condition(model: VideoModel, size: VideoSize, prompts: list[str]) -> Condition:
+    """The prompts, encoded; where videos start from pictures, random ones."""
+    images = _random_pixels(len(prompts), size)[:, 0] if model.takes_images else None
+    return model.encode(prompts, images, size)
+
+
+def _time(model: VideoModel, size: VideoSize) -> Tensor:
+    """What the denoiser is told in the middle of a short chain."""
+    return model.solver.schedule(4, size).times[2]
+
+
+def _predict(model: VideoModel, size: VideoSize, latents: Tensor, condition: Condition) -> Tensor:
+    return model.predict(latents, _time(model, size), condition, Guidance(scale=2.0))
+
+
+def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    shape = model.noise_shape(size)
+    whole = all(isinstance(length, int) and length > 0 for length in shape)
+    return whole, f"{list(shape)} for {size.frames} frames of {size.height}x{size.width}"
+
+
+def _conditions(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    condition = _condition(model, size, prompts)
+    shapes = {name: list(value.shape) for name, value in condition.cond.items()}
+    if shapes != {name: list(value.shape) for name, value in condition.uncond.items()}:
+        return False, "cond and uncond differ in names or shapes"
+    if any(shape[0] != len(prompts) for shape in shapes.values()):
+        return False, f"first dimension should be {len(prompts)}: {shapes}"
+    attached = [name for name, value in condition.both().items() if value.requires_grad]
+    return not attached, f"{attached[0]} carries a graph" if attached else f"{shapes}"
+
+
+@torch.no_grad()
+def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    schedule = model.solver.schedule(4, size)
+    latents = _latents(model, size, len(prompts))
+    step = model.solver.step(schedule, 2, latents, torch.zeros_like(latents), torch.zeros_like(latents))
+    fits = step.next.shape == latents.shape and step.clean.shape == latents.shape
+    return fits and bool(step.next.isfinite().all()), f"times {_listed(schedule.times)}"
+
+
+@torch.no_grad()
+def _prediction(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    latents = _latents(model, size, len(prompts))
+    prediction = _predict(model, size, latents, _condition(model, size, prompts))
+    if prediction.shape != latents.shape or prediction.dtype != torch.float32:
+        wrong = f"{list(prediction.shape)} {prediction.dtype}"
+        return False, f"{wrong}, should be {list(latents.shape)} torch.float32"
+    return bool(prediction.isfinite().all()), f"mean {prediction.mean():.3g}, standard deviation {prediction.std():.3g}"
+
+
+@torch.no_grad()
+def _predictions_independent(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    latents, condition = _latents(model, size, len(prompts)), _condition(model, size, prompts)
+    rows = [slice(i, i + 1) for i in range(len(prompts))]
+    alone = torch.cat([_predict(model, size, latents[row], condition[row]) for row in rows])
+    return _equal(_predict(model, size, latents, condition), alone, _tolerance(model.denoiser))
+
+
+@torch.no_grad()
+def _pixels(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    pixels = model.decode(_latents(model, size, len(prompts)))
+    expected = (len(prompts), size.frames, 3, size.height, size.width)
+    if tuple(pixels.shape) != expected or pixels.dtype != torch.float32:
+        return False, f"{list(pixels.shape)} {pixels.dtype}, should be {list(expected)} torch.float32"
+    low, high = pixels.min().item(), pixels.max().item()
+    return 0 <= low <= high <= 1, f"{list(pixels.shape)}, from {low:.2f} to {high:.2f}"
+
+
+@torch.no_grad()
+def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    latents = _latents(model, size, len(prompts))
+    rows = torch.arange(len(prompts), device=latents.device)[:, None]
+    chosen = (rows + torch.tensor([0, size.frames // 2], device=latents.device)) % size.frames  # each video its own
+    return _equal(model.decode(latents, chosen), model.decode(latents)[rows, chosen], _tolerance(model.denoiser))
+
+
+def _reaches_latents(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    latents = _latents(model, size, len(prompts)).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.decode_unclamped(latents).sum(), latents)
+    norms = gradient.flatten(1).norm(dim=1)
+    return bool(norms.isfinite().all() and (norms > 0).all()), f"norms {_listed(norms)}"
+
+
+def _reaches_adapter(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    probe, parameters, objective = _adapter_objective(model, size, prompts, torch.float32)
+    gradients = torch.autograd.grad(objective(), parameters, allow_unused=True)
+    reached = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    finite = all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
+    targets = ", ".join(probe.lora_targets)
+    return finite and reached == len(parameters), f"{reached} of {len(parameters)} tensors of {targets}"
+
+
+def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+    def error(dtype: torch.dtype) -> float:
+        _, parameters, objective = _adapter_objective(model, size, prompts, dtype)
+        start = parameters_to_vector(parameters).detach().clone()
+        value = objective()
+        _require_dtype(value, dtype)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+
+        @torch.no_grad()
+        def shifted(displacement: Tensor) -> float:
+            vector_to_parameters(start + displacement, parameters)
+            return objective().item()
+
+        return _gradient_error(gradient, shifted, ADAPTER_STEPS[dtype])
+
+    return _agreement(error)
+
+
+def _adapter_objective(
+    model: VideoModel, size: VideoSize, prompts: list[str], dtype: torch.dtype
+) -> tuple[VideoModel, list[nn.Parameter], Callable[[], Tensor]]:
+    """A copy of the model with a small random adapter, all in `dtype`, and a random projection of its prediction."""
+    probe = _copy_with_adapter(model)
+    CASTS[dtype](probe.denoiser)
+    latents = _latents(model, size, len(prompts)).to(dtype)
+    condition = _cast(_condition(model, size, prompts), dtype)
+    weights = normal(latents.shape[1:], 0, "check/projection", 0, range(len(prompts)), latents.device).to(dtype)
+
+    def objective() -> Tensor:
+        return (_predict(probe, size, latents, condition) * weights).sum() / weights.numel() ** 0.5
+
+    return probe, adapter_parameters(probe.denoiser), objective
+
+
+def _copy_with_adapter(model: VideoModel) -> VideoModel:
+    """Only the denoiser is copied; the other networks are shared with the original."""
+    shared = {id(network): network for network in model.networks().values() if network is not model.denoiser}
+    probe = copy.deepcopy(model, shared)
+    add_adapter(probe.denoiser, model.lora_targets, rank=2)
+    for index, parameter in enumerate(adapter_parameters(probe.denoiser)):
+        fresh = torch.randn(parameter.shape, generator=generator(0, "check/adapter", index=index))
+        parameter.data.copy_(0.05 * fresh)
+    return probe
+
+
+def _cast(condition: Condition, dtype: torch.dtype) -> Condition:
+    def cast(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
+
+    return Condition(cast(condition.cond), cast(condition.uncond))
+
+
+# ---- common ----
+
+CASTS = {torch.float64: nn.Module.double, torch.float32: nn.Module.float}
+
+# Steps of the finite differences: so small that few kinks (|x|, ReLU) lie within, but well above the rounding.
+PIXEL_STEPS = {torch.float64: 1e-7, torch.float32: 2e-3}
+ADAPTER_STEPS = {torch.float64: 1e-6, torch.float32: 1e-3}
+TOLERANCES = {torch.float64: 1e-3, torch.float32: 0.1}
+
+
+def _gradient_error(gradient: Tensor, shifted: Callable[[Tensor], float], step: float, directions: int = 3) -> float:
+    """The median of `|g.d - (f(x + h d) - f(x - h d)) / 2h| / |g|` over random directions d of +1 and -1.
+
+    Relative to |g|, which is the spread of g.d, so that a direction almost at right angles to g does no harm;
+    the median, so that a kink in one direction's way doesn't either.
+
+    Raises:
+        TypeError: in float64, half the step gives other differences: within, something computes in less.
+    """
+    norm, errors, spreads = gradient.norm().item(), [], []
+    for index in range(directions):
+        signs = torch.randint(2, gradient.shape, generator=generator(0, "check/direction", index=index))
+        direction = (2 * signs - 1).to(gradient)
+        numeric, halved = ((shifted(h * direction) - shifted(-h * direction)) / (2 * h) for h in (step, step / 2))
+        errors.append(abs((gradient * direction).sum().item() - numeric) / norm)
+        spreads.append(abs(numeric - halved) / norm)
+    if gradient.dtype == torch.float64 and statistics.median(spreads) > TOLERANCES[torch.float64]:
+        raise TypeError("does not compute in float64 throughout")
+    return statistics.median(errors)
+
+
+def _agreement(error: Callable[[torch.dtype], float]) -> Outcome:
+    """In float64 where the part computes in it, else in float32 with a wider tolerance."""
+    try:
+        dtype, relative = torch.float64, error(torch.float64)
+    except Exception:  # many a network cannot, each in its own way; float32 then tells what is wrong, if anything is
+        dtype, relative = torch.float32, error(torch.float32)
+    return relative < TOLERANCES[dtype], f"relative error {relative:.1e} in {str(dtype).removeprefix('torch.')}"
+
+
+def _require_dtype(value: Tensor, dtype: torch.dtype) -> None:
+    if value.dtype != dtype:
+        raise TypeError(f"computes in {value.dtype}, not in {dtype}")
+
+
+def _frozen(networks: Mapping[str, nn.Module]) -> Outcome:
+    for label, network in networks.items():
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                return False, f"{label}: {name} takes a gradient: call requires_grad_(False)"
+        for name, module in network.named_modules():
+            if module.training:
+                return False, f"{label}: {name or 'it'} is in training mode: call eval()"
+    count = sum(parameter.numel() for network in networks.values() for parameter in network.parameters())
+    return True, f"{count:,} weights"
+
+
+def _equal(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> Outcome:
+    """Equal up to rounding: relative to the largest absolute value."""
+    if one.shape != other.shape:
+        return False, f"shapes differ: {list(one.shape)} and {list(other.shape)}"
+    difference = ((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()
+    return difference <= tolerance, f"relative difference {difference:.1e}"
+
+
+def _tolerance(network: nn.Module) -> float:
+    return 1e-4 if next(network.parameters()).dtype == torch.float32 else 5e-2
+
+
+def _listed(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.tolist())

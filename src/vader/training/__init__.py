@@ -1,0 +1,1 @@
+"""The training run: a recipe in, a run folder out."""

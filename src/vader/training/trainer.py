@@ -1,0 +1,372 @@
+"""The training run: a recipe in, a run folder out. Read `train` and `_loop`; they are the whole story.
+
+Every process holds the frozen networks and its share of each global batch; adapter gradients are averaged
+explicitly, and the main process alone writes. A run is continued from its newest checkpoint, and then gives
+the numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from vader import randomness
+from vader.algorithms import load_algorithm
+from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
+from vader.engine.build import build_engine, load_monitors
+from vader.errors import RunError, Stopped, UserError
+from vader.evaluation.held_out import evaluate, summary, write_samples
+from vader.evaluation.report import write_report
+from vader.models.registry import frozen_dtype, model_class
+from vader.networks.adapter import adapter_state, load_adapter_state, save_adapter
+from vader.networks.memory import peak_memory_bytes
+from vader.prompts import load_prompts
+from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.rewards.base import RewardMix
+from vader.runs.checkpoints import Checkpoints, MetricsLog, Progress, check_space, step_name
+from vader.runs.reader import ADAPTER, read_run
+from vader.training.progress import Display
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its folder, and the held-out reward before and after with standard errors."""
+
+    folder: Path
+    before: tuple[float, float]
+    after: tuple[float, float]
+    finished_before: bool = False  # by an earlier command; this one has trained nothing
+
+    def lines(self) -> list[str]:
+        """The five closing lines, after one that says so where there was nothing left to do."""
+        samples = sorted((self.folder / "samples").glob("step-*"))
+        already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
+        return [
+            *([already] if self.finished_before else []),
+            f"held-out reward before: {self.before[0]:.3f} ± {self.before[1]:.3f}",
+            f"held-out reward after:  {self.after[0]:.3f} ± {self.after[1]:.3f}",
+            f"videos:  {samples[0]} (before), {samples[-1]} (after)",
+            f"adapter: {self.folder / ADAPTER}",
+            f"report:  {self.folder / 'report.html'}",
+        ]
+
+
+@dataclass
+class Run:
+    """What the loop needs beside the engine: the recipe's prompts, where things go, and how far we are."""
+
+    recipe: Recipe
+    folder: Path
+    engine: Engine
+    algorithm: Algorithm
+    monitors: RewardMix
+    train_prompts: Sequence[str]
+    test_prompts: Sequence[str]
+    checkpoints: Checkpoints
+    log: MetricsLog
+    progress: Progress
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.engine.accelerator
+
+
+def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> TrainResult | None:
+    """Aligns a model after a recipe, or continues the run of that recipe.
+
+    Args:
+        recipe: see `vader.recipe.load_recipe`.
+        runs: the folder of runs; this one's is `runs/<recipe.name>`.
+        dry_run: check and load everything, train nothing, write nothing; returns None.
+
+    Returns:
+        The finished run; of a run that was finished before, what it left.
+
+    Raises:
+        UserError: something in the recipe, its files or the run's folder is not right; nothing was started.
+        RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
+    """
+    folder = Path(runs) / recipe.name
+    check_folder(recipe, folder)
+    if is_finished(folder):
+        return replace(read_result(folder), finished_before=True)
+    run = build_run(recipe, folder)
+    if dry_run:
+        return None
+    _open_folder(run)
+    _restore(run)
+    with run.accelerator.local_main_process_first():  # so that a cache is filled once
+        run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
+    with (
+        _stop_requests() as stop,
+        Display(recipe.name, recipe.train.steps, run.progress.step, run.accelerator.is_main_process) as display,
+    ):
+        _loop(run, display, stop)
+    _finish(run)
+    return read_result(folder)
+
+
+def _loop(run: Run, display: Display, stop: list[int]) -> None:
+    """Evaluates the base model, then steps, evaluates and saves until the recipe's steps are done."""
+    settings, progress = run.recipe.train, run.progress
+    if not run.checkpoints.steps():
+        _evaluate(run, display)
+        _save(run)
+    while progress.step < settings.steps:
+        _step(run, display)
+        done = progress.step == settings.steps
+        stopping = _any_process(run, bool(stop))
+        failing = progress.skipped_in_row >= settings.max_skipped
+        if done or progress.step % run.recipe.evaluation.every == 0:
+            _evaluate(run, display)
+        if done or stopping or failing or progress.step % settings.checkpoint_every == 0:
+            _save(run)
+        if failing:
+            raise RunError(_failure(progress))
+        if stopping and not done:
+            raise Stopped(f"stopped at step {progress.step} of {settings.steps} and saved: the same command goes on")
+
+
+def _step(run: Run, display: Display) -> None:
+    """One optimiser step, and its line in the metrics file."""
+    began, computed = time.perf_counter(), _compute_clock(run)
+    run.engine.clock.reset()
+    metrics = run.algorithm.step(run.engine, next_batch(run, run.progress.step + 1))
+    run.progress.advance(metrics.queries, metrics.skipped)
+    _log_step(run, display, metrics, time.perf_counter() - began, _compute_clock(run) - computed)
+
+
+def _compute_clock(run: Run) -> float:
+    """Seconds that others on the machine do not stretch: of the processor, over all threads; on a GPU, of the wall."""
+    return time.process_time() if run.accelerator.device.type == "cpu" else time.perf_counter()
+
+
+def next_batch(run: Run, step: int) -> Batch:
+    """This process's share of the global batch of a step. Prompts come in random order, each once an epoch.
+
+    An algorithm that compares videos of one prompt gets `videos_per_prompt` of them, one after the other.
+    """
+    total, prompts = run.recipe.train.batch, run.train_prompts
+    share = total // run.accelerator.num_processes
+    indices = range(run.accelerator.process_index * share, (run.accelerator.process_index + 1) * share)
+    places = [((step - 1) * total + index) // run.algorithm.videos_per_prompt for index in indices]
+    chosen = [prompts[_shuffled(len(prompts), run.recipe.train.seed, place)] for place in places]
+    return Batch(step, tuple(chosen), tuple(indices), total)
+
+
+def _shuffled(count: int, seed: int, place: int) -> int:
+    """The item at a place of an endless sequence of random permutations of `count` items."""
+    epoch, offset = divmod(place, count)
+    return int(torch.randperm(count, generator=randomness.generator(seed, "order", epoch))[offset])
+
+
+# ---- building ----
+
+
+def build_run(recipe: Recipe, folder: Path) -> Run:
+    """Builds all that a run needs, what is quick to check first; writes nothing.
+
+    Raises:
+        UserError: a part of the recipe cannot be had here, or does not fit the others.
+    """
+    train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
+    model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
+    algorithm = load_algorithm(recipe)
+    monitors = load_monitors(recipe, test_prompts)
+    engine = build_engine(recipe, folder)
+    monitors.to(engine.model.device).to_precision(frozen_dtype(recipe.model.precision, engine.model.device))
+    engine.reward.check_prompts([*train_prompts, *test_prompts])
+    engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
+    algorithm.check(engine)
+    check_space(folder, _bytes_of_checkpoints(recipe, engine, algorithm))
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
+    log = MetricsLog(folder / "metrics.jsonl")
+    return Run(recipe, folder, engine, algorithm, monitors, train_prompts, test_prompts, checkpoints, log, Progress())
+
+
+def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
+    """Adapter, AdamW's two moments and the algorithm's state, in every checkpoint kept and the one being written."""
+    adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
+    return (3 * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
+
+
+# ---- the run's folder ----
+
+
+def check_folder(recipe: Recipe, folder: Path) -> None:
+    """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe."""
+    nearest_parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest_parent.is_dir() or not os.access(nearest_parent, os.W_OK):
+        raise _unwritable(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
+    difference = first_difference(load_recipe(str(folder / "recipe.yaml")), recipe)
+    if difference is not None:
+        raise UserError(
+            f"{folder} is the run of another recipe ({difference}): "
+            "choose another name=... or --runs, or remove that folder"
+        )
+
+
+def _unwritable(folder: Path) -> UserError:
+    return UserError(f"cannot write the run's folder {folder}: choose another one with --runs")
+
+
+def _open_folder(run: Run) -> None:
+    """Makes the folder and its recipe, and starts the trackers; other processes wait until it is there."""
+    if run.accelerator.is_main_process and not (run.folder / "recipe.yaml").exists():
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            aside = run.folder / ".recipe.yaml"
+            dump_recipe(run.recipe, aside, library_versions())
+            aside.replace(run.folder / "recipe.yaml")
+        except OSError as error:
+            raise _unwritable(run.folder) from error
+    run.accelerator.wait_for_everyone()
+    if run.recipe.train.trackers:
+        run.accelerator.init_trackers("vader", init_kwargs={"wandb": {"name": run.recipe.name}})
+
+
+def _restore(run: Run) -> None:
+    """Continues from the newest checkpoint; without one, from the start."""
+    saved = run.checkpoints.load_latest()
+    if saved is not None:
+        run.progress, state = saved
+        load_adapter_state(run.engine.model.denoiser, state["adapter"])
+        run.engine.optimizer.load_state_dict(state["optimizer"])
+        run.engine.scaler.load_state_dict(state["scaler"])
+        run.algorithm.load_state_dict(state["algorithm"])
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        run.log.keep_until(run.progress.step if saved is not None else -1)
+
+
+def _save(run: Run) -> None:
+    if run.accelerator.is_main_process:
+        engine = run.engine
+        state = {
+            "adapter": adapter_state(engine.model.denoiser),
+            "optimizer": engine.optimizer.state_dict(),
+            "scaler": engine.scaler.state_dict(),
+            "algorithm": run.algorithm.state_dict(),
+        }
+        run.checkpoints.save(run.progress, state)
+    run.accelerator.wait_for_everyone()
+
+
+def _finish(run: Run) -> None:
+    """Writes the adapter and the report's page; the two together say that the run is finished."""
+    if run.accelerator.is_main_process:
+        recipe = run.recipe
+        metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
+        save_adapter(run.engine.model.denoiser, run.folder / ADAPTER.parent, run.engine.model.denoiser_name, metadata)
+        write_report(run.folder)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / ADAPTER).exists() and (folder / "report.html").exists()
+
+
+def read_result(folder: Path) -> TrainResult:
+    evaluations = read_run(folder).evaluations
+    first, last = evaluations[0], evaluations[-1]
+    return TrainResult(folder, (first.reward, first.stderr), (last.reward, last.stderr))
+
+
+# ---- evaluation and logging ----
+
+
+def _evaluate(run: Run, display: Display) -> None:
+    """Held-out prompts under fixed noise: scores into the metrics file, some videos into the samples."""
+    settings, step = run.recipe.evaluation, run.progress.step
+    at_the_ends = step in (0, run.recipe.train.steps)
+    count = settings.final_videos if at_the_ends and settings.final_videos else settings.videos
+    display.stage(f"scoring {count} held-out videos")
+    began = time.perf_counter()
+    scores = evaluate(run.engine, run.test_prompts, count, run.monitors)
+    line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **summary(scores)}
+    line["seconds"] = time.perf_counter() - began
+    if run.accelerator.is_main_process:
+        write_samples(run.folder / "samples" / step_name(step), scores, run.recipe.video.fps)
+        run.log.append(line)
+    display.evaluation(line)
+    _track(run, "held_out", {"reward": line["reward"], **line["parts"], **line.get("judge", {})})
+    _track(run, "monitors", line.get("monitors", {}))
+
+
+def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, compute_seconds: float) -> None:
+    line = {
+        "kind": "train",
+        "step": run.progress.step,
+        "reward": metrics.reward,
+        "parts": metrics.parts,
+        "queries": run.progress.queries,
+        "grad_norm": metrics.grad_norm,
+        "clamped": metrics.clamped,
+        **metrics.extra,
+        "seconds": run.engine.clock.seconds,
+        "total_seconds": seconds,
+        "compute_seconds": compute_seconds,
+        "peak_memory": peak_memory_bytes(run.engine.accelerator.device),
+        "skipped": run.progress.skipped,
+    }
+    if run.accelerator.is_main_process:
+        run.log.append(line)
+    display.train(line)
+    numbers = {
+        name: line[name] for name in ("reward", "queries", "grad_norm", "clamped", "total_seconds", "peak_memory")
+    }
+    _track(run, "train", numbers | metrics.parts | metrics.extra)
+
+
+def _track(run: Run, group: str, values: dict[str, Any]) -> None:
+    if run.recipe.train.trackers and values:
+        run.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=run.progress.step)
+
+
+def _failure(progress: Progress) -> str:
+    return (
+        f"the reward or its gradient was not finite in {progress.skipped_in_row} steps in a row; the adapter is "
+        f"saved as it was before them (step {progress.step}): try a lower optimizer.lr or model.precision=fp32"
+    )
+
+
+# ---- stopping ----
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Within, Ctrl-C and SIGTERM are noted in a list, to stop after the step; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _any_process(run: Run, flag: bool) -> bool:
+    """Whether the flag is set in any process, so that all stop at the same step."""
+    return any(gather_object([flag])) if run.accelerator.num_processes > 1 else flag
