@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,14 +98,14 @@ class Clip:
 # ---- latents ----
 
 
-def map_latents(function: Callable[..., Tensor], first: Latents, *others: Latents) -> Latents:
-    """The function of each tensor of latents, and of its namesakes in the others."""
+def map_latents(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """The function of each tensor of latents, and of its namesakes in the others; the result is of the same form."""
     if isinstance(first, Tensor):
         return function(first, *others)
     return {name: function(value, *(other[name] for other in others)) for name, value in first.items()}
 
 
-def detached(latents: Latents) -> Latents:
+def detached(latents: Any) -> Any:
     return map_latents(Tensor.detach, latents)
 
 
