@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPV
 
 from vader.errors import UserError
 from vader.files.open_clip import clean, clip_config, rename_open_clip
+from vader.nouns import Prompt
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resizer
 from vader.rewards.weights import find_file, find_folder, from_pretrained, load_pretrained, load_tensors
@@ -61,8 +62,8 @@ class TextTower(nn.Module):
         self.tokenize = tokenize
         self._features: dict[str, Tensor] = {}
 
-    def forward(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([self._feature(prompt) for prompt in prompts])
+    def forward(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        return torch.stack([self._feature(str(prompt)) for prompt in prompts])
 
     def _feature(self, prompt: str) -> Tensor:
         if prompt not in self._features:
@@ -89,11 +90,11 @@ class ClipSimilarity(FrameReward):
         self.image = image
         self.text = text
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (self.image(images) * self.text(prompts)).sum(dim=-1)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        if not all(prompt.strip() for prompt in prompts):
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if not all(prompt.text.strip() for prompt in prompts):
             raise UserError(
                 f"{type(self).__name__} compares a video with its prompt, and a prompt is empty: "
                 "give every video one (vader score: --prompt or --prompts)"
