@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from vader.errors import UserError, nearest
+from vader.files.atomic import atomic_write
 from vader.recipe.explain import explain, shown
 from vader.recipe.schema import Recipe
 
@@ -53,7 +54,8 @@ def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None
     header = "# Resolved recipe. Made with " + ", ".join(f"{name} {number}" for name, number in versions.items())
     keys = recipe.model_dump(mode="json", exclude={"algorithm": recipe.algorithm.foreign()})
     body = yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{header}\n{body}", encoding="utf-8")
 
 
 def library_versions() -> dict[str, str]:
