@@ -14,13 +14,25 @@ from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from torch import nn
 
 from vader.errors import UserError, nearest
 
 T = TypeVar("T")
+
+
+class Part(BaseModel):
+    """A part by name, built in or `module:Name`; every other key is an option of its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 def load_object(spec: str, kind: str, base: type[T]) -> type[T]:

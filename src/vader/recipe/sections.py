@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,7 +15,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from vader.errors import UserError
+from vader.plugins import Part
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -90,14 +89,6 @@ def _parts_of(section: RewardSection) -> Sequence[RewardSection]:
         return (section,)
     weighted = [{**part, **section.options, "weight": section.weight * part["weight"]} for part in MIXES[section.name]]
     return [RewardSection.model_validate(part) for part in weighted]
-
-
-def _monitors(sections: Sequence[RewardSection]) -> tuple[RewardSection, ...]:
-    """Monitors are never summed, so that a weight would say nothing; those of a mix are dropped."""
-    for section in sections:
-        if section.weight != 1.0:
-            raise UserError(f"evaluation.monitors: {section.name} has a weight, and monitors are not summed: drop it")
-    return tuple(section.model_copy(update={"weight": 1.0}) for section in expand_mixes(sections))
 
 
 class PromptsSection(Section):
@@ -211,8 +202,7 @@ class EvaluationSection(Section):
     final_videos: PositiveInt | None = None  # None: `videos`; at step 0 and at the end
     shown: PositiveInt = 4  # how many are written as mp4
     batch: PositiveInt = 8
-    judge: bool = False  # the tiny world's ground truth, beside the reward
-    monitors: Annotated[tuple[RewardSection, ...], AfterValidator(_monitors)] = ()  # scored, never trained on
+    metrics: tuple[Part, ...] = ()  # figures that nothing is trained on (`vader.evaluation.metrics`)
 
 
 class MemorySection(Section):

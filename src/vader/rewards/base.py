@@ -23,6 +23,7 @@ class Reward(nn.Module):
     """
 
     sensible_range: tuple[float, float] = (0.0, 1.0)
+    framewise: bool = False  # a mean over frames, which splits into frame chunks
 
     @abstractmethod
     def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -43,6 +44,8 @@ class Reward(nn.Module):
 
 class FrameReward(Reward):
     """The mean over frames of a score of single images."""
+
+    framewise = True
 
     @abstractmethod
     def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -76,11 +79,7 @@ class RewardMix(Reward):
         self.weights = weights
         ends = [sorted(weights[name] * end for end in reward.sensible_range) for name, reward in rewards.items()]
         self.sensible_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
-
-    @property
-    def framewise(self) -> bool:
-        """Whether the whole mix is a mean over frames, and so splits into frame chunks."""
-        return all(isinstance(reward, FrameReward) for reward in self.rewards.values())
+        self.framewise = all(reward.framewise for reward in rewards.values())
 
     def to_precision(self, dtype: torch.dtype) -> RewardMix:
         for reward in self.rewards.values():
