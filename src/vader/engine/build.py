@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,8 +18,7 @@ from vader.models.base import VideoModel
 from vader.models.registry import frozen_dtype, load_model, model_options
 from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.networks.memory import checkpoint_blocks
-from vader.recipe import FramesSection, Recipe
-from vader.rewards.base import RewardMix
+from vader.recipe import Recipe
 from vader.rewards.registry import build_mix
 from vader.scoring.frames import check_frames
 
@@ -54,14 +52,6 @@ def load_base(recipe: Recipe, device: torch.device) -> VideoModel:
         section.family, section.checkpoint, precision=section.precision, device=device, solver=sampling.solver,
         eta=sampling.eta, spacing=sampling.spacing, options=section.options,
     )  # fmt: skip
-
-
-def load_monitors(recipe: Recipe, test_prompts: Sequence[str]) -> RewardMix:
-    """The rewards that score held-out videos and are never trained on. Raises `UserError` as `build_run`."""
-    monitors = build_mix(recipe.evaluation.monitors)
-    check_frames(FramesSection(sample="all"), recipe.video.frames, monitors)
-    monitors.check_prompts(test_prompts)
-    return monitors
 
 
 def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
