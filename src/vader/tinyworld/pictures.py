@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.prompts.prompt import Prompt
+from vader.nouns import Prompt
 from vader.tinyworld.scenes import Attributes, caption, render, sample_scenes
 from vader.tinyworld.split import test_attributes, train_attributes
 
