@@ -20,7 +20,7 @@ from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_class, model_options
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
-from vader.networks.techniques import Role, Techniques, load_techniques
+from vader.networks.techniques import Role, load_techniques
 from vader.nouns import VideoSize
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from vader.algorithms.base import Setup
+from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
 from vader.rewards.base import RewardMix
 from vader.sampling.walk import sample_videos
@@ -112,15 +112,11 @@ def _means(records: list[dict[str, float]]) -> dict[str, float]:
 
 def write_samples(folder: Path, scores: list[VideoScore], fps: int) -> None:
     """Writes the shown videos and the list of their prompts to `folder`, whole or not at all."""
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     listed = []
-    for score in scores:
-        if score.pixels is not None:
-            name = f"{score.index:03d}.mp4"
-            write_mp4(aside / name, score.pixels, fps)
-            listed.append({"file": name, "prompt": score.prompt, "reward": score.reward})
-    (aside / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with atomic_folder(folder) as temporary:
+        for score in scores:
+            if score.pixels is not None:
+                name = f"{score.index:03d}.mp4"
+                write_mp4(temporary / name, score.pixels, fps)
+                listed.append({"file": name, "prompt": score.prompt, "reward": score.reward})
+        (temporary / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")

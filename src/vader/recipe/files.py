@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from vader.errors import UserError, nearest
+from vader.files.atomic import atomic_write
 from vader.recipe.explain import explain, shown
 from vader.recipe.moved import moved_keys
 from vader.recipe.schema import Recipe
@@ -54,7 +55,8 @@ def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None
     """Writes every key of a recipe as YAML under a comment of versions; `load_recipe` gives back an equal recipe."""
     header = "# Resolved recipe. Made with " + ", ".join(f"{name} {number}" for name, number in versions.items())
     body = yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{header}\n{body}", encoding="utf-8")
 
 
 def library_versions() -> dict[str, str]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import VideoMAEForVideoClassification
 
 from vader.errors import UserError, nearest
+from vader.files.hub import load_pretrained, resolve
 from vader.nouns import Clip, Prompt
 from vader.rewards.base import Reward
 from vader.rewards.needs import AllFrames
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resizer, crop, normalize, squash
-from vader.rewards.weights import find_folder, load_pretrained
 
 RESIZERS: dict[str, Resizer] = {"crop": partial(crop, mode="bilinear"), "squash": squash}
 
@@ -52,7 +52,7 @@ class Action(Reward):
             UserError: weights are missing, the classifier has no such label, or `frames` is odd.
         """
         super().__init__()
-        source = find_folder(checkpoint, "actions")
+        source = resolve(checkpoint, "actions")
         self.model: Any = load_pretrained(VideoMAEForVideoClassification, source, "VideoMAE classifier")
         self.indices = {_plain(name): index for index, name in self.model.config.id2label.items()}
         self.probability = output == "probability"

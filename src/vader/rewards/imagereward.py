@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from vader.errors import UserError
+from vader.files.hub import find_file, load_pretrained, load_tokenizer, resolve
+from vader.files.weights import load_tensors
 from vader.nouns import Prompt
 from vader.rewards.base import FrameReward
 from vader.rewards.heads import linear_stack
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalize, resizer
-from vader.rewards.weights import find_file, find_folder, from_pretrained, load_pretrained, load_tensors
 
 CHECKPOINT = "THUDM/ImageReward/ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -53,7 +54,7 @@ class ImageReward(FrameReward):
         width = self.vision.config.hidden_size
         self.text: Any = load_text(parts["blip.text_encoder."], width, str(path))
         self.head = linear_stack(parts["mlp."], str(path))
-        self.tokenizer = from_pretrained(AutoTokenizer, find_folder(tokenizer, "bert"), "tokenizer")
+        self.tokenizer = load_tokenizer(AutoTokenizer, resolve(tokenizer, "bert"))
         self.resize = resizer(resize)
 
     def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -137,7 +138,7 @@ def _load(cls: Any, tensors: dict[str, Tensor], config: Any, label: str, **optio
         built = config(tensors)
     except KeyError as error:
         raise UserError(f"{label} is not an ImageReward checkpoint: it has no {error.args[0]!r}") from error
-    return load_pretrained(cls, None, "ImageReward", label, config=built, state_dict=tensors, **options)
+    return load_pretrained(cls, None, f"ImageReward of {label}", config=built, state_dict=tensors, **options)
 
 
 def vision_config(tensors: dict[str, Tensor]) -> BlipVisionConfig:

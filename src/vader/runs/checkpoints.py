@@ -1,7 +1,6 @@
 """Checkpoints of a run, and its metrics file: what a killed run continues from.
 
-A checkpoint is written aside and renamed, so that a crash never leaves half of one. Together with the stateless
-randomness it holds all there is to know: adapter, optimiser, loss scale and counters. Metrics are appended line
+A checkpoint appears whole, so that a crash never leaves half of one. Together with the stateless randomness it holds all there is to know: adapter, optimiser, loss scale and counters. Metrics are appended line
 by line; on resuming, lines beyond the checkpoint are dropped, because they will be written again.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import shutil
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 
 from vader.errors import RunError, UserError
+from vader.files.atomic import atomic_folder, atomic_write
 
 
 @dataclass
@@ -54,17 +53,10 @@ class Checkpoints:
             RunError: it cannot be written; older checkpoints stay.
         """
         final = self.folder / step_name(progress.step)
-        aside = self.folder / f".{final.name}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            with open(aside / "state.pt", "wb") as file:
-                torch.save({"progress": asdict(progress), **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            with atomic_folder(final, sync=True) as temporary:
+                torch.save({"progress": asdict(progress), **state}, temporary / "state.pt")
+        except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise RunError(f"no checkpoint could be written to {self.folder}: {error}; older ones are kept") from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)
@@ -117,9 +109,8 @@ class MetricsLog:
             return
         whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        aside.replace(self.path)
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vader.evaluation.formats import duration
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.studies import ablation, figure4, figure7, table1
 from vader.studies.formats import count, markdown, mean_and_spread
 from vader.studies.study import Study, arm_of, best
@@ -72,7 +72,7 @@ def write_page(results: Path, page: Path) -> Path:
     scale = known[0]["scale"] if known else "tiny"
     head = INTRODUCTION.format(scale=SCALES[scale])
     text = "\n\n".join([head.rstrip(), *sections, *([DIFFERENCES.rstrip()] if scale == "tiny" else [])])
-    with aside(page) as temporary:
+    with atomic_write(page) as temporary:
         temporary.write_text("\n".join(map(_wrapped, text.splitlines())) + "\n", encoding="utf-8")
     return page
 
@@ -111,9 +111,9 @@ def _picture(results: Path, name: str, page: Path) -> str:
     if page.parent.resolve() == results.resolve():
         return f"{name}.png"
     folder = page.parent / "assets" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".json"):
-        shutil.copyfile(results / f"{name}{suffix}", folder / f"{name}{suffix}")
+        with atomic_write(folder / f"{name}{suffix}") as temporary:
+            shutil.copyfile(results / f"{name}{suffix}", temporary)
     return f"assets/results/{name}.png"
 
 
