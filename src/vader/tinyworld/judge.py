@@ -62,11 +62,19 @@ def judge_prompts(videos: Tensor, prompts: Sequence[str | Prompt]) -> dict[str, 
     Raises:
         ValueError: a prompt is not of the tiny world.
     """
-    wanted = torch.tensor([parse_caption(_with_label(prompt)) for prompt in as_prompts(prompts)])
-    seen = judge(videos)
+    truths, seen = wanted(prompts).unbind(1), judge(videos)
     names = ("color", "shape", "background", "motion")
-    right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, wanted.unbind(1), strict=True)}
+    right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, truths, strict=True)}
     return {"vividness": seen.vividness, **right}
+
+
+def wanted(prompts: Sequence[str | Prompt]) -> Tensor:
+    """Colour, shape, background and motion that each prompt asks for: `[N, 4]`.
+
+    Raises:
+        ValueError: a prompt is not of the tiny world.
+    """
+    return torch.tensor([parse_caption(_with_label(prompt)) for prompt in as_prompts(prompts)])
 
 
 def _with_label(prompt: Prompt) -> str:
