@@ -480,7 +480,7 @@ def test_a_written_page_is_refreshed_between_its_marks(tmp_path, out):
         assert kept in page
     assert write_page(out, path).read_text() == page
     path.write_text("<!-- figure7 -->")
-    with pytest.raises(UserError, match="results.md has <!-- figure7 --> and no <!-- /figure7 --> after it"):
+    with pytest.raises(UserError, match=r"results\.md has <!-- figure7 --> and no <!-- /figure7 --> after it"):
         write_page(out, path)
 
 
