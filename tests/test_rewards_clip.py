@@ -149,13 +149,13 @@ def test_missing_weights_are_an_error(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"it lacks 1 weights, as visual_projection\.weight"):
+    with pytest.raises(UserError, match=r"CLIP of .* is not whole: it lacks 1 weights \(visual_projection\.weight"):
         clip.load_image_tower(str(folder))
 
 
 @pytest.mark.parametrize("load", [clip.load_clip, clip.load_image_tower, clip.load_tokenizer])
 def test_missing_folder_is_an_error(load, tmp_path):
-    with pytest.raises(UserError, match="no model at"):
+    with pytest.raises(UserError, match="is no folder here"):
         load(str(tmp_path / "nothing"))
 
 
@@ -169,5 +169,5 @@ def test_files_that_are_no_clip_are_errors(tmp_path):
     with pytest.raises(UserError, match="no weight file at"):
         clip.load_clip(str(tmp_path / "missing.pt"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no CLIP could be loaded"):
+    with pytest.raises(UserError, match="cannot load CLIP of checkpoint"):
         clip.load_clip(str(tmp_path / "empty"))

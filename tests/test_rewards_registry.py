@@ -119,7 +119,7 @@ def test_every_built_in_reward_has_a_line_of_description():
         ("aesthetic", {"target": "ten"}, "reward 'aesthetic': target is 'ten': input should be a valid number"),
         ("aesthetic", {"resize": "stretch"}, "resize is 'stretch': input should be 'crop', 'squash' or 'pad'"),
         ("hps", {"version": "v3"}, "version is 'v3': input should be 'v2.0' or 'v2.1'"),
-        ("aesthetic", {"checkpoint": "./nowhere"}, "no model at './nowhere'"),
+        ("aesthetic", {"checkpoint": "./nowhere"}, "checkpoint './nowhere' is no folder here"),
     ],
 )
 def test_mistakes_are_one_line(name, options, message):
@@ -130,6 +130,6 @@ def test_mistakes_are_one_line(name, options, message):
 
 
 def test_missing_tiny_weights_are_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("vader.tinyworld.WEIGHTS", tmp_path)
+    monkeypatch.setattr("vader.files.hub.TINY_WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="the tiny world has no weights 'clip'"):
         load_reward("aesthetic", checkpoint="tiny")

@@ -27,7 +27,7 @@ from vader.evaluation.charts import (
 from vader.evaluation.formats import decimals, duration, fixed, signed
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
 from vader.evaluation.report import html_page, note, section
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.runs.reader import Evaluation, Run, read_run
 
 GB = 1e9
@@ -51,7 +51,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> list[Path]:
     """
     entries = read_entries(folders)
     page = out / "compare.html"
-    with aside(page) as temporary:
+    with atomic_write(page) as temporary:
         temporary.write_text(comparison_page(entries), encoding="utf-8")
     return [page, *draw_comparison(entries, [out / "compare.png", out / "compare.svg"])]
 

@@ -27,7 +27,7 @@ from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_fig
 from vader.evaluation.metrics.base import Metrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.plots import RUN_COLOURS, draw_lines, new_figure, save
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.models.registry import frozen_dtype, model_class
 from vader.networks.adapter import adapter_disabled, adapter_file, has_adapter, load_adapter, load_adapter_state
 from vader.nouns import Prompt
@@ -216,7 +216,7 @@ def write_evaluation(bench: Bench, points: Sequence[Point], out: Path) -> list[P
         "seeds": list(bench.seeds),
         "points": [asdict(point) for point in points],
     }
-    with aside(out / "evaluation.json") as temporary:
+    with atomic_write(out / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [out / "evaluation.json", draw_evaluation(points, out / "evaluation.png")]
 

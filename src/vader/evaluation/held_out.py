@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from vader.algorithms.base import Setup
 from vader.engine.collectives import even_shares
 from vader.evaluation.metrics.base import Metrics
+from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
 from vader.nouns import Clip, Prompt
 from vader.runs.log import write_lines
@@ -186,15 +186,11 @@ def write_scores(path: Path, videos: Iterable[VideoScore]) -> None:
 
 def write_samples(folder: Path, videos: Iterable[VideoScore], fps: int) -> None:
     """Writes videos and the list of their prompts to `folder`, whole or not at all."""
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     listed = []
-    for video in videos:
-        if video.clip is not None:
-            name = f"{video.index:03d}.mp4"
-            write_mp4(aside / name, video.clip.frames[0], fps)
-            listed.append({"file": name, "prompt": str(video.prompt), "reward": video.reward})
-    (aside / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with atomic_folder(folder) as temporary:
+        for video in videos:
+            if video.clip is not None:
+                name = f"{video.index:03d}.mp4"
+                write_mp4(temporary / name, video.clip.frames[0], fps)
+                listed.append({"file": name, "prompt": str(video.prompt), "reward": video.reward})
+        (temporary / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")

@@ -20,7 +20,7 @@ from typing import Literal
 
 from vader.evaluation.charts import AXES, Series, figure_names, is_share, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.recipe import Recipe
 from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
 
@@ -42,7 +42,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.folder.report
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(report_page(run), encoding="utf-8")
     return path
 

@@ -1,16 +1,13 @@
 """Videos in and out of files: mp4 for people, PNG frames and contact sheets, and any video file as a tensor.
 
 In and out go pixels `[F, 3, H, W]` in [0, 1]. Small videos are enlarged for the eye; the file remembers
-by how much, so that reading it back gives the pixels that were sampled. Every file appears whole or not
-at all: it is written aside and renamed.
+by how much, so that reading it back gives the pixels that were sampled. Every file appears whole or not at all.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -25,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_write
 
 EYE = 256  # pixels: smaller videos are enlarged towards this
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
@@ -51,7 +49,7 @@ def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None 
     height, width = frames.shape[-2:]
     factor = upscale or enlargement(height, width)
     images = to_bytes(_evened(enlarged(frames, factor)))
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         _encode(temporary, images, Fraction(fps).limit_denominator(1001), _mark(height, width, factor))
     return Path(path)
 
@@ -131,25 +129,9 @@ def contact_sheet(videos: Tensor, captions: Sequence[str], path: str | Path) -> 
 
 
 def write_png(path: str | Path, image: Image.Image) -> Path:
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
     return Path(path)
-
-
-@contextmanager
-def aside(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and goes when it does not."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def enlargement(height: int, width: int, side: int = EYE) -> int:

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vader.errors import UserError, nearest
+from vader.files.atomic import atomic_write
 from vader.models.videocrafter import lora
 from vader.randomness import generator
 
@@ -210,10 +211,8 @@ def save_adapter(module: nn.Module, folder: Path | str, component: str, metadata
         The path of the file.
     """
     path = Path(folder) / FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    save_file(_folded(module, component), aside, metadata=_header(module, component, metadata))
-    aside.replace(path)
+    with atomic_write(path) as temporary:
+        save_file(_folded(module, component), temporary, metadata=_header(module, component, metadata))
     return path
 
 

@@ -1,12 +1,11 @@
 """Checkpoints of a run: what a killed run continues from.
 
-A checkpoint is written aside and renamed, so that a crash never leaves half of one. Together with the stateless
-randomness it holds all there is to know: adapter, optimiser, loss scale and counters.
+A checkpoint appears whole, so that a crash never leaves half of one. Together with the stateless randomness it holds all
+there is to know: adapter, optimiser, loss scale and counters.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from vader.errors import RunError, UserError
+from vader.files.atomic import atomic_folder
 from vader.runs.folder import STEP, step_name, step_of
 
 
@@ -52,17 +52,10 @@ class Checkpoints:
             RunError: it cannot be written; older checkpoints stay.
         """
         final = self.folder / step_name(progress.step)
-        aside = self.folder / f".{final.name}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            with open(aside / "state.pt", "wb") as file:
-                torch.save({"progress": asdict(progress), **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            with atomic_folder(final, sync=True) as temporary:
+                torch.save({"progress": asdict(progress), **state}, temporary / "state.pt")
+        except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise RunError(f"no checkpoint could be written to {self.folder}: {error}; older ones are kept") from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)

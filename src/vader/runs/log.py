@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 
 
 class MetricsLog:
@@ -35,7 +35,7 @@ class MetricsLog:
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of JSON lines, whole or not at all. Raises `UserError` if it cannot be written."""
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(map(_json, lines)), encoding="utf-8")
 
 

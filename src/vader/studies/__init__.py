@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.recipe import Recipe, library_versions
 from vader.studies import ablation, figure4, figure7, table1
 from vader.studies.pages import write_page
@@ -91,9 +91,9 @@ def write_result(study: Study, result: dict[str, Any], options: Options, out: Pa
     name = study.name if options.only is None else f"{study.name}-{options.only}"
     head = {"study": study.name, "title": study.title, "scale": options.scale, "seeds": options.seeds}
     content = head | {"versions": library_versions()} | result
-    with aside(out / f"{name}.json") as temporary:
+    with atomic_write(out / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with aside(out / f"{name}.md") as temporary:
+    with atomic_write(out / f"{name}.md") as temporary:
         temporary.write_text(study.table(result) + "\n", encoding="utf-8")
     return [out / f"{name}.json", out / f"{name}.md", study.draw(result, out / f"{name}.png")]
 

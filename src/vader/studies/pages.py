@@ -19,7 +19,7 @@ from typing import Any
 
 from vader.errors import UserError
 from vader.evaluation.formats import duration
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.studies import ablation, figure4, figure7, table1
 from vader.studies.formats import count, mean_and_spread
 from vader.studies.study import Study, arm_of, best
@@ -39,7 +39,7 @@ def write_page(results: Path, page: Path) -> Path:
     made = {study.name: _made(study, results, page) for study in STUDIES}
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     written = _refreshed(text, made, page) if any(_mark(name) in text for name in made) else _plain(made)
-    with aside(page) as temporary:
+    with atomic_write(page) as temporary:
         temporary.write_text(written, encoding="utf-8")
     return page
 

@@ -129,7 +129,6 @@ class RunStore:
 
     def job(self, recipe: Recipe, recipes: Path) -> Job:
         """The command that trains a placed recipe, which is written to the folder `recipes` first."""
-        recipes.mkdir(parents=True, exist_ok=True)
         file = recipes / f"{recipe.name}.yaml"
         dump_recipe(recipe, file, library_versions())
         result = RunFolder(self.folder / recipe.name).report

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_folder, atomic_write
 from vader.models.base import VideoModel
 from vader.models.videocrafter.lora import SUFFIXES, import_lora
 from vader.networks.adapter import FILE_NAME, adapter_file, load_adapter, merge_adapter, read_metadata
@@ -37,9 +38,10 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     load_adapter(model.denoiser, adapter, model.denoiser_name)
     out = prepare_folder(out_dir, HEADROOM * sum(_size(network) for network in model.networks().values()))
     merge_adapter(model.denoiser)
-    write(out)
-    if (out / "tokenizer").is_dir():  # image-to-video models have none
-        _write_vocabulary(out / "tokenizer")
+    with atomic_folder(out) as temporary:
+        write(temporary)
+        if (temporary / "tokenizer").is_dir():  # image-to-video models have none
+            _write_vocabulary(temporary / "tokenizer")
     return out
 
 
@@ -52,7 +54,11 @@ def export_adapter(adapter: Path | str, out_dir: Path | str) -> Path:
     read_metadata(adapter)  # an adapter indeed
     source = adapter_file(adapter)
     target = prepare_folder(out_dir, source.stat().st_size) / FILE_NAME
-    return import_lora(source, target) if source.suffix in SUFFIXES else shutil.copyfile(source, target)
+    if source.suffix in SUFFIXES:
+        return import_lora(source, target)
+    with atomic_write(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
 
 
 def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:

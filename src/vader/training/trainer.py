@@ -215,7 +215,7 @@ def check_folder(recipe: Recipe, run: RunFolder) -> None:
     nearest_parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest_parent.is_dir() or not os.access(nearest_parent, os.W_OK):
         raise _unwritable(folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):  # of one killed at its start
         return
     if not run.recipe.exists():
         raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
@@ -235,11 +235,8 @@ def _open_folder(run: Run) -> None:
     """Makes the folder and its recipe, and starts the trackers; other processes wait until it is there."""
     if run.accelerator.is_main_process and not run.folder.recipe.exists():
         try:
-            run.folder.path.mkdir(parents=True, exist_ok=True)
-            aside = run.folder.path / ".recipe.yaml"
-            dump_recipe(run.recipe, aside, library_versions())
-            aside.replace(run.folder.recipe)
-        except OSError as error:
+            dump_recipe(run.recipe, run.folder.recipe, library_versions())
+        except UserError as error:
             raise _unwritable(run.folder.path) from error
     run.accelerator.wait_for_everyone()
     if run.recipe.train.trackers:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_write
 from vader.files.weights import read_weights
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
 
@@ -30,7 +31,8 @@ def import_lora(path: Path | str, out_file: Path | str, alpha: float = ALPHA) ->
         UserError: as `read_lora`.
     """
     weights, header = read_lora(Path(path).expanduser(), alpha)
-    save_file(weights, out_file, metadata=header)
+    with atomic_write(out_file) as temporary:
+        save_file(weights, temporary, metadata=header)
     return Path(out_file)
 
 
