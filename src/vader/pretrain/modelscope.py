@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vader.models.base import VideoModel
-from vader.nouns import VideoSize
 from vader.models.modelscope import ModelScope
+from vader.nouns import VideoSize
 from vader.pretrain.loop import Schedule, fit
 from vader.pretrain.text import WIDTH, tokenize
 from vader.sampling.videos import sample_videos

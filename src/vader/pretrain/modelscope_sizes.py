@@ -15,8 +15,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vader.nouns import VideoSize
 from vader.models.modelscope import ModelScope
+from vader.nouns import VideoSize
 from vader.pretrain import modelscope
 from vader.pretrain.loop import Schedule, fit
 from vader.sampling.videos import sample_videos

@@ -27,12 +27,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from vader.nouns import VideoSize
 from vader.models.opensora.model import OpenSora
 from vader.models.opensora.parts import save_part
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.text import prepared
 from vader.models.opensora.vae import SPATIAL_FACTOR, OpenSoraVAE, VAEConfig
+from vader.nouns import VideoSize
 from vader.pretrain.loop import Schedule, fit, generator_for
 from vader.pretrain.text import contrastive_loss, distinct_captions
 from vader.sampling.videos import sample_videos

@@ -28,9 +28,9 @@ from diffusers.models.resnet import TemporalResnetBlock
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader.nouns import Prompt, VideoSize
 from vader.models.image_vae import encode_frames
 from vader.models.svd import StableVideoDiffusion
+from vader.nouns import Prompt, VideoSize
 from vader.pretrain.loop import Schedule, fit, generator_for
 from vader.sampling.videos import sample_videos
 from vader.tinyworld.judge import judge_prompts

@@ -20,10 +20,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from vader.nouns import VideoSize, as_prompts
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.models.videocrafter.release import FILE_NAME, write_release
+from vader.nouns import VideoSize, as_prompts
 from vader.pretrain.loop import Schedule
 from vader.pretrain.modelscope import (
     LatentPool,

@@ -134,7 +134,9 @@ def _score_whole(
     for name, reward in rewards.items():
         _check_count(name, reward, count)
         if fps is None and isinstance(mix.shown[name], PerSecond):
-            raise UserError(f"reward {name!r} needs frames by the second, and nothing tells how fast these are: give a video file")
+            raise UserError(
+                f"reward {name!r} needs frames by the second, and nothing tells how fast these are: give a video file"
+            )
         size = VideoSize(count, *frames.shape[-2:], fps=round(fps or 8))
         clip = Clip.whole(frames[None], fps or 8.0).at(mix.shown[name].choose(size)[None])
         device = _device(reward)
