@@ -17,7 +17,7 @@ from vader.recipe import Recipe, library_versions
 from vader.studies import ablation, figure4, figure7, table1
 from vader.studies.pages import write_page
 from vader.studies.processes import Start, run_jobs, start_process
-from vader.studies.study import Arm, Options, Shelf, Study, Trained
+from vader.studies.study import Arm, Options, RunStore, Study, Trained
 
 STUDIES: dict[str, Study] = {
     study.name: study for study in (figure7.STUDY, figure4.STUDY, table1.STUDY, ablation.STUDY)
@@ -69,13 +69,13 @@ def run_study(
     study: Study, arms: Sequence[Arm], options: Options, out: Path, jobs: int = 1, start: Start = start_process
 ) -> list[Path]:
     """Trains what is missing, evaluates what is missing, and writes JSON, table and plot."""
-    shelf = Shelf(out / "runs")
-    placed = [[shelf.place(recipe) for recipe in arm.seeded(options.seeds)] for arm in arms]
-    training = [shelf.job(recipe, out / "recipes") for recipes in _by_seed(placed) for recipe in recipes]
+    store = RunStore(out / "runs")
+    placed = [[store.place(recipe) for recipe in arm.seeded(options.seeds)] for arm in arms]
+    training = [store.job(recipe, out / "recipes") for recipes in _by_seed(placed) for recipe in recipes]
     print(f"{study.name}: {len(training)} runs, {sum(job.done for job in training)} of them finished", flush=True)
     run_jobs(training, out / "logs", jobs, start)
     trained = [
-        Trained(arm, [shelf.run(recipe) for recipe in recipes]) for arm, recipes in zip(arms, placed, strict=True)
+        Trained(arm, [store.run(recipe) for recipe in recipes]) for arm, recipes in zip(arms, placed, strict=True)
     ]
     run_jobs(study.jobs(trained), out / "logs", jobs, start)
     return write_result(study, study.summarise(trained), options, out)
