@@ -22,10 +22,10 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
 from vader.files import hub as files
+from vader.files.images import normalize
 from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
 from vader.models.image_vae import space_factor
 from vader.randomness import generator
-from vader.rewards.preprocess import normalize
 from vader.solvers import Solver
 from vader.solvers.scheduler_config import Kind, solver_from_config
 
