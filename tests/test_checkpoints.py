@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vader.errors import RunError, UserError
-from vader.runs.checkpoints import Checkpoints, MetricsLog, Progress, check_space
+from vader.runs.checkpoints import Checkpoints, Progress, check_space
+from vader.runs.log import MetricsLog
 
 # ---- progress ----
 

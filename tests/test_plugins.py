@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field, PositiveInt
 
 from vader.errors import UserError
-from vader.plugins import checked_options, instantiate, load_object
+from vader.plugins import Part, checked_options, complete, instantiate, load_function, load_object
 from vader.rewards import FrameReward, Reward
 
 MODULE = """
-from vader.rewards import ClipReward, FrameReward
+from vader.rewards import FrameReward
 
 
 class Whole(FrameReward):
@@ -27,6 +31,10 @@ class Unfinished(FrameReward):
 
 class Stranger:
     pass
+
+
+def leap(walk, generator, *, discount=0.3):
+    return walk
 """
 
 
@@ -74,6 +82,27 @@ def test_mistakes_are_one_line(write, spec, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_function_is_found(write):
+    write("mine", MODULE)
+    assert load_function("mine:leap", "policy")(3, None) == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("leap", "policy 'leap': write it as module:function, for instance my_module:my_function"),
+        ("mine:leep", "policy 'mine:leep': mine has no leep: did you mean 'leap'?"),
+        ("mine:MODULE", "mine has no MODULE: known: leap"),
+        ("mine:Stranger", "policy 'mine:Stranger' is no function: define it by def"),
+        ("no_such_module:leap", "no module 'no_such_module' here"),
+    ],
+)
+def test_what_is_no_function_is_one_line(write, spec, message):
+    write("mine", MODULE)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_function(spec, "policy")
+
+
 class Plain:
     def __init__(self, size: int, names: Sequence[str] = (), scale: float | None = None, anything=None) -> None:
         self.options = {"size": size, "names": names, "scale": scale, "anything": anything}
@@ -94,8 +123,9 @@ class Foreign:
 
 
 def test_options_are_taken_by_their_types():
-    built = instantiate(Plain, "thing", {"size": "3", "names": ["a"], "scale": 1, "anything": object})
+    built = instantiate(Plain, "thing", {"size": 3, "names": ["a"], "scale": 1, "anything": object})
     assert built.options == {"size": 3, "names": ["a"], "scale": 1.0, "anything": object}
+    assert type(built.options["scale"]) is float
     assert instantiate(Open, "thing", {"any": 1}).options == {"any": 1}
 
 
@@ -108,7 +138,9 @@ def test_hints_that_only_a_type_checker_knows_are_not_checked():
     [
         (Plain, {}, "thing needs the option 'size'"),
         (Plain, {"size": 1, "nams": ()}, "thing has no option 'nams': did you mean 'names'"),
-        (Plain, {"size": "x"}, "thing: size is 'x': input should be a valid integer"),
+        (Plain, {"size": "3"}, "thing: size is '3': input should be a valid integer"),
+        (Plain, {"size": 2.5}, "thing: size is 2.5: input should be a valid integer"),
+        (Plain, {"size": True}, "thing: size is True: input should be a valid integer"),
         (Plain, {"size": 1, "scale": "big"}, "thing: scale is 'big': input should be a valid number"),
         (Bare, {"size": 1}, "thing has no option 'size': it takes none"),
     ],
@@ -133,3 +165,78 @@ def test_options_of_a_function_leave_out_what_is_reserved():
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             checked_options(load, "model 'x'", options, reserved)
+
+
+# ---------------------------------------------------------------- settings
+
+
+LAST = Part(name="last")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As an algorithm's, beside its code."""
+
+    policy: Part = LAST
+    minibatches: PositiveInt = 2
+    window: tuple[float, float] = (0.6, 1.0)
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    extra: list[str] = field(default_factory=lambda: ["a"])
+    file: Path | None = None
+
+
+@dataclass
+class Needy:
+    file: Path
+
+
+def test_a_part_is_a_name_and_options():
+    part = Part(name="last", k=5)
+    assert (part.name, part.options) == ("last", {"k": 5})
+    assert part == Part.model_validate({"name": "last", "k": 5})
+    assert part != Part(name="last", k=6)
+    assert part.model_dump() == {"name": "last", "k": 5}
+
+
+def test_settings_are_a_dataclass_with_parts_in_it():
+    given = {"policy": {"name": "last", "k": 5}, "window": [0, 1], "share": 1, "file": "a.csv"}
+    settings = instantiate(Settings, "algorithm 'x'", given)
+    assert settings == Settings(Part(name="last", k=5), 2, (0.0, 1.0), 1.0, ["a"], Path("a.csv"))
+    assert instantiate(Settings, "algorithm 'x'", {"policy": Part(name="full")}).policy == Part(name="full")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minibatches": 0}, "algorithm 'x': minibatches is 0: input should be greater than 0"),
+        ({"minibatches": 2.5}, "algorithm 'x': minibatches is 2.5: input should be a valid integer"),
+        ({"share": 2}, "algorithm 'x': share is 2: input should be less than or equal to 1"),
+        ({"polcy": {"name": "last"}}, "algorithm 'x' has no option 'polcy': did you mean 'policy'?"),
+        ({"policy": "last"}, "algorithm 'x': policy is 'last': a part has a name, write it as {name: ...}"),
+        ({"policy": {"k": 5}}, "algorithm 'x': policy is {'k': 5}: a part has a name, write it as {name: ...}"),
+        ({"policy": {"name": 5}}, "algorithm 'x': policy is {'name': 5}: a part has a name"),
+        ({"window": [0.5]}, "algorithm 'x': window is [0.5]: field required"),
+    ],
+)
+def test_wrong_settings_are_one_line(options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        instantiate(Settings, "algorithm 'x'", options)
+
+
+def test_complete_fills_in_every_default_as_json():
+    assert complete(Settings, {"policy": {"name": "last", "k": 5}, "share": 0.5}) == {
+        "policy": {"name": "last", "k": 5},
+        "minibatches": 2,
+        "window": [0.6, 1.0],
+        "share": 0.5,
+        "extra": ["a"],
+        "file": None,
+    }
+    assert complete(Settings, {})["policy"] == {"name": "last"}
+    assert complete(Needy, {"file": Path("a.csv")}) == {"file": "a.csv"}
+
+    def policy(walk: Any, generator: Any, *, k: int = 1, steps: tuple[int, ...] = (3,)) -> None:
+        """As a gradient policy."""
+
+    assert complete(policy, {"k": 2}) == {"k": 2, "steps": [3]}
+    assert complete(Bare, {}) == {}

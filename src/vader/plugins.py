@@ -1,26 +1,45 @@
-"""Parts that a user brings: a class named `module:Class` in a recipe, found, checked and built like a built-in one.
+"""Parts: everything that can be brought has the shape `{name, **options}`, the name built in or `module:Name`.
 
-In go the name as written and the recipe's options, out comes the class or its instance; whatever the
-user got wrong on the way is one line. The working directory is importable, as it is for a script.
+In go the name as written and the recipe's options, out come the class or its instance, the options checked against
+the part's own signature; whatever the user got wrong on the way is one line. The working directory is importable, as
+it is for a script.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import ErrorDetails, to_jsonable_python
 from torch import nn
 
 from vader.errors import UserError, nearest
 
 T = TypeVar("T")
+
+
+class Part(BaseModel):
+    """Something by name; every key that is not declared is an option of what the name stands for."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+# ---- found ----
 
 
 def load_object(spec: str, kind: str, base: type[T]) -> type[T]:
@@ -33,13 +52,7 @@ def load_object(spec: str, kind: str, base: type[T]) -> type[T]:
     Raises:
         UserError: no such module or class, the module fails on import, or the class does not meet the contract.
     """
-    module_name, _, class_name = spec.partition(":")
-    if not (module_name and class_name):
-        raise UserError(f"{kind} {spec!r}: write it as module:Class, for instance my_module:MyClass")
-    module = import_plugin(module_name, f"{kind} {spec!r}")
-    found = getattr(module, class_name, None)
-    if found is None:
-        raise UserError(f"{kind} {spec!r}: {module_name} has no {class_name}: {_classes(module, class_name)}")
+    found = _found(spec, kind, "Class", inspect.isclass)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{kind} {spec!r} is not a {base.__name__}: derive it from {base.__module__}.{base.__name__}")
     if missing := _abstract(found):
@@ -47,26 +60,19 @@ def load_object(spec: str, kind: str, base: type[T]) -> type[T]:
     return found
 
 
-def instantiate(cls: type[T], label: str, options: Mapping[str, Any]) -> T:
-    """`cls(**options)`, with every option's name and type checked against the constructor first.
+def load_function(spec: str, kind: str) -> Callable[..., Any]:
+    """The function that `spec` ("module:function") names.
+
+    Args:
+        kind: what it is to be, for the error: "policy", ...
 
     Raises:
-        UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
+        UserError: no such module or function, or the module fails on import.
     """
-    return cls(**_checked(_parameters(cls), _hints(cls.__init__), label, options))  # type: ignore[misc]
-
-
-def checked_options(
-    function: Callable[..., Any], label: str, options: Mapping[str, Any], reserved: Collection[str]
-) -> dict[str, Any]:
-    """Options as keyword arguments of a function, names and types checked; `reserved` parameters are no options.
-
-    Raises:
-        UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
-    """
-    parameters = inspect.signature(function).parameters
-    own = {name: parameter for name, parameter in parameters.items() if name not in reserved}
-    return _checked(own, _hints(function), label, options)
+    found = _found(spec, kind, "function", inspect.isfunction)
+    if not inspect.isroutine(found):
+        raise UserError(f"{kind} {spec!r} is no function: define it by def")
+    return cast("Callable[..., Any]", found)
 
 
 def import_plugin(name: str, label: str) -> ModuleType:
@@ -86,26 +92,78 @@ def one_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _classes(module: ModuleType, wanted: str) -> str:
-    own = [name for name, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
-    return nearest(wanted, own) if own else "it defines no class"
+def _found(spec: str, kind: str, noun: str, is_one: Callable[[Any], bool]) -> Any:
+    """What `spec` names, a `noun` by what is expected; `is_one` tells which names of the module it could have been."""
+    module_name, _, name = spec.partition(":")
+    if not (module_name and name):
+        example = f"my_module:{'MyClass' if noun == 'Class' else 'my_function'}"
+        raise UserError(f"{kind} {spec!r}: write it as module:{noun}, for instance {example}")
+    module = import_plugin(module_name, f"{kind} {spec!r}")
+    if not hasattr(module, name):
+        own = [known for known, one in inspect.getmembers(module, is_one) if one.__module__ == module.__name__]
+        hint = nearest(name, own) if own else f"it defines no {noun.lower()}"
+        raise UserError(f"{kind} {spec!r}: {module_name} has no {name}: {hint}")
+    return getattr(module, name)
 
 
 def _abstract(cls: type) -> list[str]:
     return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
 
-def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
-    if cls.__init__ is nn.Module.__init__:  # type: ignore[misc]  # by its signature it takes anything, in truth nothing
-        return {}
-    return inspect.signature(cls).parameters
+# ---- options, checked against the signature ----
 
 
-def _checked(
-    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any], label: str, options: Mapping[str, Any]
+def instantiate(cls: type[T], label: str, options: Mapping[str, Any]) -> T:
+    """`cls(**options)` of a class or dataclass, with every option's name and type checked first.
+
+    Raises:
+        UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
+    """
+    return cls(**checked_options(cls, label, options))
+
+
+def checked_options(
+    target: Callable[..., Any], label: str, options: Mapping[str, Any], reserved: Collection[str] = ()
 ) -> dict[str, Any]:
-    _check_names(parameters, label, options)
+    """Options as keyword arguments of a function, class or dataclass; `reserved` parameters are no options.
+
+    Types are taken at their word, as a recipe's are: "3" is no number and 2.5 no integer; a list may stand for a tuple,
+    an integer for a float, and a mapping `{name: ...}` for a `Part`.
+
+    Raises:
+        UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
+    """
+    own = {name: parameter for name, parameter in _parameters(target).items() if name not in reserved}
+    _check_names(own, label, options)
+    hints = _hints(target)
     return {name: _validated(hints.get(name, Any), value, f"{label}: {name}") for name, value in options.items()}
+
+
+def complete(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options together with the target's defaults for all that are not given, as values that JSON and YAML can hold.
+
+    Args:
+        target: a function, class or dataclass.
+        options: as `checked_options` takes them.
+    """
+    whole: dict[str, Any] = to_jsonable_python(_defaults(target) | dict(options))
+    return whole
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    if getattr(target, "__init__", None) is nn.Module.__init__:  # by its signature it takes anything, in truth nothing
+        return {}
+    return inspect.signature(target).parameters
+
+
+def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
+    made = {
+        field.name: field.default_factory()
+        for field in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
+        if field.default_factory is not dataclasses.MISSING
+    }
+    parameters = _parameters(target).values()
+    return {p.name: made.get(p.name, p.default) for p in parameters if p.default is not p.empty}
 
 
 def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, options: Mapping[str, Any]) -> None:
@@ -120,25 +178,55 @@ def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, option
         raise UserError(f"{label} needs the option {missing[0]!r}")
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """A function's type hints; none where they name what only a type checker imports."""
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints of a signature; none where they name what only a type checker imports."""
     try:
-        return get_type_hints(function, include_extras=True)
+        signature = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+        return get_type_hints(signature, include_extras=True)
     except NameError:
         return {}
 
 
 def _validated(hint: Any, value: Any, label: str) -> Any:
     try:
-        return _adapter(hint).validate_python(value)
+        return _strict(_adapter(hint), value)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{label} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise UserError(f"{label} is {value!r}: {_said(error.errors()[0])}") from error
 
 
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    """A validator of what YAML can hold; other classes are taken as they come."""
+def _strict(adapter: TypeAdapter[Any] | None, value: Any) -> Any:
+    """A value by its type, nothing converted but what JSON has no form for; what JSON cannot hold must be an instance.
+
+    Strict JSON mode takes lists for tuples, texts for paths, mappings for parts, and integers for floats.
+    """
+    if adapter is None:
+        return value
+    try:
+        text = json.dumps(value, default=_plain)
+    except (TypeError, ValueError):
+        return adapter.validate_python(value, strict=True)
+    return adapter.validate_json(text, strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """What stands for an object in JSON: a part is a mapping, and nothing else is anything."""
+    if isinstance(value, Part):
+        return value.model_dump(mode="json")
+    raise TypeError
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    """A validator of what YAML can hold; None for other classes, which are taken as they come."""
+    if hint is Any:
+        return None
     try:
         return TypeAdapter(hint)
     except PydanticSchemaGenerationError:
-        return TypeAdapter(Any)
+        return None
+
+
+def _said(error: ErrorDetails) -> str:
+    """Pydantic's word on a value, after a colon."""
+    if error["type"] == "model_type" or error["loc"][-1:] == ("name",):
+        return "a part has a name, write it as {name: ...} with its options beside the name"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vader.models.base import VideoModel
+    from vader.plugins import Part
     from vader.recipe import ModelSection, RewardSection, SamplingSection
 
 
@@ -74,16 +75,29 @@ def reward_section(spec: str) -> RewardSection:
     """`name` or `name:key=value,key=value`; a name of one's own has a colon itself: `module:Class`."""
     from pydantic import ValidationError
 
-    from vader.recipe import RewardSection, parse_value
+    from vader.recipe import RewardSection
+
+    try:
+        return RewardSection.model_validate(_parsed("reward", spec))
+    except ValidationError:
+        raise UserError(f"reward {spec!r}: its weight must be a number") from None
+
+
+def metric_part(spec: str) -> Part:
+    """A metric, written as `reward_section` reads rewards."""
+    from vader.plugins import Part
+
+    return Part.model_validate(_parsed("metric", spec))
+
+
+def _parsed(kind: str, spec: str) -> dict[str, Any]:
+    from vader.recipe import parse_value
 
     match = re.fullmatch(r"([^=]+?)(?::([^:=]+=.*))?", spec)
     pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair] if match else []
     if not match or not all(equals for _, equals, _ in pairs):
-        raise UserError(f"reward {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
-    try:
-        return RewardSection.model_validate({"name": match[1]} | {key: parse_value(value) for key, _, value in pairs})
-    except ValidationError:
-        raise UserError(f"reward {spec!r}: its weight must be a number") from None
+        raise UserError(f"{kind} {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
+    return {"name": match[1]} | {key: parse_value(value) for key, _, value in pairs}
 
 
 def print_wide(table: Table) -> None:

@@ -13,6 +13,7 @@ class Prompt(str):
         image: the picture an image-to-video model starts from, if the prompt set has one.
     """
 
+    negative = ""
     label: str | None
     image: Path | None
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vader.files.hub import TINY
+from vader.nouns import Prompt
 from vader.rewards.heads import CLIP_L, HeadReward
 from vader.rewards.preprocess import Resize
 
@@ -49,6 +50,6 @@ class Aesthetic(HeadReward):
             low, high = self.sensible_range
             self.sensible_range = (-TARGET_SCALE * max(target - low, high - target), 0.0)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         score = self.read(images)
         return score if self.target is None else -TARGET_SCALE * (score - self.target).abs()

@@ -20,6 +20,7 @@ from vader.errors import UserError
 from vader.files import hub
 from vader.files.open_clip import clean, clip_config, rename_open_clip
 from vader.files.weights import load_tensors
+from vader.nouns import Prompt
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resizer
 
@@ -62,8 +63,8 @@ class TextTower(nn.Module):
         self.tokenize = tokenize
         self._features: dict[str, Tensor] = {}
 
-    def forward(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([self._feature(prompt) for prompt in prompts])
+    def forward(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        return torch.stack([self._feature(str(prompt)) for prompt in prompts])
 
     def _feature(self, prompt: str) -> Tensor:
         if prompt not in self._features:
@@ -90,11 +91,11 @@ class ClipSimilarity(FrameReward):
         self.image = image
         self.text = text
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (self.image(images) * self.text(prompts)).sum(dim=-1)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        if not all(prompt.strip() for prompt in prompts):
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if not all(prompt.text.strip() for prompt in prompts):
             raise UserError(
                 f"{type(self).__name__} compares a video with its prompt, and a prompt is empty: "
                 "give every video one (vader score: --prompt or --prompts)"

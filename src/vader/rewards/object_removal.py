@@ -23,6 +23,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from vader.errors import UserError, nearest
 from vader.files.hub import from_pretrained, load_pretrained, load_tokenizer, resolve
+from vader.nouns import Prompt
 from vader.plugins import one_line
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, resize
@@ -134,7 +135,7 @@ class ObjectRemoval(FrameReward):
             short, long = edges(source, size)
             self.resize = partial(to_shortest_edge, short=short, long=long, multiple=self.detector.multiple)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         found = self.detector(normalize(self.resize(images), IMAGENET_MEAN, IMAGENET_STD))
         return 1 - self.rule(found, self.detector.threshold)
 

@@ -62,16 +62,24 @@ def judge_prompts(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: a prompt is not of the tiny world.
     """
-    wanted = torch.tensor([parse_caption(_with_label(prompt)) for prompt in prompts])
-    seen = judge(videos)
+    truths, seen = wanted(prompts).unbind(1), judge(videos)
     names = ("color", "shape", "background", "motion")
-    right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, wanted.unbind(1), strict=True)}
+    right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, truths, strict=True)}
     return {"vividness": seen.vividness, **right}
+
+
+def wanted(prompts: Sequence[str]) -> Tensor:
+    """Colour, shape, background and motion that each prompt asks for: `[N, 4]`.
+
+    Raises:
+        ValueError: a prompt is not of the tiny world.
+    """
+    return torch.tensor([parse_caption(_with_label(prompt)) for prompt in prompts])
 
 
 def _with_label(prompt: str) -> str:
     """A prompt's text and label: what it leaves open, its label may ask for."""
-    return f"{prompt} {prompt.label}" if isinstance(prompt, Prompt) and prompt.label else prompt
+    return f"{prompt} {prompt.label}" if isinstance(prompt, Prompt) and prompt.label else str(prompt)
 
 
 def _judge_some(videos: Tensor) -> Verdict:
