@@ -55,6 +55,11 @@ def read_picture(path: Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.asarray(fitted).copy()).movedim(-1, 0).float() / 255
 
 
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Standardises each channel of `[N, 3, H, W]`, as vision networks want their pixels."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture file, not read yet; what goes wrong within, in reading it, is the user's mistake."""
