@@ -18,8 +18,9 @@ import torch
 from accelerate import Accelerator
 from matplotlib.axes import Axes
 
-from vader.algorithms.base import Setup
-from vader.engine.build import attach_fresh, load_base
+from vader.engine.build import attach_fresh, build_setup
+from vader.engine.device import frozen_dtype
+from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
 from vader.evaluation.formats import decimals, fixed
@@ -28,13 +29,12 @@ from vader.evaluation.metrics.base import Metrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.plots import RUN_COLOURS, draw_lines, new_figure, save
 from vader.files.atomic import atomic_write
-from vader.models.registry import frozen_dtype, model_class
+from vader.models.registry import model_class
 from vader.networks.adapter import adapter_disabled, adapter_file, has_adapter, load_adapter, load_adapter_state
 from vader.nouns import Prompt
 from vader.plugins import Part
 from vader.prompts import load_prompts
 from vader.recipe import Recipe
-from vader.rewards.registry import build_mix
 from vader.runs.checkpoints import Checkpoints
 from vader.runs.folder import step_of
 from vader.runs.reader import Run
@@ -75,6 +75,7 @@ class Point:
 class Bench:
     """The loaded recipe, and what to evaluate on: prompts, each under every seed."""
 
+    recipe: Recipe
     setup: Setup
     metrics: Metrics
     prompts: Sequence[Prompt]
@@ -138,15 +139,14 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     """
     prompts = load_prompts(recipe.prompts.test)[:videos]
     model_class(recipe.model.family).check_prompts(prompts)
-    metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.algorithm.frames.chunk)
+    metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.chunk)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    dtype = frozen_dtype(recipe.model.precision, accelerator.device)
-    reward = build_mix(recipe.rewards).to(accelerator.device).to_precision(dtype)
-    reward.check_prompts(prompts)
-    setup = Setup(recipe, load_base(recipe, accelerator.device), reward, accelerator)
+    setup = build_setup(recipe, accelerator)
+    setup.reward.check_prompts(prompts)
     metrics.check(prompts, setup.size)
-    metrics.prepare(accelerator.device, dtype)
-    return Bench(setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds))
+    metrics.prepare(accelerator.device, frozen_dtype(recipe.model.precision, accelerator.device))
+    setup.model.prepare(prompts)
+    return Bench(recipe, setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds))
 
 
 def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:
@@ -192,7 +192,7 @@ def _measured(bench: Bench, source: Source) -> Point:
 
 def _videos(bench: Bench, seed: int) -> list[VideoScore]:
     """One video a prompt under a seed's noise."""
-    batch = bench.setup.recipe.evaluation.batch
+    batch = bench.recipe.evaluation.batch
     return score_videos(
         bench.setup, bench.prompts, len(bench.prompts), seed=seed, metrics=bench.metrics, shown=0, batch=batch
     )
@@ -210,8 +210,8 @@ def _stderr_over_prompts(by_seed: Sequence[Sequence[VideoScore]]) -> float:
 def write_evaluation(bench: Bench, points: Sequence[Point], out: Path) -> list[Path]:
     """Writes `evaluation.json` and `evaluation.png` into `out`."""
     content = {
-        "recipe": bench.setup.recipe.model_dump(mode="json"),
-        "prompts": bench.setup.recipe.prompts.test,
+        "recipe": bench.recipe.model_dump(mode="json"),
+        "prompts": bench.recipe.prompts.test,
         "videos": len(bench.prompts),
         "seeds": list(bench.seeds),
         "points": [asdict(point) for point in points],
