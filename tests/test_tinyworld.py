@@ -8,8 +8,8 @@ import torch
 from vader.files.hub import TINY_WEIGHTS
 from vader.models.base import Guidance, VideoSize
 from vader.models.registry import load_model
+from vader.nouns import Prompt
 from vader.pretrain.vjepa import shuffled
-from vader.prompts import Prompt
 from vader.recipe import load_recipe, recipe_names
 from vader.rewards.registry import load_reward
 from vader.sampling.walk import sample_videos

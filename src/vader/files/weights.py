@@ -41,7 +41,8 @@ def fill(
         UserError: as `check_weights`.
     """
     check_weights(weights, network.state_dict(), label)
-    cast = {name: weight if name in keep else weight.to(dtype) for name, weight in weights.items()}
+    kept = {name for name, weight in weights.items() if name in keep or not weight.is_floating_point()}
+    cast = {name: weight if name in kept else weight.to(dtype) for name, weight in weights.items()}
     network.load_state_dict(cast, assign=True)
     return network.eval().requires_grad_(False)
 

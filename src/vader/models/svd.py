@@ -22,12 +22,11 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.files.images import prompt_images
+from vader.files.images import normalize, prompt_images
 from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import space_factor
 from vader.nouns import Condition, Prompt, VideoSize
 from vader.randomness import generator
-from vader.rewards.preprocess import normalize
 
 COMPONENTS = {
     "unet": "config.json",

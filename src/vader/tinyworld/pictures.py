@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vader.errors import UserError
 from vader.files.video import to_bytes, write_png
-from vader.prompts.prompt import Prompt
+from vader.nouns import Prompt
 from vader.tinyworld.scenes import Attributes, caption, render, sample_scenes
 from vader.tinyworld.split import test_attributes, train_attributes
 
