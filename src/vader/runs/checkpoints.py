@@ -1,7 +1,7 @@
 """Checkpoints of a run: what a killed run continues from.
 
-A checkpoint appears whole, so that a crash never leaves half of one. Together with the stateless randomness it holds all
-there is to know: adapter, optimiser, loss scale and counters.
+A checkpoint appears whole, so that a crash never leaves half of one. Together with the stateless randomness it holds
+all there is to know: adapter, optimiser, loss scale and counters.
 """
 
 from __future__ import annotations
