@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from vader.errors import UserError
-from vader.plugins import Part
+from vader.plugins import Part, complete
 from vader.recipe import (
     Recipe,
     RewardSection,
@@ -24,6 +26,8 @@ from vader.recipe import (
     recipe_names,
 )
 from vader.recipe.sections import Section
+from vader.sampling.guidance import STRATEGIES
+from vader.sampling.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"
@@ -201,7 +205,6 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
         (["rewards.0.sees=[]"], "rewards.0.sees is an empty list"),
         (["rewards.0.sees=[2, 2]"], "is [2, 2]: name each index once"),
         (["rewards.0.sees=first_middle_last", "video.frames=2"], "it needs at least 3"),
-        (["memory=[{name: recompute}, {name: recompute}]"], "memory names recompute 2 times: once is enough"),
         (["sampling.negative=blurry", "sampling.guidance=1"], "sampling.negative is given, but sampling.guidance is 1"),
         (["train.micro_batch=3"], "train.batch 4 is no multiple of train.micro_batch 3"),
         (["name=a/b"], "name 'a/b' names the run's folder"),
@@ -326,17 +329,16 @@ def documented_sections(path: str = "", model: type = Recipe) -> dict[str, type]
     return found | ({"rewards": RewardSection} if model is Recipe else {})
 
 
-def page_tables() -> dict[str, dict[str, str]]:
-    """The page's tables of keys: heading -> key -> default."""
+def page_tables(of: str) -> dict[str, dict[str, str]]:
+    """The page's tables whose first column is called so: heading -> name -> the second column."""
     heading, head, tables = "", "", {}
     for line in DOCS.read_text().splitlines():
         if line.startswith("#"):
             heading = line.strip("#` ")
         elif table := re.match(r"\| (\w+) \|", line):
             head = table[1]
-        elif head == "key" and (row := re.match(r"\| `(\w+)` \| (.*?) \|", line)):
+        elif head == of and (row := re.match(r"\| `(\w+)` \| (.*?) \|", line)):
             tables.setdefault(heading, {})[row[1]] = row[2]
-    tables[""] = tables.pop("The top level")
     return tables
 
 
@@ -353,10 +355,36 @@ def test_the_page_on_recipes_has_every_key_with_its_default():
         path: {key: as_documented(field) for key, field in model.model_fields.items()}
         for path, model in documented_sections().items()
     }
-    written = {
-        path: {key: parse_value(cell.strip("`")) for key, cell in rows.items()} for path, rows in page_tables().items()
-    }
+    written = values_of(page_tables("key"))
+    written[""] = written.pop("The top level")
     assert written == actual
+
+
+def values_of(tables: dict[str, dict[str, str]]) -> dict[str, dict[str, object]]:
+    return {path: {key: parse_value(cell.strip("`")) for key, cell in rows.items()} for path, rows in tables.items()}
+
+
+def test_the_page_has_every_option_of_every_algorithm():
+    from vader.algorithms import ALGORITHMS
+
+    assert values_of(page_tables("option")) == {
+        name: complete(algorithm.Settings, {}) for name, algorithm in ALGORITHMS.items()
+    }
+
+
+def options_of(part: Callable[..., object], reserved: set[str]) -> dict[str, object]:
+    """A part's options with their defaults."""
+    names = [name for name in inspect.signature(part).parameters if name not in reserved]
+    return {name: complete(part, {}).get(name, "required") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("column", "heading", "parts"),
+    [("policy", "reward_gradient", POLICIES), ("guidance", "sampling", STRATEGIES)],
+)
+def test_the_page_has_every_built_in_part_with_its_options(column, heading, parts):
+    actual = {name: options_of(part, {"walk", "generator"}) for name, part in parts.items()}
+    assert values_of(page_tables(column))[heading] == actual
 
 
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.S))

@@ -9,7 +9,7 @@ from vader.algorithms.reward_gradient import RewardGradient
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError, nearest
-from vader.plugins import Part, complete, instantiate, load_object
+from vader.plugins import checked_options, complete, instantiate, load_object
 from vader.recipe import Recipe
 
 __all__ = ["Algorithm", "Batch", "Engine", "Metrics", "algorithm_names", "load_algorithm", "resolved"]
@@ -53,6 +53,6 @@ def load_algorithm(recipe: Recipe) -> Algorithm:
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with every setting of its algorithm, so that it says all of a run; errors as `load_algorithm`."""
     found = algorithm_class(recipe.algorithm.name)
-    settings = instantiate(found.Settings, f"algorithm {recipe.algorithm.name!r}", recipe.algorithm.options)
-    whole = Part.model_validate({"name": recipe.algorithm.name, **complete(settings)})
-    return recipe.model_copy(update={"algorithm": whole})
+    given = checked_options(found.Settings, f"algorithm {recipe.algorithm.name!r}", recipe.algorithm.options)
+    whole = {"name": recipe.algorithm.name, **complete(found.Settings, given)}
+    return recipe.model_copy(update={"algorithm": type(recipe.algorithm).model_validate(whole)})

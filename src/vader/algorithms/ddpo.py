@@ -32,7 +32,7 @@ TINY = 1e-6  # added to standard deviations of rewards
 
 
 @dataclass(frozen=True)
-class Settings:
+class DDPOSettings:
     """Settings of algorithm 'ddpo'."""
 
     videos_per_prompt: PositiveInt = 1
@@ -147,9 +147,9 @@ class DDPO(Algorithm):
     time. A micro-batch is trained on as it was sampled, so its ratio is exactly 1 until the first update.
     """
 
-    Settings = Settings
+    Settings = DDPOSettings
 
-    def __init__(self, settings: Settings, recipe: Recipe) -> None:
+    def __init__(self, settings: DDPOSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
         if recipe.sampling.eta == 0:
             raise UserError(
@@ -178,7 +178,8 @@ class DDPO(Algorithm):
         most = max(sampler.solver.step(noise, noise, here, there, noise).std for here, there in intervals)
         if most < self.settings.min_std:
             raise UserError(
-                f"algorithm.min_std is {self.settings.min_std:g}, but no sampling step adds more than {most:.2g}: lower it"
+                f"algorithm.min_std is {self.settings.min_std:g}, but no sampling step adds more than {most:.2g}: "
+                "lower it"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from vader.sampling.walk import Walk
 
 
 @dataclass(frozen=True)
-class Settings:
+class DPOSettings:
     """Settings of algorithm 'diffusion_dpo'."""
 
     beta: PositiveFloat = 5000.0  # how strongly the frozen base holds the model
@@ -98,9 +98,9 @@ class DiffusionDPO(Algorithm):
     prediction is trained.
     """
 
-    Settings = Settings
+    Settings = DPOSettings
 
-    def __init__(self, settings: Settings, recipe: Recipe) -> None:
+    def __init__(self, settings: DPOSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
         self.pairs: ReplayBuffer | PreferenceFile = ReplayBuffer(settings.capacity)
         if settings.preferences is not None:

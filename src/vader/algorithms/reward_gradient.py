@@ -26,7 +26,7 @@ from vader.scoring.scorer import Scored
 
 
 @dataclass(frozen=True)
-class Settings:
+class RewardGradientSettings:
     """Settings of algorithm 'reward_gradient'."""
 
     policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
@@ -36,9 +36,9 @@ class Settings:
 class RewardGradient(Algorithm):
     """Sample, score some frames, and send the reward's gradient through the policy's denoising steps."""
 
-    Settings = Settings
+    Settings = RewardGradientSettings
 
-    def __init__(self, settings: Settings, recipe: Recipe) -> None:
+    def __init__(self, settings: RewardGradientSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
         self.policy = load_policy(settings.policy.name, settings.policy.options)
         self.active = rehearse(self.policy, recipe.sampling.steps)
@@ -49,8 +49,8 @@ class RewardGradient(Algorithm):
         reached = {model.expert(starts[i].time) for i in self.active}
         if missed := [name for name in engine.adapted if name not in reached]:
             raise UserError(
-                f"the policy {self.settings.policy.name!r} never reaches {missed[0]!r}, which denoises other steps than "
-                f"{sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
+                f"the policy {self.settings.policy.name!r} never reaches {missed[0]!r}, which denoises other steps "
+                f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
                 f"[{', '.join(sorted(reached))}]"
             )
 

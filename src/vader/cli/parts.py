@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vader.models.base import VideoModel
     from vader.plugins import Part
-    from vader.recipe import ModelSection, RewardSection, SamplingSection
+    from vader.recipe import ModelSection, RewardSection
 
 
 def model_section(spec: str) -> ModelSection:
@@ -32,31 +32,20 @@ def model_section(spec: str) -> ModelSection:
     return ModelSection(family=family, checkpoint=checkpoint)
 
 
-def load_with_adapter(section: ModelSection, sampling: SamplingSection, adapter: Path | None) -> VideoModel:
+def load_with_adapter(section: ModelSection, adapter: Path | None) -> VideoModel:
+    """A model on this machine's device, with an adapter if there is one."""
+    from vader.engine.device import best_device, frozen_dtype
     from vader.models.registry import load_model
-    from vader.networks.adapter import adapter_file, load_adapter
+    from vader.networks.adapter_files import adapter_files, load_adapters
 
     if adapter is not None:
-        adapter_file(adapter)  # before anything large is loaded
-    model = load_model(
-        section.family,
-        section.checkpoint,
-        precision=section.precision,
-        device=device(),
-        solver=sampling.solver,
-        eta=sampling.eta,
-        spacing=sampling.spacing,
-        options=section.options,
-    )
+        adapter_files(adapter)  # before anything large is loaded
+    device = best_device()
+    dtype = frozen_dtype(section.precision, device)
+    model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
     if adapter is not None:
-        load_adapter(model.denoiser, adapter)
+        load_adapters(model.denoisers, adapter)
     return model
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def with_changes(section: Any, **changes: Any) -> Any:

@@ -57,13 +57,15 @@ def _require_run(run: Path) -> None:
 
 def _base_model(run: Path) -> VideoModel:
     """The model that a run started from, on the CPU; in float32 unless its recipe wants otherwise."""
-    from vader.models.registry import load_model
+    import torch
+
+    from vader.engine.build import load_base
+    from vader.engine.device import frozen_dtype
     from vader.recipe import load_recipe
     from vader.runs.folder import RunFolder
 
-    section = load_recipe(str(RunFolder(run).recipe), []).model
-    precision = "fp32" if section.precision == "auto" else section.precision
-    return load_model(section.family, section.checkpoint, precision=precision, options=section.options)
+    recipe = load_recipe(str(RunFolder(run).recipe), [])
+    return load_base(recipe, frozen_dtype(recipe.model.precision, torch.device("cpu")))
 
 
 @app.command(epilog="Example: vader compare runs/tiny runs/tiny-ddpo runs/tiny-dpo --out comparison")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +24,6 @@ from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, load_techniques
 from vader.nouns import VideoSize
 from vader.recipe import Recipe
-from vader.rewards.base import RewardMix
 from vader.rewards.registry import build_mix
 from vader.sampling.guidance import Guidance, load_guidance
 from vader.sampling.videos import make_sampler, solver_of
@@ -40,9 +40,10 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     """
     memory = load_techniques(recipe.memory)
     accelerator = _accelerator(recipe, folder)
-    setup = build_setup(recipe, accelerator)
+    setup = _loaded(recipe, accelerator)
     attach_fresh(recipe, setup.model)
-    prepare(_roles(setup), memory, accelerator)
+    prepare(_networks(setup), memory)
+    _moved(setup)
     parameters, settings = parameters_of(setup.model.denoisers), recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
@@ -56,32 +57,35 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
 
 
 def build_setup(recipe: Recipe, accelerator: Accelerator) -> Setup:
-    """The recipe's model and rewards on the accelerator's device; errors as `build_engine`."""
-    device, size = accelerator.device, video_size(recipe)
-    dtype = frozen_dtype(recipe.model.precision, device)
+    """The recipe's model and rewards on the accelerator's device, to sample and score; errors as `build_engine`."""
+    return _moved(_loaded(recipe, accelerator))
+
+
+def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
+    """Model and rewards in their precision, on the CPU still: what shards them does so before they are moved."""
+    dtype, size = frozen_dtype(recipe.model.precision, accelerator.device), video_size(recipe)
     model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
     guidance = load_recipe_guidance(recipe)
-    mix = load_mix(recipe, device, dtype)
-    model = load_base(recipe, device, dtype)
+    mix = build_mix(recipe.rewards).to_precision(dtype)
+    mix.check_size(size)
+    model = load_base(recipe, dtype)
     return Setup(build_sampler(recipe, model, guidance), Scorer(model, mix, size, recipe.scoring.chunk), accelerator)
+
+
+def _moved(setup: Setup) -> Setup:
+    setup.model.to(setup.accelerator.device)
+    setup.reward.to(setup.accelerator.device)
+    return setup
 
 
 def video_size(recipe: Recipe) -> VideoSize:
     return VideoSize(**recipe.video.model_dump())
 
 
-def load_mix(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> RewardMix:
-    """The recipe's rewards, cast before they are moved, so that a large one never lies on the device in float32."""
-    mix = build_mix(recipe.rewards)
-    mix.check_size(video_size(recipe))
-    mix.to_precision(dtype).to(device)
-    return mix
-
-
-def load_base(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> VideoModel:
-    """The recipe's base model. Raises `UserError` as `load_model`."""
+def load_base(recipe: Recipe, dtype: torch.dtype) -> VideoModel:
+    """The recipe's base model, on the CPU. Raises `UserError` as `load_model`."""
     section = recipe.model
-    return load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
+    return load_model(section.family, section.checkpoint, dtype=dtype, options=section.options)
 
 
 def load_recipe_guidance(recipe: Recipe) -> Guidance:
@@ -114,9 +118,18 @@ def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
     add_adapters(chosen, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
 
 
-def _roles(setup: Setup) -> dict[str, tuple[torch.nn.Module, Role]]:
-    """Every network with what it does."""
-    return {}
+def _networks(setup: Setup) -> list[tuple[torch.nn.Module, Role]]:
+    """Every network with what it is for."""
+    device, model = setup.accelerator.device, setup.model
+    networks = [(network, Role(_kind(model, name), name, device)) for name, network in model.networks().items()]
+    return [*networks, *((reward, Role("reward", name, device)) for name, reward in setup.reward.items())]
+
+
+def _kind(model: VideoModel, name: str) -> Literal["denoiser", "decoder", "text"]:
+    """What a component of a model does, by its name in checkpoints."""
+    if name in model.denoisers:
+        return "denoiser"
+    return "decoder" if "vae" in name else "text"
 
 
 def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:

@@ -17,6 +17,7 @@ from vader.engine.batch import Batch
 from vader.engine.collectives import gather, sum_over_processes
 from vader.engine.device import synchronize
 from vader.models.base import VideoModel
+from vader.networks.adapter import adapted
 from vader.networks.techniques import Techniques
 from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
@@ -90,6 +91,11 @@ class Engine(Setup):
         return self.walk(
             batch.prompts, noise, phases=self.clock, on_gradient=on_gradient, gradient_step=self.memory.gradient_step
         )
+
+    @property
+    def adapted(self) -> list[str]:
+        """The denoisers that carry an adapter."""
+        return list(adapted(self.model.denoisers))
 
     def shown(self, batch: Batch) -> list[Group]:
         """Which frames of a batch's videos each reward is shown."""

@@ -18,8 +18,9 @@ import torch
 from accelerate import Accelerator
 from matplotlib.axes import Axes
 
-from vader.algorithms.base import Setup
-from vader.engine.build import attach_fresh, load_base
+from vader.engine.build import attach_fresh, build_setup, video_size
+from vader.engine.device import frozen_dtype
+from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
 from vader.evaluation.formats import decimals, fixed
@@ -28,16 +29,19 @@ from vader.evaluation.metrics.base import Metrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.plots import RUN_COLOURS, draw_lines, new_figure, save
 from vader.files.atomic import atomic_write
-from vader.models.registry import frozen_dtype, model_class
-from vader.networks.adapter import adapter_disabled, adapter_file, has_adapter, load_adapter, load_adapter_state
+from vader.models.base import VideoModel
+from vader.models.registry import model_class
+from vader.networks.adapter import adapters_disabled, has_adapter, load_adapters_state
+from vader.networks.adapter_files import load_adapters
 from vader.nouns import Prompt
 from vader.plugins import Part
-from vader.prompts import load_prompts
+from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe
-from vader.rewards.registry import build_mix
 from vader.runs.checkpoints import Checkpoints
 from vader.runs.folder import step_of
 from vader.runs.reader import Run
+
+Attach = Callable[[VideoModel], object]  # puts adapters into a model
 
 DIVERSITY = Part(name="diversity")
 GOLD = "gold"  # the figure that is drawn against the reward
@@ -45,11 +49,11 @@ GOLD = "gold"  # the figure that is drawn against the reward
 
 @dataclass(frozen=True)
 class Source:
-    """One set of weights to evaluate: its name, the step it was saved at, and what puts it into the denoiser."""
+    """One set of weights to evaluate: its name, the step it was saved at, and what puts it into a model."""
 
     name: str
     step: int
-    attach: Callable[[Setup], object] | None  # None: the base model
+    attach: Attach | None  # None: the base model
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Point:
 class Bench:
     """The loaded recipe, and what to evaluate on: prompts, each under every seed."""
 
+    recipe: Recipe
     setup: Setup
     metrics: Metrics
     prompts: Sequence[Prompt]
@@ -91,10 +96,12 @@ def sources_of_run(run: Run) -> list[Source]:
         UserError: the run has saved nothing yet.
     """
     paths = {step_of(path): path for path in Checkpoints(run.folder.checkpoints, 1).steps()}
-    found = [Source(f"step {step}", step, _checkpoint_loader(path)) for step, path in paths.items() if step > 0]
+    found = [
+        Source(f"step {step}", step, _checkpoint_loader(run.recipe, path)) for step, path in paths.items() if step > 0
+    ]
     last = run.recipe.train.steps
     if run.finished and last not in paths:
-        found.append(Source("final", last, _file_loader(run.folder.adapter_file)))
+        found.append(Source("final", last, _file_loader(run.folder.adapter)))
     if not found:
         raise UserError(f"{run.path} has nothing to evaluate: no checkpoint has been saved yet")
     return [BASE, *found]
@@ -102,24 +109,24 @@ def sources_of_run(run: Run) -> list[Source]:
 
 def sources_of_adapter(adapter: Path | None) -> list[Source]:
     """The base model, and the adapter of a file or folder if there is one. Raises `UserError` if it does not exist."""
-    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(adapter_file(adapter)))]
+    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(adapter))]
 
 
 BASE = Source("base", 0, None)
 
 
-def _checkpoint_loader(checkpoint: Path) -> Callable[[Setup], object]:
-    def attach(setup: Setup) -> None:
+def _checkpoint_loader(recipe: Recipe, checkpoint: Path) -> Attach:
+    def attach(model: VideoModel) -> None:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)["adapter"]
-        if not has_adapter(setup.model.denoiser):
-            attach_fresh(setup.recipe, setup.model)
-        load_adapter_state(setup.model.denoiser, state)
+        if not any(map(has_adapter, model.denoisers.values())):
+            attach_fresh(recipe, model)
+        load_adapters_state(model.denoisers, state)
 
     return attach
 
 
-def _file_loader(file: Path) -> Callable[[Setup], object]:
-    return lambda setup: load_adapter(setup.model.denoiser, file)
+def _file_loader(path: Path) -> Attach:
+    return lambda model: load_adapters(model.denoisers, path)
 
 
 # ---- evaluating ----
@@ -136,17 +143,16 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     Raises:
         UserError: a part of the recipe cannot be had here.
     """
-    prompts = load_prompts(recipe.prompts.test)[:videos]
+    prompts = with_negative(load_prompts(recipe.prompts.test)[:videos], recipe.sampling.negative)
     model_class(recipe.model.family).check_prompts(prompts)
-    metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.algorithm.frames.chunk)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    dtype = frozen_dtype(recipe.model.precision, accelerator.device)
-    reward = build_mix(recipe.rewards).to(accelerator.device).to_precision(dtype)
-    reward.check_prompts(prompts)
-    setup = Setup(recipe, load_base(recipe, accelerator.device), reward, accelerator)
-    metrics.check(prompts, setup.size)
-    metrics.prepare(accelerator.device, dtype)
-    return Bench(setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds))
+    metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.chunk)
+    metrics.check(prompts, video_size(recipe))
+    setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))
+    setup.reward.check_prompts(prompts)
+    device = setup.accelerator.device
+    metrics.prepare(device, frozen_dtype(recipe.model.precision, device))
+    setup.model.prepare(prompts)
+    return Bench(recipe, setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds))
 
 
 def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:
@@ -166,11 +172,10 @@ def evaluate_sources(
 
 
 def _point(bench: Bench, source: Source) -> Point:
-    denoiser = bench.setup.model.denoiser
     if source.attach is None:
-        with adapter_disabled(denoiser):  # there is none yet, or one of another source
+        with adapters_disabled(bench.setup.model.denoisers):  # there is none yet, or one of another source
             return _measured(bench, source)
-    source.attach(bench.setup)
+    source.attach(bench.setup.model)
     return _measured(bench, source)
 
 
@@ -192,10 +197,8 @@ def _measured(bench: Bench, source: Source) -> Point:
 
 def _videos(bench: Bench, seed: int) -> list[VideoScore]:
     """One video a prompt under a seed's noise."""
-    batch = bench.setup.recipe.evaluation.batch
-    return score_videos(
-        bench.setup, bench.prompts, len(bench.prompts), seed=seed, metrics=bench.metrics, shown=0, batch=batch
-    )
+    count, batch = len(bench.prompts), bench.recipe.evaluation.batch
+    return score_videos(bench.setup, bench.prompts, count, seed=seed, metrics=bench.metrics, shown=0, batch=batch)
 
 
 def _stderr_over_prompts(by_seed: Sequence[Sequence[VideoScore]]) -> float:
@@ -210,8 +213,8 @@ def _stderr_over_prompts(by_seed: Sequence[Sequence[VideoScore]]) -> float:
 def write_evaluation(bench: Bench, points: Sequence[Point], out: Path) -> list[Path]:
     """Writes `evaluation.json` and `evaluation.png` into `out`."""
     content = {
-        "recipe": bench.setup.recipe.model_dump(mode="json"),
-        "prompts": bench.setup.recipe.prompts.test,
+        "recipe": bench.recipe.model_dump(mode="json"),
+        "prompts": bench.recipe.prompts.test,
         "videos": len(bench.prompts),
         "seeds": list(bench.seeds),
         "points": [asdict(point) for point in points],

@@ -20,14 +20,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from vader.algorithms.base import Setup
 from vader.engine.collectives import even_shares
+from vader.engine.engine import Setup
 from vader.evaluation.metrics.base import Metrics
 from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
 from vader.nouns import Clip, Prompt
 from vader.runs.log import write_lines
-from vader.sampling.walk import sample_videos
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,10 @@ def _sampled(
     setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int
 ) -> tuple[Clip, Mapping[str, Tensor], Tensor]:
     """Videos on the CPU, the parts of their rewards and the totals, each `[B]`."""
-    steps, count = setup.recipe.sampling.steps, len(prompts)
-    videos = sample_videos(setup.model, prompts, setup.size, steps, setup.guidance, seed, batch=count, indices=indices)
-    parts = setup.reward.parts(videos.to(setup.model.device), prompts)
-    return Clip.whole(videos, setup.size.fps), parts, setup.reward.total(parts)
+    walk = setup.walk(prompts, setup.noise(seed, "sample", 0, indices))
+    clip = setup.scorer.decode(walk.frozen(len(walk)).latents)
+    scored = setup.scorer.score_clip(clip, prompts)
+    return clip, scored.parts, scored.total
 
 
 def _of_video(found: Mapping[str, Tensor], i: int) -> dict[str, float]:

@@ -102,7 +102,9 @@ def _method(recipe: Recipe) -> str:
     algorithm = recipe.algorithm
     if algorithm.name != "reward_gradient":
         return algorithm.name
-    return f"reward gradient (policy {algorithm.policy.name}, K = {algorithm.policy.k})"
+    policy = dict(algorithm.options.get("policy", {}))
+    name, options = policy.pop("name", "last"), ", ".join(f"{key} = {value}" for key, value in policy.items())
+    return f"reward gradient (policy {name}{f', {options}' if options else ''})"
 
 
 def _missing(run: Run) -> Iterator[str]:

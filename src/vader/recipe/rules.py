@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from vader.plugins import Part
 from vader.recipe.sections import SamplingSection, Sees, TrainSection
 
 
@@ -42,10 +41,3 @@ def _of_indices(key: str, indices: Sequence[int], count: int) -> Iterator[str]:
 def of_batch(train: TrainSection) -> Iterator[str]:
     if train.micro_batch is not None and train.batch % train.micro_batch:
         yield f"train.batch {train.batch} is no multiple of train.micro_batch {train.micro_batch}: change one of them"
-
-
-def of_memory(memory: Sequence[Part]) -> Iterator[str]:
-    names = [technique.name for technique in memory]
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1:
-            yield f"memory names {name} {names.count(name)} times: once is enough"

@@ -56,4 +56,3 @@ class Recipe(Section):
         for number, reward in enumerate(self.rewards):
             yield from rules.of_sees(f"rewards.{number}.sees", reward.sees, self.video.frames)
         yield from rules.of_batch(self.train)
-        yield from rules.of_memory(self.memory)

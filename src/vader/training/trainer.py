@@ -22,18 +22,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from vader import randomness
-from vader.algorithms import load_algorithm
-from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
-from vader.engine.build import build_engine
+from vader.algorithms import load_algorithm, resolved
+from vader.algorithms.base import Algorithm, Metrics
+from vader.engine.batch import Batch
+from vader.engine.build import build_engine, video_size
+from vader.engine.device import frozen_dtype, peak_memory_bytes
+from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import Metrics as HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
-from vader.models.registry import frozen_dtype, model_class
-from vader.networks.adapter import adapter_state, load_adapter_state, save_adapter
-from vader.networks.memory import peak_memory_bytes
-from vader.prompts import load_prompts
+from vader.models.registry import model_class
+from vader.networks.adapter import adapters_state, load_adapters_state
+from vader.networks.adapter_files import save_adapters
+from vader.nouns import Prompt
+from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
 from vader.runs.checkpoints import Checkpoints, Progress, check_space
 from vader.runs.folder import RunFolder
@@ -75,8 +79,8 @@ class Run:
     engine: Engine
     algorithm: Algorithm
     metrics: HeldOutMetrics
-    train_prompts: Sequence[str]
-    test_prompts: Sequence[str]
+    train_prompts: Sequence[Prompt]
+    test_prompts: Sequence[Prompt]
     checkpoints: Checkpoints
     log: MetricsLog
     progress: Progress
@@ -101,7 +105,7 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
         UserError: something in the recipe, its files or the run's folder is not right; nothing was started.
         RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
     """
-    folder = RunFolder(Path(runs) / recipe.name)
+    recipe, folder = resolved(recipe), RunFolder(Path(runs) / recipe.name)
     check_folder(recipe, folder)
     if folder.finished:
         return replace(read_result(folder), finished_before=True)
@@ -184,12 +188,15 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     Raises:
         UserError: a part of the recipe cannot be had here, or does not fit the others.
     """
-    train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
+    train_prompts, test_prompts = (
+        with_negative(load_prompts(name), recipe.sampling.negative)
+        for name in (recipe.prompts.train, recipe.prompts.test)
+    )
     model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
     algorithm = load_algorithm(recipe)
-    metrics = build_metrics(recipe.evaluation.metrics, recipe.algorithm.frames.chunk)
+    metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
+    metrics.check(test_prompts, video_size(recipe))
     engine = build_engine(recipe, folder.path)
-    metrics.check(test_prompts, engine.size)
     metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
@@ -248,7 +255,7 @@ def _restore(run: Run) -> None:
     saved = run.checkpoints.load_latest()
     if saved is not None:
         run.progress, state = saved
-        load_adapter_state(run.engine.model.denoiser, state["adapter"])
+        load_adapters_state(run.engine.model.denoisers, state["adapter"])
         run.engine.optimizer.load_state_dict(state["optimizer"])
         run.engine.scaler.load_state_dict(state["scaler"])
         run.algorithm.load_state_dict(state["algorithm"])
@@ -261,7 +268,7 @@ def _save(run: Run) -> None:
     if run.accelerator.is_main_process:
         engine = run.engine
         state = {
-            "adapter": adapter_state(engine.model.denoiser),
+            "adapter": adapters_state(engine.model.denoisers),
             "optimizer": engine.optimizer.state_dict(),
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
@@ -275,7 +282,7 @@ def _finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         recipe = run.recipe
         metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
-        save_adapter(run.engine.model.denoiser, run.folder.adapter, run.engine.model.denoiser_name, metadata)
+        save_adapters(run.engine.model.denoisers, run.folder.adapter, metadata)
         write_report(run.folder.path)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -325,7 +332,7 @@ def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, comp
         "seconds": run.engine.clock.seconds,
         "total_seconds": seconds,
         "compute_seconds": compute_seconds,
-        "peak_memory": peak_memory_bytes(run.engine.accelerator.device),
+        "peak_memory": peak_memory_bytes(run.accelerator.device),
         "skipped": run.progress.skipped,
     }
     if run.accelerator.is_main_process:
