@@ -37,7 +37,7 @@ from solver_chains import (
     stand_in,
     walk,
 )
-from vader.solvers import Schedule, Solver, scheduler_config
+from vader.solvers import Schedule, Solver, fields
 from vader.solvers.scheduler_config import solver_from_config
 
 # ------------------------------------------------------------------------------------ against diffusers
@@ -251,11 +251,18 @@ def test_cogvideox_of_class_defaults_follows_diffusers():
 
 
 def test_class_defaults_are_those_of_diffusers():
-    for name, different in scheduler_config._DDPM_FAMILY.items():
-        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-        for field, value in (scheduler_config._DDIM_FIELDS | scheduler_config._EDM_FIELDS | different).items():
-            if field in parameters:
-                assert parameters[field].default == value, (name, field)
+    for name, different in fields.DDPM_FAMILY.items():
+        assert_class_defaults(name, fields.DDIM_FIELDS | fields.EDM_FIELDS | different)
+    assert_class_defaults("FlowMatchEulerDiscreteScheduler", fields.FLOW_FIELDS)
+    assert_class_defaults("UniPCMultistepScheduler", fields.rule_defaults(fields.UNIPC_RULE))
+    assert_class_defaults("DPMSolverMultistepScheduler", fields.rule_defaults(fields.DPM_RULE))
+
+
+def assert_class_defaults(name: str, ours: dict) -> None:
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    for field, value in ours.items():
+        if field in parameters:
+            assert parameters[field].default == value, (name, field)
 
 
 # ------------------------------------------------------------------ against stored numbers of the reference codes
