@@ -270,11 +270,8 @@ def assert_class_defaults(name: str, ours: dict) -> None:
 
 def stds(solver: Solver, schedule: Schedule) -> Tensor:
     """The noise of each step, `[S]` float64."""
-    one = torch.ones(1)
-    return torch.tensor(
-        [solver.step(one, one, *interval, one).std for interval in zip(schedule.starts, schedule.ends, strict=True)],
-        dtype=torch.float64,
-    )
+    intervals = zip(schedule.starts, schedule.ends, strict=True)
+    return torch.tensor([solver.std(*interval) for interval in intervals], dtype=torch.float64)
 
 
 def test_videocrafter2_tables():

@@ -138,6 +138,7 @@ def test_step_is_pure_and_its_next_is_mean_plus_std_noise(solver, dtype):
         assert torch.equal(step.next, again.next)
         assert torch.equal(step.next, step.mean + step.std * noise)
         assert isinstance(step.std, float)
+        assert step.std == solver.std(schedule.starts[i], schedule.ends[to])
         assert solver.stochastic or step.std == 0.0
     assert len(schedule) == len(schedule.starts) == len(schedule.ends) == 5
 
