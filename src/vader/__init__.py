@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from vader.errors import UserError as UserError
     from vader.files.video import read_video as read_video
     from vader.files.video import write_mp4 as write_mp4
+    from vader.models import load_adapter as load_adapter
+    from vader.models import load_into as load_into
     from vader.models.base import Condition as Condition
     from vader.models.base import Guidance as Guidance
     from vader.models.base import VideoModel as VideoModel
     from vader.models.base import VideoSize as VideoSize
     from vader.models.registry import load_model as load_model
-    from vader.networks.adapter import load_adapter as load_adapter
-    from vader.networks.adapter import load_into as load_into
     from vader.networks.adapter import merge_adapter as merge_adapter
     from vader.recipe import Recipe as Recipe
     from vader.recipe import load_recipe as load_recipe
@@ -51,8 +51,8 @@ _HOMES = {
     "UserError": "vader.errors",
     "VideoModel": "vader.models.base",
     "VideoSize": "vader.models.base",
-    "load_adapter": "vader.networks.adapter",
-    "load_into": "vader.networks.adapter",
+    "load_adapter": "vader.models",
+    "load_into": "vader.models",
     "load_model": "vader.models.registry",
     "load_recipe": "vader.recipe",
     "load_reward": "vader.rewards.registry",

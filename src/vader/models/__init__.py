@@ -2,5 +2,7 @@
 
 from vader.models.base import Condition, Guidance, VideoModel, VideoSize
 from vader.models.registry import load_model, model_names
+from vader.models.videocrafter import lora as _lora  # noqa: F401 (registers its files wherever adapters are loaded)
+from vader.networks.adapter_files import load_adapter, load_into
 
-__all__ = ["Condition", "Guidance", "VideoModel", "VideoSize", "load_model", "model_names"]
+__all__ = ["Condition", "Guidance", "VideoModel", "VideoSize", "load_adapter", "load_into", "load_model", "model_names"]

@@ -2,7 +2,8 @@
 
 Their files (`vader_videocrafter_pickscore.pt`, `vader_videocrafter_hps_aesthetic.pt`) are bare dictionaries that peft
 made: two tensors for each of the 198 query, key and value layers, under the release's names. They hold neither
-rank nor alpha: the rank is in the shapes, and alpha was peft's default.
+rank nor alpha: the rank is in the shapes, and alpha was peft's default. Once this module is imported, as it is with
+`vader.models`, such files are accepted wherever adapters are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from vader.errors import UserError
 from vader.files.weights import read_weights
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
+from vader.networks.adapter_files import register_format
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 PREFIX = "base_model.model.model.diffusion_model."
@@ -82,3 +84,6 @@ def _header(rank: int, alpha: float) -> dict[str, str]:
         "vader": json.dumps(ours | {"targets": ["to_k", "to_q", "to_v"]}),
         "lora_adapter_metadata": json.dumps({"unet.r": rank, "unet.lora_alpha": rank}),
     }
+
+
+register_format(SUFFIXES, read_lora)
