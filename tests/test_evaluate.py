@@ -13,6 +13,7 @@ from toy_runs import TOY, toy_recipe
 from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.evaluate import build_bench, evaluate_sources, sources_of_run
+from vader.runs.folder import RunFolder
 from vader.runs.reader import read_run
 from vader.training.trainer import train
 
@@ -70,6 +71,27 @@ def test_seeds_are_averaged_and_prompts_give_the_error(run):
     assert base.by_seed == pytest.approx([point.reward for point in alone])
     assert base.reward == pytest.approx(fmean(base.by_seed))
     assert base.figures["diversity/pixels"] > 0
+
+
+def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):
+    metrics = "[{name: judge}, {name: 'toys:Stillness'}, {name: 'test_metrics:Set'}, {name: diversity}]"
+    recipe = toy_recipe(f"evaluation.metrics={metrics}", "evaluation.videos=5", "evaluation.batch=2", "train.steps=3")
+    run = read_run(train(recipe, tmp_path).folder)
+    evaluation, folder = run.evaluations[-1], RunFolder(run.path)
+    videos = [json.loads(line) for line in folder.evaluation(evaluation.step).read_text().splitlines()]
+    assert [video["index"] for video in videos] == [0, 1, 2, 3, 4]
+    assert all(set(video) == {"index", "prompt", "reward", "parts", "figures"} for video in videos)
+    for name in ("Stillness", "judge/color"):
+        mean = sum(video["figures"][name] for video in videos) / 5
+        assert evaluation.figures[name] == pytest.approx(mean)
+    assert (evaluation.figures["Set/count"], evaluation.figures["Set/prompts"]) == (5, 5)
+    assert "Set/count" not in videos[0]["figures"]
+    assert "diversity/pixels" not in evaluation.figures  # no prompt has two videos
+    assert len(run.samples[evaluation.step]) == recipe.evaluation.shown
+    assert sorted(path.name for path in (run.path / "evaluations").iterdir()) == [
+        "step-000000.jsonl",
+        "step-000003.jsonl",
+    ]
 
 
 def test_command_writes_json_plot_and_table(run, capsys):

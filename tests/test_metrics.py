@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
-from toy_runs import toy_recipe
 from vader.cli import main
 from vader.engine.collectives import even_shares
 from vader.errors import UserError
@@ -18,11 +15,9 @@ from vader.evaluation.metrics.registry import build_metrics, metric_names
 from vader.evaluation.metrics.reward import RewardMetric
 from vader.nouns import Clip, Prompt, VideoSize
 from vader.plugins import Part
-from vader.rewards.base import FrameReward
-from vader.runs.folder import RunFolder
-from vader.runs.reader import read_run
+from vader.rewards.base import FrameReward, Reward
+from vader.rewards.needs import AllFrames
 from vader.tinyworld.scenes import captions, render, sample_scenes
-from vader.training.trainer import train
 
 SIZE = VideoSize(8, 32, 32)
 
@@ -107,7 +102,7 @@ class Counting(FrameReward):
         return images.mean(dim=(1, 2, 3))
 
 
-@pytest.mark.parametrize(("chunk", "seen"), [(1, [1] * 6), (4, [4, 2]), (100, [6])])
+@pytest.mark.parametrize(("chunk", "seen"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (4, [3, 3]), (100, [6])])
 def test_a_frame_reward_scores_so_many_images_at_once(chunk, seen):
     reward = Counting()
     metrics = Metrics({"Counting": RewardMetric("Counting", reward, chunk)})
@@ -116,15 +111,27 @@ def test_a_frame_reward_scores_so_many_images_at_once(chunk, seen):
     assert reward.seen == seen
 
 
+class Still(Reward):
+    """How little two neighbouring frames differ."""
+
+    needs = AllFrames(least=2)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def score(self, clip, prompts):
+        return -self.scale * (clip.frames[:, 1:] - clip.frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))
+
+
 def test_a_reward_for_clips_sees_whole_videos_and_takes_its_options():
     clip = Clip.whole(torch.rand(3, 4, 3, 8, 8), fps=8)
-    metrics = build({"name": "toys:Stillness"}, {"name": "aesthetic", "checkpoint": "tiny"}, chunk=1)
+    metrics = build({"name": "test_metrics:Still", "scale": 2.0}, {"name": "aesthetic", "checkpoint": "tiny"}, chunk=1)
     prompts = [Prompt("x")] * 3
     found = metrics.per_video(clip, prompts)
-    assert list(found) == ["Stillness", "aesthetic"]
-    alone = [metrics.metrics["Stillness"].reward(clip.frames[i : i + 1], ["x"]).item() for i in range(3)]
-    assert found["Stillness"].tolist() == pytest.approx(alone)
-    with pytest.raises(UserError, match="reward 'Stillness' needs at least 2 frames"):
+    assert list(found) == ["Still", "aesthetic"]
+    assert found["Still"].tolist() == pytest.approx(Still(2.0)(clip.frames, ["x"] * 3).tolist())
+    with pytest.raises(UserError, match="reward 'Still' needs at least 2 frames"):
         metrics.check(prompts, VideoSize(1, 8, 8))
 
 
@@ -138,6 +145,10 @@ class Set(Metric):
 
 class Nothing(Metric):
     pass
+
+
+class Other:
+    """Neither a metric nor a reward."""
 
 
 class Wrong(Metric):
@@ -158,7 +169,7 @@ def test_built_in_metrics_have_a_line_each(capsys):
         ({"name": "gold", "task": "beauty"}, "metric 'gold': task is 'beauty'"),
         ({"name": "gold", "tsak": "looks"}, "metric 'gold' has no option 'tsak': did you mean 'task'?"),
         ({"name": "hps", "weight": 2.0}, "reward 'hps' has no option 'weight'"),
-        ({"name": "toys:ToyModel"}, "'toys:ToyModel' is neither a Metric nor a Reward"),
+        ({"name": "test_metrics:Other"}, "'test_metrics:Other' is neither a Metric nor a Reward"),
         ({"name": "test_metrics:Nothing"}, "'Nothing' measures nothing: Nothing needs per_video or over_set"),
     ],
 )
@@ -172,28 +183,7 @@ def test_figures_are_one_a_video():
         build({"name": "test_metrics:Wrong"}).per_video(clip_of([0.5]), [Prompt("x")])
 
 
-# ---- in a run ----
-
-
-def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):
-    metrics = "[{name: judge}, {name: 'toys:Stillness'}, {name: 'test_metrics:Set'}, {name: diversity}]"
-    recipe = toy_recipe(f"evaluation.metrics={metrics}", "evaluation.videos=5", "evaluation.batch=2", "train.steps=3")
-    run = read_run(train(recipe, tmp_path).folder)
-    evaluation, folder = run.evaluations[-1], RunFolder(run.path)
-    videos = [json.loads(line) for line in folder.evaluation(evaluation.step).read_text().splitlines()]
-    assert [video["index"] for video in videos] == [0, 1, 2, 3, 4]
-    assert all(set(video) == {"index", "prompt", "reward", "parts", "figures"} for video in videos)
-    for name in ("Stillness", "judge/color"):
-        mean = sum(video["figures"][name] for video in videos) / 5
-        assert evaluation.figures[name] == pytest.approx(mean)
-    assert (evaluation.figures["Set/count"], evaluation.figures["Set/prompts"]) == (5, 5)
-    assert "Set/count" not in videos[0]["figures"]
-    assert "diversity/pixels" not in evaluation.figures  # no prompt has two videos
-    assert len(run.samples[evaluation.step]) == recipe.evaluation.shown
-    assert sorted(path.name for path in (run.path / "evaluations").iterdir()) == [
-        "step-000000.jsonl",
-        "step-000003.jsonl",
-    ]
+# ---- processes ----
 
 
 @pytest.mark.parametrize(("count", "world", "batch"), [(45, 8, 4), (3, 1, 8), (2, 4, 1), (16, 2, 8)])

@@ -126,29 +126,20 @@ def _score(
     setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: Metrics, kept: int
 ) -> list[VideoScore]:
     """One batch on this process; the clips of the first `kept` videos stay."""
-    clip, parts, total = _sampled(setup, prompts, indices, seed)
-    figures = metrics.per_video(clip, prompts)
+    walk = setup.walk(prompts, setup.noise(seed, "sample", 0, indices))
+    clip = setup.scorer.decode(walk.frozen(len(walk)).latents)
+    scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
     return [
         VideoScore(
             index=index,
             prompt=prompts[i],
-            reward=total[i].item(),
-            parts=_of_video(parts, i),
+            reward=scored.total[i].item(),
+            parts=_of_video(scored.parts, i),
             figures=_of_video(figures, i),
             clip=_alone(clip, i) if index < kept else None,
         )
         for i, index in enumerate(indices)
     ]
-
-
-def _sampled(
-    setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int
-) -> tuple[Clip, Mapping[str, Tensor], Tensor]:
-    """Videos on the CPU, the parts of their rewards and the totals, each `[B]`."""
-    walk = setup.walk(prompts, setup.noise(seed, "sample", 0, indices))
-    clip = setup.scorer.decode(walk.frozen(len(walk)).latents)
-    scored = setup.scorer.score_clip(clip, prompts)
-    return clip, scored.parts, scored.total
 
 
 def _of_video(found: Mapping[str, Tensor], i: int) -> dict[str, float]:

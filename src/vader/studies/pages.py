@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,8 +54,8 @@ def _refreshed(text: str, made: Mapping[str, str], page: Path) -> str:
         if opened in text and closed not in text:
             raise UserError(f"{page} has {opened} and no {closed} after it: add it where the numbers of {name} end")
         if content:
-            whole = f"{opened}\n\n{content}\n\n{closed}"
-            text = re.sub(f"{re.escape(opened)}.*?{re.escape(closed)}", lambda _, new=whole: new, text, flags=re.DOTALL)
+            before, _, rest = text.partition(opened)
+            text = f"{before}{opened}\n\n{content}\n\n{closed}{rest.partition(closed)[2]}"
     return text
 
 
