@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -65,10 +65,6 @@ class Place:
     clean: Any = None
     mean: Any = None
     std: float = 0.0
-
-
-def _never(i: int) -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -151,20 +147,15 @@ class Walk:
     # ---- several ----
 
     def places(
-        self, at: Place, end: int, active: Callable[[int], bool] = _never,
-        weight: Callable[[int], float] = lambda i: 1.0, carry: Callable[[int], float] = lambda i: 1.0,
-    ) -> Iterator[Place]:  # fmt: skip
+        self, at: Place, end: int, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0
+    ) -> Iterator[Place]:
         """Every place after `at` until step `end` starts; steps that are not active have no graph of their own."""
         while at.i < end:
-            there = self.sampler.schedule.ends[at.i]
-            at = self._move(at, at.i + 1, there, active(at.i), weight(at.i), carry(at.i))
+            at = self._move(at, at.i + 1, self.sampler.schedule.ends[at.i], at.i in active, weight, carry)
             yield at
 
-    def to(
-        self, end: int, at: Place, active: Callable[[int], bool] = _never,
-        weight: Callable[[int], float] = lambda i: 1.0, carry: Callable[[int], float] = lambda i: 1.0,
-    ) -> Place:  # fmt: skip
-        """On from a place to where step `end` starts."""
+    def to(self, end: int, at: Place, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0) -> Place:
+        """On from a place to where step `end` starts, as `step` in the active ones."""
         with self.phases("gradient"):
             return _last(at, self.places(at, end, active, weight, carry))
 
