@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vader.files.video import write_mp4 as write_mp4
     from vader.models.base import VideoModel as VideoModel
     from vader.models.registry import load_model as load_model
-    from vader.networks.adapter import load_adapter as load_adapter
-    from vader.networks.adapter import load_into as load_into
+    from vader.models import load_adapter as load_adapter
+    from vader.models import load_into as load_into
     from vader.networks.adapter import merge_adapter as merge_adapter
     from vader.networks.techniques import Technique as Technique
     from vader.nouns import Clip as Clip
@@ -69,8 +69,8 @@ _HOMES = {
     "UserError": "vader.errors",
     "VideoModel": "vader.models.base",
     "VideoSize": "vader.nouns",
-    "load_adapter": "vader.networks.adapter",
-    "load_into": "vader.networks.adapter",
+    "load_adapter": "vader.models",
+    "load_into": "vader.models",
     "load_model": "vader.models.registry",
     "load_recipe": "vader.recipe",
     "load_reward": "vader.rewards.registry",

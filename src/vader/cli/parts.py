@@ -34,13 +34,13 @@ def model_section(spec: str) -> ModelSection:
 
 def load_with_adapter(section: ModelSection, adapter: Path | None) -> VideoModel:
     """A model on this machine's device, with an adapter if there is one."""
-    from vader.engine.device import frozen_dtype, pick_device
+    from vader.engine.device import best_device, frozen_dtype
     from vader.models.registry import load_model
-    from vader.networks.adapter_files import adapter_file, load_adapters
+    from vader.networks.adapter_files import adapter_files, load_adapters
 
     if adapter is not None:
-        adapter_file(adapter)  # before anything large is loaded
-    device = pick_device()
+        adapter_files(adapter)  # before anything large is loaded
+    device = best_device()
     dtype = frozen_dtype(section.precision, device)
     model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
     if adapter is not None:

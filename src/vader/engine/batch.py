@@ -32,7 +32,10 @@ class Batch:
     def select(self, places: Sequence[int]) -> Batch:
         """The videos at these places of this process's share."""
         real = len(self.prompts) - self.padding
-        prompts, indices = (tuple(of[place] for place in places) for of in (self.prompts, self.indices))
+        prompts, indices = (
+            tuple(self.prompts[place] for place in places),
+            tuple(self.indices[place] for place in places),
+        )
         return replace(self, prompts=prompts, indices=indices, padding=sum(place >= real for place in places))
 
     def padded(self, count: int, spare: Batch) -> Batch:

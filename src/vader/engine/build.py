@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +16,10 @@ from accelerate import Accelerator
 
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine, Setup
-from vader.errors import UserError, nearest
+from vader.errors import UserError
 from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_class, model_options
-from vader.networks.adapter import adapter_parameters_of, add_adapters
+from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, load_techniques
 from vader.nouns import VideoSize
@@ -46,7 +45,7 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     attach_fresh(recipe, setup.model)
     prepare(_networks(setup), memory)
     _moved(setup)
-    parameters, settings = adapter_parameters_of(setup.model.denoisers), recipe.optimizer
+    parameters, settings = parameters_of(setup.model.denoisers), recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
     )
@@ -118,18 +117,8 @@ def build_sampler(recipe: Recipe, model: VideoModel, guidance: Guidance) -> Samp
 def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
     """Attaches the recipe's adapters as they are before the first step."""
     adapter = recipe.adapter
-    chosen = model.denoisers if adapter.denoisers is None else _chosen(model, adapter.denoisers)
+    chosen = chosen_denoisers(model.denoisers, adapter.denoisers)
     add_adapters(chosen, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
-
-
-def _chosen(model: VideoModel, names: Sequence[str]) -> dict[str, torch.nn.Module]:
-    """The denoisers of these names. Raises `UserError` if the model has none of one."""
-    if unknown := [name for name in names if name not in model.denoisers]:
-        raise UserError(
-            f"adapter.denoisers names {unknown[0]!r}, which the model does not have: "
-            f"{nearest(unknown[0], model.denoisers)}"
-        )
-    return {name: model.denoisers[name] for name in names}
 
 
 def _networks(setup: Setup) -> list[tuple[torch.nn.Module, Role]]:

@@ -17,7 +17,7 @@ from vader.engine.batch import Batch
 from vader.engine.collectives import gather, sum_over_processes
 from vader.engine.device import synchronize
 from vader.models.base import VideoModel
-from vader.networks.adapter import has_adapter
+from vader.networks.adapter import adapted
 from vader.networks.techniques import Techniques
 from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
@@ -95,7 +95,7 @@ class Engine(Setup):
     @property
     def adapted(self) -> list[str]:
         """The denoisers that carry an adapter."""
-        return [name for name, network in self.model.denoisers.items() if has_adapter(network)]
+        return list(adapted(self.model.denoisers))
 
     def shown(self, batch: Batch) -> list[Group]:
         """Which frames of a batch's videos each reward is shown."""

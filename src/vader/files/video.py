@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -83,6 +84,23 @@ def stream_frames(path: str | Path, max_frames: int | None = None) -> Iterator[T
         if image.shape != first.shape:
             raise UserError(f"the frames of {path} differ in size: {_size(first)} and {_size(image)}")
         yield image
+
+
+def frame_rate(path: str | Path, max_frames: int | None = None) -> float | None:
+    """Frames a second of a video file, as `stream_frames` gives them; None for a folder of frames, which tells none.
+
+    Raises:
+        UserError: unreadable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return None
+    with _readable(path), av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+    if rate is None or max_frames is None:
+        return None if rate is None else float(rate)
+    count = _count_frames(path)
+    return float(rate) * len(subsampled(count, max_frames)) / count
 
 
 def subsampled(count: int, limit: int | None) -> list[int]:
@@ -190,13 +208,19 @@ def _unmark(comment: str, height: int, width: int) -> tuple[int, int, int]:
 
 def _file_images(path: Path, max_frames: int | None) -> Iterator[Tensor]:
     """Decodes a file, twice when only some frames are wanted: containers don't tell their frame count reliably."""
-    try:
+    with _readable(path):
         chosen = None if max_frames is None else set(subsampled(_count_frames(path), max_frames))
         with av.open(str(path)) as container:
             comment = container.metadata.get("comment", "")
             for i, frame in enumerate(container.decode(video=0)):
                 if chosen is None or i in chosen:
                     yield _as_sampled(_to_pixels(frame.to_ndarray(format="rgb24")), comment)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
         raise UserError(
             f"{path} is no video that can be read: give an mp4, webm or gif, or a folder of frames"

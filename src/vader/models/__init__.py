@@ -2,5 +2,7 @@
 
 from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_names
+from vader.models.videocrafter import lora as _lora  # noqa: F401 (registers its files wherever adapters are loaded)
+from vader.networks.adapter_files import load_adapter, load_into
 
-__all__ = ["VideoModel", "load_model", "model_names"]
+__all__ = ["VideoModel", "load_adapter", "load_into", "load_model", "model_names"]

@@ -1,42 +1,29 @@
-"""LoRA adapters (arXiv:2106.09685): attach to any network, train, save in diffusers' format, load, merge.
+"""LoRA adapters (arXiv:2106.09685): attach to any network, switch off, read and set their state, merge.
 
 A frozen network comes in; it leaves with float32 low-rank layers beside its chosen linear and convolution
-layers, and the rest of the program sees one network as before. The file is what diffusers calls a LoRA:
-`pytorch_lora_weights.safetensors`, keys `<component>.<module path>.lora_A.weight`, alpha folded into B.
-
-To use such a file in diffusers where its own loader knows the class: `pipe.load_lora_weights(folder)`;
-where it does not (UNet3D, as of 0.42): `vader.networks.adapter.load_into(pipe, folder)`.
-
-Also read are the `.pt` files that VADER's authors published (`vader.models.videocrafter.lora`).
+layers, and the rest of the program sees one network as before. What is here of one network is at the end of this
+file of all `denoisers` of a model, by component name. Files are `vader.networks.adapter_files`' business.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vader.errors import UserError, nearest
-from vader.files.atomic import atomic_write
-from vader.models.videocrafter import lora
 from vader.randomness import generator
 
-FILE_NAME = "pytorch_lora_weights.safetensors"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NAME = "default"  # peft's name of the one adapter
-Target = TypeVar("Target")
 
 
 # ---- attach ----
@@ -57,24 +44,28 @@ def add_adapter(
     Raises:
         UserError: a target names no layer.
     """
-    _inject(module, matching_layers(module, targets), rank, rank if alpha is None else alpha)
-    for name, layer in _lora_layers(module).items():
-        fresh = torch.empty(_factor_a(layer).shape)
-        nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator(seed, f"adapter/{name}"))
-        _factor_a(layer).data.copy_(fresh)
+    inject(module, matching_layers(module, targets), rank, rank if alpha is None else alpha)
+    _initialise(module, seed, "adapter")
     return module
 
 
-def matching_layers(module: nn.Module, targets: Sequence[str]) -> list[str]:
+def _initialise(module: nn.Module, seed: int, purpose: str) -> None:
+    for name, layer in lora_layers(module).items():
+        fresh = torch.empty(factor_a(layer).shape)
+        nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator(seed, f"{purpose}/{name}"))
+        factor_a(layer).data.copy_(fresh)
+
+
+def matching_layers(module: nn.Module, targets: Sequence[str], label: str = "the denoiser") -> list[str]:
     """The full names of the layers that the targets mean.
 
     Raises:
-        UserError: a target names no linear or convolution layer.
+        UserError: a target names no linear or convolution layer of the network, which the error calls `label`.
     """
     layers = [name for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)]
     for target in targets:
         if not any(_means(target, name) for name in layers):
-            raise UserError(f"adapter target {target!r} names no layer of the denoiser: {_suggest(target, layers)}")
+            raise UserError(f"adapter target {target!r} names no layer of {label}: {_suggest(target, layers)}")
     return [name for name in layers if any(_means(target, name) for target in targets)]
 
 
@@ -84,42 +75,43 @@ def _means(target: str, name: str) -> bool:
 
 def _suggest(target: str, layers: Sequence[str]) -> str:
     """The nearest layer ending, or the commonest ones."""
-    common = Counter(_ending(name) for name in layers)
+    common = Counter(ending(name) for name in layers)
     suggestion = nearest(target, common)
     return (
         suggestion if suggestion.startswith("did") else f"common are {', '.join(n for n, _ in common.most_common(8))}"
     )
 
 
-def _ending(name: str) -> str:
+def ending(name: str) -> str:
     """The last part of a layer's name, with its predecessor where it is only a number: "to_out.0"."""
     parts = name.split(".")
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
 
-def _inject(module: nn.Module, layers: list[str], rank: int, alpha: float) -> None:
-    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": layers}
+def inject(module: nn.Module, layers: Sequence[str], rank: int, alpha: float) -> None:
+    """Puts peft's layers, their factors in float32, in place of these layers."""
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(layers)}
     inject_adapter_in_model(LoraConfig(**settings), module)
-    for layer in _lora_layers(module).values():
-        _factor_a(layer).data = _factor_a(layer).data.float()
-        _factor_b(layer).data = _factor_b(layer).data.float()
+    for layer in lora_layers(module).values():
+        factor_a(layer).data = factor_a(layer).data.float()
+        factor_b(layer).data = factor_b(layer).data.float()
 
 
-def _lora_layers(module: nn.Module) -> dict[str, Any]:
+def lora_layers(module: nn.Module) -> dict[str, Any]:
     """peft's layers by the name of the layer they wrap."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
 
 
-def _factor_a(layer: Any) -> nn.Parameter:
+def factor_a(layer: Any) -> nn.Parameter:
     return layer.lora_A[NAME].weight
 
 
-def _factor_b(layer: Any) -> nn.Parameter:
+def factor_b(layer: Any) -> nn.Parameter:
     return layer.lora_B[NAME].weight
 
 
 def has_adapter(module: nn.Module) -> bool:
-    return bool(_lora_layers(module))
+    return bool(lora_layers(module))
 
 
 def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -129,16 +121,16 @@ def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     found = {}
-    for name, layer in _lora_layers(module).items():
-        found[f"{name}.lora_A.weight"] = _factor_a(layer)
-        found[f"{name}.lora_B.weight"] = _factor_b(layer)
+    for name, layer in lora_layers(module).items():
+        found[f"{name}.lora_A.weight"] = factor_a(layer)
+        found[f"{name}.lora_B.weight"] = factor_b(layer)
     return found
 
 
 @contextmanager
 def adapter_disabled(module: nn.Module) -> Iterator[None]:
     """Within, the network is the frozen base. No graph is recorded: recomputed blocks would have the adapter on."""
-    layers = _lora_layers(module).values()
+    layers = lora_layers(module).values()
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -151,14 +143,21 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
 
 def merge_adapter(module: nn.Module) -> nn.Module:
     """Adds the adapter to the weights (in float32, then rounded to theirs) and leaves a plain network, in place."""
-    for name, layer in _lora_layers(module).items():
+    for name, layer in lora_layers(module).items():
         base = layer.get_base_layer()
-        weight = base.weight.data
-        base.weight.data = (weight.float() + layer.get_delta_weight(NAME).float()).to(weight.dtype)
+        update = layer.get_delta_weight(NAME).float()
+        base.weight.data.copy_(base.weight.data.float() + _distributed_as(base.weight.data, update))
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, base)
     del module.peft_config
     return module
+
+
+def _distributed_as(weight: Tensor, update: Tensor) -> Tensor:
+    """The update as the weight is: of a sharded one (`vader.networks.shard`), this process's part."""
+    if not isinstance(weight, DTensor):
+        return update
+    return distribute_tensor(update, weight.device_mesh, weight.placements)
 
 
 # ---- exact state, for checkpoints ----
@@ -176,190 +175,103 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         UserError: the state is of an adapter with other layers or another rank.
     """
     parameters = _parameters(module)
-    _check_names(state, parameters)
+    check_names(state, parameters)
     for name, parameter in parameters.items():
-        _check_shape(name, state[name].shape, parameter.shape)
+        check_shape(name, state[name].shape, parameter.shape)
     for name, parameter in parameters.items():
         parameter.data.copy_(state[name])
 
 
-def _check_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:
+def check_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:
     if unknown := sorted(set(state) - set(expected)):
         raise UserError(f"it is of another model: there is no {unknown[0]!r} here ({len(unknown)} unknown)")
     if missing := sorted(set(expected) - set(state)):
         raise UserError(f"it is of another model: it lacks {missing[0]!r} ({len(missing)} missing)")
 
 
-def _check_shape(name: str, given: Sequence[int], expected: Sequence[int]) -> None:
+def check_shape(name: str, given: Sequence[int], expected: Sequence[int]) -> None:
     if tuple(given) != tuple(expected):
         raise UserError(f"it is of another model: {name!r} is {list(given)}, should be {list(expected)}")
 
 
-# ---- files ----
+# ---- all denoisers of a model, by component name ----
 
 
-def save_adapter(module: nn.Module, folder: Path | str, component: str, metadata: Mapping[str, Any]) -> Path:
-    """Writes the adapter in diffusers' LoRA format, alpha folded into B, so that scale 1 is right everywhere.
-
-    Args:
-        folder: made where it is missing; the file in it is replaced in one move.
-        component: the network's name in a diffusers pipeline: "unet" or "transformer".
-        metadata: what the adapter belongs to (family, checkpoint, recipe ...), JSON values; rank, alpha, layers
-            and the package's version are added. `read_metadata` gives all of it back.
-
-    Returns:
-        The path of the file.
-    """
-    path = Path(folder) / FILE_NAME
-    with atomic_write(path) as temporary:
-        save_file(_folded(module, component), temporary, metadata=_header(module, component, metadata))
-    return path
-
-
-def _folded(module: nn.Module, component: str) -> dict[str, Tensor]:
-    weights = {}
-    for name, layer in _lora_layers(module).items():
-        weights[f"{component}.{name}.lora_A.weight"] = _factor_a(layer).detach().cpu().contiguous()
-        weights[f"{component}.{name}.lora_B.weight"] = (
-            (_factor_b(layer) * layer.scaling[NAME]).detach().cpu().contiguous()
-        )
-    return weights
-
-
-def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """safetensors metadata: ours under "vader", and peft's settings as diffusers reads them (alpha is folded: = r)."""
-    config: Any = module.peft_config[NAME]  # type: ignore[index]
-    ours = {
-        **metadata,
-        "rank": config.r,
-        "alpha": config.lora_alpha,
-        "targets": sorted({_ending(name) for name in _lora_layers(module)}),
-        "vader_version": version("vader"),
-    }
-    theirs = {"r": config.r, "lora_alpha": config.r, "target_modules": sorted(_lora_layers(module))}
-    return {
-        "format": "pt",
-        "vader": json.dumps(ours),
-        "lora_adapter_metadata": json.dumps({f"{component}.{key}": value for key, value in theirs.items()}),
-    }
-
-
-def load_adapter(module: nn.Module, path: Path | str, component: str | None = None) -> nn.Module:
-    """Attaches the adapter of a file, in place, or sets the weights of the adapter that is already there.
-
-    Args:
-        module: the network that the adapter was trained on (or a fine-tune of the same architecture).
-        path: the file, or the folder that holds `pytorch_lora_weights.safetensors`.
-        component: which network's weights to take from the file; None where it holds only one's.
+def chosen_denoisers(denoisers: Mapping[str, nn.Module], names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Those of a model's denoisers that are to carry an adapter; None for all.
 
     Raises:
-        UserError: no such file, no adapter, or the adapter of another model.
+        UserError: the model has no such denoiser, or none is chosen.
     """
-    weights, header = _read(path)
-    component = component or _sole_component(weights, path)
-    state = {name.removeprefix(f"{component}."): w for name, w in weights.items() if name.startswith(f"{component}.")}
-    if not state:
-        raise UserError(f"adapter {str(path)!r} has no weights for {component!r}: {_components(weights)}")
-    rank = _rank(state, path)
-    alpha = json.loads(header.get("lora_adapter_metadata", "{}")).get(f"{component}.lora_alpha", rank)
-    try:
-        if not has_adapter(module):
-            _attach_fitting(module, state, rank)
-        load_adapter_state(module, _rescaled(module, state, alpha / rank))
-    except UserError as error:
-        raise UserError(f"adapter {str(path)!r}{_origin(header)} does not fit: {error}") from error
-    return module
+    if names is None:
+        return dict(denoisers)
+    if unknown := [name for name in names if name not in denoisers]:
+        raise UserError(f"adapter.denoisers names {unknown[0]!r}, but the model's are {', '.join(denoisers)}")
+    if not names:
+        raise UserError(f"adapter.denoisers is empty: name some of {', '.join(denoisers)}, or leave it out for all")
+    return {name: denoiser for name, denoiser in denoisers.items() if name in names}
 
 
-def _rescaled(module: nn.Module, state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The state for a network whose adapter has its own scale, so that scale * B A stays what the file means."""
-    scales = {f"{name}.lora_B.weight": scale / layer.scaling[NAME] for name, layer in _lora_layers(module).items()}
-    return {name: weight * scales.get(name, 1.0) for name, weight in state.items()}
-
-
-def _origin(header: Mapping[str, str]) -> str:
-    ours = json.loads(header.get("vader", "{}"))
-    return f" (trained on {ours['checkpoint']!r})" if "checkpoint" in ours else ""
-
-
-def load_into(target: Target, path: Path | str) -> Target:
-    """Attaches an adapter file to a diffusers pipeline or a network of it: `load_into(pipe, "runs/x/adapter")`.
+def add_adapters(
+    denoisers: Mapping[str, nn.Module],
+    targets: Sequence[str],
+    rank: int,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Attaches an adapter to each, as `add_adapter` does. Each starts from random numbers of its own.
 
     Raises:
-        UserError: as `load_adapter`.
+        UserError: a target names no layer in one of them, which would leave it half trained.
     """
-    if isinstance(target, nn.Module):
-        load_adapter(target, path)
-    else:
-        component = _sole_component(_read(path)[0], path)
-        load_adapter(getattr(target, component), path, component)
-    return target
+    for name, denoiser in denoisers.items():
+        matching_layers(denoiser, targets, _label(name, denoisers))  # of all, before anything is changed
+    for number, (name, denoiser) in enumerate(denoisers.items()):
+        add_adapter(denoiser, targets, rank, alpha, seed)
+        if number:
+            _initialise(denoiser, seed, f"adapter/{name}")
 
 
-def read_metadata(path: Path | str) -> dict[str, Any]:
-    """What `save_adapter` wrote about the adapter: rank, alpha, targets, family, checkpoint, recipe ...
+def _label(name: str, denoisers: Mapping[str, nn.Module]) -> str:
+    return f"the denoiser {name!r}" if len(denoisers) > 1 else "the denoiser"
+
+
+def adapted(denoisers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those that carry an adapter."""
+    return {name: denoiser for name, denoiser in denoisers.items() if has_adapter(denoiser)}
+
+
+def parameters_of(denoisers: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """The trainable parameters of all."""
+    return [parameter for denoiser in denoisers.values() for parameter in adapter_parameters(denoiser)]
+
+
+@contextmanager
+def adapters_disabled(denoisers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within, every denoiser is the frozen base, and no graph is recorded."""
+    with ExitStack() as stack:
+        for denoiser in denoisers.values():
+            stack.enter_context(adapter_disabled(denoiser))
+        yield
+
+
+def merge_adapters(denoisers: Mapping[str, nn.Module]) -> None:
+    """Merges each adapter into its denoiser, in place."""
+    for denoiser in adapted(denoisers).values():
+        merge_adapter(denoiser)
+
+
+def adapters_state(denoisers: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """The exact state of each denoiser that carries an adapter: `{"transformer": {...}, "transformer_2": {...}}`."""
+    return {name: adapter_state(denoiser) for name, denoiser in adapted(denoisers).items()}
+
+
+def load_adapters_state(denoisers: Mapping[str, nn.Module], states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Sets the weights of the adapters that the denoisers already have, exactly.
 
     Raises:
-        UserError: no such file, or no adapter.
+        UserError: the states are of adapters of other denoisers, or with other layers or another rank.
     """
-    return json.loads(_read(path)[1].get("vader", "{}"))
-
-
-def adapter_file(path: Path | str) -> Path:
-    """The adapter's file, given itself or its folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path).expanduser()
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"no adapter at {str(path)!r}: name a {FILE_NAME} or the folder that holds it")
-    return file
-
-
-def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    file = adapter_file(path)
-    if file.suffix in lora.SUFFIXES:
-        return lora.read_lora(file)
-    try:
-        with safe_open(file, framework="pt") as stream:
-            weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            header = stream.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"{str(file)!r} is no adapter: it is not a safetensors file ({error})") from error
-    strange = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if strange or not weights:
-        raise UserError(f"{str(file)!r} is no LoRA adapter: {f'it holds {strange[0]!r}' if strange else 'it is empty'}")
-    return weights, header
-
-
-def _components(weights: Mapping[str, Tensor]) -> str:
-    return "it has " + ", ".join(sorted({name.partition(".")[0] for name in weights}))
-
-
-def _sole_component(weights: Mapping[str, Tensor], path: Path | str) -> str:
-    components = {name.partition(".")[0] for name in weights}
-    if len(components) > 1:
-        raise UserError(f"adapter {str(path)!r} is for several networks ({_components(weights)}): name one")
-    return components.pop()
-
-
-def _rank(state: Mapping[str, Tensor], path: Path | str) -> int:
-    ranks = {len(weight) for name, weight in state.items() if name.endswith("lora_A.weight")}
-    if len(ranks) != 1:
-        raise UserError(f"adapter {str(path)!r} has layers of ranks {sorted(ranks)}: one rank for all is needed")
-    return ranks.pop()
-
-
-def _attach_fitting(module: nn.Module, state: Mapping[str, Tensor], rank: int) -> None:
-    """Attaches an adapter to the layers that the state names, once it is sure that all exist and fit."""
-    names = {name.rsplit(".lora_", 1)[0] for name in state}
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)}
-    expected = {f"{name}.lora_{factor}.weight": layers.get(name) for name in names for factor in "AB"}
-    _check_names(state, {name: layer for name, layer in expected.items() if layer is not None})
-    for name in names:
-        weight = layers[name].weight
-        _check_shape(name + ".lora_A.weight", state[name + ".lora_A.weight"].shape, (rank, *weight.shape[1:]))
-        _check_shape(name + ".lora_B.weight", state[name + ".lora_B.weight"].shape[:2], (len(weight), rank))
-    _inject(module, sorted(names), rank, rank)
+    check_names(states, adapted(denoisers))
+    for name, state in states.items():
+        load_adapter_state(denoisers[name], state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def seeing(needs: Needs, sees: Sees | Sequence[int] | None) -> Needs:
     """A reward's needs where a recipe says what it sees; how many it must see stays. None: the reward's own."""
     if sees is None:
         return needs
-    terms = {"least": needs.least, "multiple": needs.multiple, "audio": needs.audio}
+    terms: dict[str, Any] = {"least": needs.least, "multiple": needs.multiple, "audio": needs.audio}
     if isinstance(sees, int):
         return Frames(sees, **terms)
     if sees == "all":

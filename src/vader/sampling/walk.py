@@ -132,13 +132,13 @@ class Walk:
     def advance(self, at: Place, to: int, there: Level, prediction: Any) -> Place:
         """Where a prediction leads from a place."""
         solver = self.sampler.solver
-        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else map_latents(lambda x: None, at.latents)
+        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
         here, memory = self.start_of(at.i), at.memory
         if isinstance(at.latents, Tensor):
             done = solver.step(at.latents, prediction, here, there, fresh, memory)
             return Place(to, self._kept(done.next), done.memory, done.clean, done.mean, done.std)
         steps = {
-            name: solver.step(x, prediction[name], here, there, fresh[name], memory and memory[name])
+            name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
             for name, x in at.latents.items()
         }
         columns = {

@@ -88,7 +88,7 @@ def pieces(frames: Tensor, windows: Sequence[range], chunk: int) -> list[Piece]:
     video in one window, which has to be decoded whole anyway.
     """
     if max(map(len, windows)) == 1:
-        return list(blocks(*frames.shape, chunk))
+        return list(blocks(frames.shape[0], frames.shape[1], chunk))
     window_of = {frame: number for number, window in enumerate(windows) for frame in window}
     return [
         Piece(slice(row, row + 1), slice(places[0], places[-1] + 1))

@@ -58,7 +58,7 @@ def framewise_scores(
 
     Pixels are clamped here, chunk by chunk, so that each chunk has a graph of its own.
     """
-    for some in blocks(*clip.frames.shape[:2], chunk) if rewards else ():
+    for some in blocks(clip.frames.shape[0], clip.frames.shape[1], chunk) if rewards else ():
         seen = Clip(clip.frames[some].clamp(0, 1), clip.times[some])
         share = seen.frames.shape[1] / frames
         yield some.rows.start, {name: share * one.score(seen, prompts[some.rows]) for name, one in rewards.items()}
@@ -96,7 +96,7 @@ def score_clip(
     audio = clip.audio and Audio(clip.audio.samples.to(device), clip.audio.rate)
     for group in evaluation_groups(mix, size, len(clip)):
         shown = clip.at(group.frames.to(clip.frames.device))
-        pieces = list(blocks(*group.frames.shape, chunk))
+        pieces = list(blocks(len(clip), group.frames.shape[1], chunk))
         times = shown.times.to(device)
         pixels = partial(_moved, shown.frames, device)
         score_pieces(pieces, pixels, group, times, prompts, audio, chunk, sheet)

@@ -137,7 +137,8 @@ def _score_whole(
             raise UserError(
                 f"reward {name!r} needs frames by the second, and nothing tells how fast these are: give a video file"
             )
-        size = VideoSize(count, *frames.shape[-2:], fps=round(fps or 8))
+        height, width = frames.shape[-2:]
+        size = VideoSize(count, height, width, round(fps or 8))
         clip = Clip.whole(frames[None], fps or 8.0).at(mix.shown[name].choose(size)[None])
         device = _device(reward)
         shown = Clip(clip.frames.to(device), clip.times.to(device))

@@ -60,7 +60,7 @@ class Scorer:
         frames = self._on_device(group)
         raw = self._joined(frames, self._decoder(detached(leaf), frames)).requires_grad_()
         audio = self._heard(detached(leaf), group.whole)
-        samples = audio and audio.samples.requires_grad_()
+        samples = None if audio is None else audio.samples.requires_grad_()
         clip = Clip(raw.clamp(0, 1), self._times(frames), audio)
         parts = {name: reward.score(clip, prompts) for name, reward in group.whole.items()}
         (-scale * self.mix.total(parts)).sum().backward()

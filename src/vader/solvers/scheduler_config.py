@@ -200,7 +200,7 @@ def solver_from_config(
     config: Mapping[str, Any],
     *,
     eta: float = 0.0,
-    kind: Kind = "auto",
+    kind: str = "auto",
     spacing: str = "auto",
     shift: float | None = None,
     sigmas: str | Sequence[float] | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vader.models.base import VideoModel
-from vader.networks.adapter import adapter_parameters_of, add_adapters
+from vader.networks.adapter import add_adapters, parameters_of
 from vader.nouns import Condition, Prompt, VideoSize, flat, map_latents
 from vader.plugins import one_line
 from vader.randomness import generator
@@ -314,7 +314,7 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[P
 
 
 def _adapter_objective(
-    model: VideoModel, size: VideoSize, prompts: list[str], dtype: torch.dtype
+    model: VideoModel, size: VideoSize, prompts: list[Prompt], dtype: torch.dtype
 ) -> tuple[VideoModel, list[nn.Parameter], Callable[[], Tensor]]:
     """A copy of the model with small random adapters, all in `dtype`, and a random projection of its predictions."""
     probe = _copy_with_adapters(model)
@@ -329,7 +329,7 @@ def _adapter_objective(
         predictions = [flat(_predict(probe, size, latents, condition, time)) for time in times.values()]
         return sum((one * weights).sum() for one in predictions) / weights.numel() ** 0.5  # type: ignore[return-value]
 
-    return probe, adapter_parameters_of(probe.denoisers), objective
+    return probe, parameters_of(probe.denoisers), objective
 
 
 def _copy_with_adapters(model: VideoModel) -> VideoModel:
@@ -338,7 +338,7 @@ def _copy_with_adapters(model: VideoModel) -> VideoModel:
     shared = {id(network): network for network in model.networks().values() if id(network) not in own}
     probe = copy.deepcopy(model, shared)
     add_adapters(probe.denoisers, model.lora_targets, rank=2)
-    for index, parameter in enumerate(adapter_parameters_of(probe.denoisers)):
+    for index, parameter in enumerate(parameters_of(probe.denoisers)):
         fresh = torch.randn(parameter.shape, generator=generator(0, "check/adapter", index=index))
         parameter.data.copy_(0.05 * fresh)
     return probe

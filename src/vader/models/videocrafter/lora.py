@@ -2,7 +2,8 @@
 
 Their files (`vader_videocrafter_pickscore.pt`, `vader_videocrafter_hps_aesthetic.pt`) are bare dictionaries that peft
 made: two tensors for each of the 198 query, key and value layers, under the release's names. They hold neither
-rank nor alpha: the rank is in the shapes, and alpha was peft's default.
+rank nor alpha: the rank is in the shapes, and alpha was peft's default. Once this module is imported, as it is with
+`vader.models`, such files are accepted wherever adapters are.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.files.atomic import atomic_write
 from vader.files.weights import read_weights
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
+from vader.networks.adapter_files import register_format
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 PREFIX = "base_model.model.model.diffusion_model."
@@ -31,8 +32,7 @@ def import_lora(path: Path | str, out_file: Path | str, alpha: float = ALPHA) ->
         UserError: as `read_lora`.
     """
     weights, header = read_lora(Path(path).expanduser(), alpha)
-    with atomic_write(out_file) as temporary:
-        save_file(weights, temporary, metadata=header)
+    save_file(weights, out_file, metadata=header)
     return Path(out_file)
 
 
@@ -84,3 +84,6 @@ def _header(rank: int, alpha: float) -> dict[str, str]:
         "vader": json.dumps(ours | {"targets": ["to_k", "to_q", "to_v"]}),
         "lora_adapter_metadata": json.dumps({"unet.r": rank, "unet.lora_alpha": rank}),
     }
+
+
+register_format(SUFFIXES, read_lora)

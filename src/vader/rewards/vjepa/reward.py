@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.networks.memory import checkpoint_blocks
+from vader.networks.recompute import checkpoint_blocks
 from vader.nouns import Clip, Prompt
 from vader.randomness import generator
 from vader.rewards.base import Reward

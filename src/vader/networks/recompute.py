@@ -1,22 +1,32 @@
-"""What lowers the memory of a gradient step: recomputed blocks, activations kept on the CPU. And how much was used.
+"""Recomputation (gradient checkpointing, arXiv:1604.06174): a block keeps its inputs alone, and runs again for backward.
 
-None of it changes a number: the gradients are those of the plain step.
+In goes any network, it leaves with the same parts and numbers; only what a graph keeps alive is less. What a block is
+(`network_blocks`) is also how a network is sharded.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vader.networks.techniques import Role, Stage, Technique
+
+
+class Recompute(Technique):
+    """Every network's blocks are recomputed in the backward pass."""
+
+    stage: ClassVar[Stage] = Stage.RECOMPUTE
+
+    def prepare(self, network: nn.Module, role: Role) -> None:
+        checkpoint_blocks(network)
+
 
 class Recomputed:
-    """A forward that keeps only its inputs for the backward pass, and then runs again (arXiv:1604.06174)."""
+    """A forward that keeps only its inputs for the backward pass, and then runs again."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
@@ -52,25 +62,3 @@ def network_blocks(network: nn.Module) -> list[nn.Module]:
     middle = [child for name, child in network.named_children() if name == "mid_block"]
     own = [block for blocks in lists for block in blocks] + middle
     return own or [block for child in network.children() for block in network_blocks(child)]
-
-
-def offload_activations(enabled: bool = True) -> AbstractContextManager:
-    """Within, what the backward pass needs waits in CPU memory (pinned, where there is a GPU)."""
-    if not enabled:
-        return nullcontext()
-    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-
-
-def peak_memory_bytes(device: torch.device | str) -> int:
-    """The most memory so far: what tensors took on a GPU; elsewhere the resident set of this process."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # Unix only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def count_parameters(network: nn.Module, trainable: bool = False) -> int:
-    """How many numbers a network has, or only those that are trained."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trainable)

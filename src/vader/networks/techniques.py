@@ -1,0 +1,99 @@
+"""The contract of a memory technique: a part of a recipe's `memory` list, built in or `module:Name`.
+
+In goes the recipe's list, out come `Techniques`: what is done to each network before a run (`vader.networks.prepare`),
+and what surrounds every denoising step that has a graph. No technique changes a number. Bring your own: subclass
+`Technique`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from vader.errors import UserError, nearest
+from vader.plugins import Part, instantiate, load_object
+
+TECHNIQUES = {
+    "offload_activations": "vader.networks.offload:OffloadActivations",
+    "recompute": "vader.networks.recompute:Recompute",
+    "shard": "vader.networks.shard:Shard",
+}
+
+
+class Stage(IntEnum):
+    """Where in the written order a technique acts on a network; `prepare` says why this order."""
+
+    RECOMPUTE = 1
+    COMPILE = 2
+    SHARD = 3
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a network is for.
+
+    Attributes:
+        kind: what it does in the program.
+        name: its component name in the model ("transformer_2", "vae"), or the reward's name in the recipe.
+        device: where it is to work; its weights may still be on the CPU.
+    """
+
+    kind: Literal["denoiser", "decoder", "text", "reward"]
+    name: str
+    device: torch.device = torch.device("cpu")
+
+
+class Technique:
+    """One way to need less memory. Options are the constructor's arguments; both methods may do nothing."""
+
+    stage: ClassVar[Stage] = Stage.RECOMPUTE
+
+    def prepare(self, network: nn.Module, role: Role) -> None:
+        """Changes a network in place, once, after its adapter is attached.
+
+        Raises:
+            UserError: it cannot be done here.
+        """
+
+    def gradient_step(self) -> AbstractContextManager[None]:
+        """Surrounds every denoising step that has a graph."""
+        return nullcontext()
+
+
+class Techniques(tuple[Technique, ...]):
+    """A recipe's techniques, in the order in which they act."""
+
+    @contextmanager
+    def gradient_step(self) -> Iterator[None]:
+        """All of theirs, the first outermost."""
+        with ExitStack() as stack:
+            for technique in self:
+                stack.enter_context(technique.gradient_step())
+            yield
+
+
+def load_techniques(parts: Sequence[Part]) -> Techniques:
+    """The techniques that a recipe lists, in the order of their stages, whatever the order of the list.
+
+    Raises:
+        UserError: no such technique or option, or one is there twice.
+    """
+    counts = Counter(part.name for part in parts)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"memory names {twice[0]!r} twice: once is enough")
+    return Techniques(sorted(map(_load, parts), key=lambda technique: technique.stage))
+
+
+def _load(part: Part) -> Technique:
+    if ":" not in part.name and part.name not in TECHNIQUES:
+        hint = nearest(part.name, TECHNIQUES)
+        raise UserError(f"unknown memory technique {part.name!r}: {hint}, or your own as 'module:Class'")
+    found = load_object(TECHNIQUES.get(part.name, part.name), "memory technique", Technique)
+    return instantiate(found, f"memory technique {part.name!r}", part.options)
