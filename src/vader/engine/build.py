@@ -26,11 +26,10 @@ from vader.nouns import VideoSize
 from vader.recipe import Recipe
 from vader.rewards.registry import build_mix
 from vader.sampling.guidance import Guidance, load_guidance
-from vader.sampling.videos import make_sampler
+from vader.sampling.videos import make_sampler, solver_of
 from vader.sampling.walk import Sampler
 from vader.scoring.scorer import Scorer
 from vader.solvers import Solver
-from vader.solvers.scheduler_config import solver_from_config
 
 
 def build_engine(recipe: Recipe, folder: Path) -> Engine:
@@ -100,9 +99,7 @@ def load_recipe_guidance(recipe: Recipe) -> Guidance:
 def build_solver(recipe: Recipe, model: VideoModel) -> Solver:
     """The solver that the checkpoint's scheduler settings and the recipe name together."""
     sampling = recipe.sampling
-    return solver_from_config(
-        model.scheduler, eta=sampling.eta, kind=sampling.solver, spacing=sampling.spacing, shift=sampling.shift
-    )
+    return solver_of(model, eta=sampling.eta, kind=sampling.solver, spacing=sampling.spacing, shift=sampling.shift)
 
 
 def build_sampler(recipe: Recipe, model: VideoModel, guidance: Guidance) -> Sampler:

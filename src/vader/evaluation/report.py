@@ -99,12 +99,13 @@ def _weight(weight: float) -> str:
 
 
 def _method(recipe: Recipe) -> str:
+    """The algorithm, and of one that has a policy this with its options, as far as the recipe says them."""
     algorithm = recipe.algorithm
-    if algorithm.name != "reward_gradient":
+    policy = algorithm.options.get("policy")
+    if not isinstance(policy, Mapping):
         return algorithm.name
-    policy = dict(algorithm.options.get("policy", {}))
-    name, options = policy.pop("name", "last"), ", ".join(f"{key} = {value}" for key, value in policy.items())
-    return f"reward gradient (policy {name}{f', {options}' if options else ''})"
+    options = "".join(f", {key} = {value}" for key, value in policy.items() if key != "name")
+    return f"{algorithm.name} (policy {policy['name']}{options})"
 
 
 def _missing(run: Run) -> Iterator[str]:

@@ -47,6 +47,7 @@ class VideoModel(ABC):
         takes_images: whether a video starts from a picture (image-to-video).
         guidance: the strategy it was made for, by name (`vader.sampling.guidance`).
         frame_axis: which axis of the latents counts frames.
+        sigmas: of a flow model, the levels that its pipeline asks for, as `solver_from_config` takes them.
         denoisers: the networks that carry adapters, by component name; experts come in the order of their use.
         scheduler: the checkpoint's own scheduler settings, as `solver_from_config` reads them.
     """
@@ -56,6 +57,7 @@ class VideoModel(ABC):
     takes_images: ClassVar[bool] = False
     guidance: ClassVar[str] = "cfg"
     frame_axis: ClassVar[int] = 2
+    sigmas: ClassVar[str | None] = None
 
     denoisers: dict[str, nn.Module]
     scheduler: Mapping[str, Any]
@@ -114,6 +116,16 @@ class VideoModel(ABC):
         Raises:
             UserError: the model cannot make videos of this size.
         """
+
+    def tokens(self, size: VideoSize) -> int:
+        """How many tokens a video is to the denoiser, for checkpoints whose noise levels depend on it.
+
+        Raises:
+            UserError: this family does not say; one with such a checkpoint overrides this.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not say its tokens, on which its noise levels depend: add `tokens`"
+        )
 
     @abstractmethod
     def denoise(self, latents: Any, time: Tensor, inputs: dict[str, Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from vader.sampling.noise import Noise
 from vader.sampling.walk import Sampler, Walk
 from vader.solvers import Solver
 from vader.solvers.scheduler_config import solver_from_config
+
+
+def solver_of(model: VideoModel, **options: Any) -> Solver:
+    """The solver that the checkpoint's own scheduler settings name, with options of `solver_from_config`."""
+    return solver_from_config(model.scheduler, sigmas=model.sigmas, tokens=model.tokens, **options)
 
 
 def make_sampler(
@@ -36,7 +42,7 @@ def make_sampler(
     Raises:
         UserError: there is no schedule of so many steps, or none for this size.
     """
-    solver = solver or solver_from_config(model.scheduler)
+    solver = solver or solver_of(model)
     if not isinstance(guidance, Guidance):
         guidance = load_guidance(model.guidance, {"scale": float(guidance)})
     return Sampler(model, solver, solver.schedule(steps, size), guidance, batched, detach_uncond)

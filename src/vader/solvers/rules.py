@@ -31,6 +31,9 @@ class FirstOrder:
     def stochastic(self) -> bool:
         return self.eta > 0
 
+    def std(self, here: Level, there: Level) -> float:
+        return self.eta * posterior_std(here, there)
+
     def __call__(
         self,
         latents: Tensor,
@@ -41,7 +44,7 @@ class FirstOrder:
         noise: Tensor | None = None,
         memory: Any = None,
     ) -> Step:
-        std = self.eta * posterior_std(here, there)
+        std = self.std(here, there)
         mean = there.alpha * clean + _direction(there, std) * epsilon
         return Step(_add_noise(mean, std, noise), clean, mean, std)
 
@@ -67,6 +70,9 @@ class Multistep:
     def stochastic(self) -> bool:
         return self.eta > 0
 
+    def std(self, here: Level, there: Level) -> float:
+        return self.eta * posterior_std(here, there)
+
     def __call__(
         self,
         latents: Tensor,
@@ -77,7 +83,7 @@ class Multistep:
         noise: Tensor | None = None,
         memory: Estimate | None = None,
     ) -> Step:
-        std = self.eta * posterior_std(here, there)
+        std = self.std(here, there)
         now = Estimate(clean, here)
         mean = _move(latents, _ahead(now, memory, there), here, there, std)
         return Step(_add_noise(mean, std, noise), clean, mean, std, now)
@@ -104,6 +110,9 @@ class UniPC:
     @property
     def stochastic(self) -> bool:
         return False
+
+    def std(self, here: Level, there: Level) -> float:
+        return 0.0
 
     def __call__(
         self,

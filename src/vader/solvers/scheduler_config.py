@@ -37,10 +37,25 @@ from vader.solvers import (
     videocrafter_scale,
     zero_terminal_snr,
 )
+from vader.solvers.fields import (
+    DDIM_FIELDS,
+    DDPM_FAMILY,
+    DDPM_FIELDS,
+    DPM_RULE,
+    EDM_FIELDS,
+    FLOW_FIELDS,
+    NEVER_CLIPS,
+    RFLOW_FIELDS,
+    UNIPC,
+    UNIPC_RULE,
+    check_rule,
+    one_of,
+    read,
+    rule_defaults,
+)
 
 Kind = Literal["auto", "ddim", "dpm", "euler_edm", "euler_flow", "unipc"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_UNIPC = "UniPCMultistepScheduler"
 _DIFFUSION_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 Tokens = Callable[[VideoSize], int]
 
@@ -52,137 +67,15 @@ _SAMPLED_BY: dict[str, tuple[str, ...]] = {
     "open_sora": ("euler_flow",),
 }
 
-# Scheduler classes of diffusers for models with DDPM's noise levels, and where their defaults differ.
-_NEVER_CLIPS = {"clip_sample": False, "timestep_spacing": "linspace"}
-_COGVIDEOX = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": True,
-    "snr_shift_scale": 3.0,
-}
-_DDPM_FAMILY: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {"clip_sample": True},
-    "DDPMScheduler": {"clip_sample": True},
-    "PNDMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
-    "DPMSolverMultistepScheduler": _NEVER_CLIPS,
-    "DPMSolverSinglestepScheduler": _NEVER_CLIPS,
-    "EulerDiscreteScheduler": _NEVER_CLIPS,
-    _UNIPC: _NEVER_CLIPS,
-    "CogVideoXDDIMScheduler": _COGVIDEOX,
-    "CogVideoXDPMScheduler": _COGVIDEOX,
-}
 _OWN_KIND: dict[str, Kind] = {
     "DDIMScheduler": "ddim",
     "DPMSolverMultistepScheduler": "dpm",
     "EulerDiscreteScheduler": "euler_edm",
-    _UNIPC: "unipc",
+    UNIPC: "unipc",
     "CogVideoXDDIMScheduler": "ddim",
     "CogVideoXDPMScheduler": "dpm",
     "FlowMatchEulerDiscreteScheduler": "euler_flow",
     "RFLOW": "euler_flow",
-}
-
-_DDPM_FIELDS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-}
-_DDIM_FIELDS = _DDPM_FIELDS | {
-    "clip_sample": False,
-    "clip_sample_range": 1.0,
-    "set_alpha_to_one": True,
-    "rescale_betas_zero_snr": False,
-    "snr_shift_scale": 1.0,  # CogVideoX's
-    "dynamic_rescale": False,  # ours: VideoCrafter2's scale array
-}
-_EDM_FIELDS = _DDPM_FIELDS | {
-    "use_karras_sigmas": False,
-    "sigma_min": None,
-    "sigma_max": None,
-    "timestep_type": "discrete",
-}
-_FLOW_FIELDS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "shift_terminal": None,
-    "use_dynamic_shifting": False,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-    "time_shift_type": "exponential",
-}
-_RFLOW_FIELDS: dict[str, Any] = {  # Open-Sora's own names
-    "num_timesteps": 1000,
-    "use_timestep_transform": False,
-    "use_discrete_timesteps": False,
-}
-# What a multistep solver's step rule may be set to; the first is its default.
-_DPM_RULE: dict[str, tuple[Any, ...]] = {
-    "algorithm_type": ("dpmsolver++",),
-    "solver_order": (2,),
-    "solver_type": ("midpoint",),
-}
-_UNIPC_RULE: dict[str, tuple[Any, ...]] = {
-    "solver_order": (2,),
-    "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # diffusers takes DPM-Solver's types for bh2
-    "predict_x0": (True,),
-    "lower_order_final": (True,),
-    "disable_corrector": ([], None),
-    "solver_p": (None,),
-}
-
-# Fields that would change the numbers in a way no solver here has, with the values under which they do not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "clip_sample": (False,),
-    "dynamic_rescale": (False,),
-    "final_sigmas_type": ("zero",),
-    "interpolation_type": ("linear",),
-    "invert_sigmas": (False,),
-    "lambda_min_clipped": (-math.inf,),
-    "rescale_betas_zero_snr": (False,),
-    "shift_terminal": (None,),
-    "snr_shift_scale": (1.0,),
-    "sigma_max": (None,),
-    "sigma_min": (None,),
-    "stochastic_sampling": (False,),
-    "thresholding": (False,),
-    "timestep_type": ("discrete",),
-    "use_beta_sigmas": (False, None),
-    "use_dynamic_shifting": (False,),
-    "use_exponential_sigmas": (False, None),
-    "use_flow_sigmas": (False,),
-    "use_karras_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-}
-
-# Fields that say nothing unless one of the above is on, or that belong to the solver that is being replaced.
-_IRRELEVANT = {
-    "algorithm_type",
-    "base_image_seq_len",
-    "base_shift",
-    "clip_sample_range",
-    "disable_corrector",
-    "dynamic_thresholding_ratio",
-    "euler_at_final",
-    "flow_shift",
-    "lower_order_final",
-    "max_image_seq_len",
-    "max_shift",
-    "predict_x0",
-    "sample_max_value",
-    "set_alpha_to_one",
-    "skip_prk_steps",
-    "solver_order",
-    "solver_p",
-    "solver_type",
-    "time_shift_type",
 }
 
 
@@ -248,19 +141,19 @@ def _class_name(config: Mapping[str, Any]) -> str:
 def _own_kind(name: str) -> Kind:
     if name in _OWN_KIND:
         return _OWN_KIND[name]
-    if name in _DDPM_FAMILY:
+    if name in DDPM_FAMILY:
         raise UserError(f"there is no solver {name}, but ddim fits its checkpoints: set sampling.solver to ddim")
-    raise UserError(f"unknown scheduler {name!r}: {nearest(name, [*_OWN_KIND, *_DDPM_FAMILY])}")
+    raise UserError(f"unknown scheduler {name!r}: {nearest(name, [*_OWN_KIND, *DDPM_FAMILY])}")
 
 
 def _model(name: str, config: Mapping[str, Any]) -> str:
     """Which kind of model a scheduler is for, a key of `_SAMPLED_BY`."""
     if name == "RFLOW":
         return "open_sora"
-    if name == "FlowMatchEulerDiscreteScheduler" or (name, config.get("use_flow_sigmas")) == (_UNIPC, True):
+    if name == "FlowMatchEulerDiscreteScheduler" or (name, config.get("use_flow_sigmas")) == (UNIPC, True):
         return "flow"
-    if name not in _DDPM_FAMILY:
-        raise UserError(f"unknown scheduler {name!r}: {nearest(name, [*_OWN_KIND, *_DDPM_FAMILY])}")
+    if name not in DDPM_FAMILY:
+        raise UserError(f"unknown scheduler {name!r}: {nearest(name, [*_OWN_KIND, *DDPM_FAMILY])}")
     return "cogvideox" if name.startswith("CogVideoX") else "diffusion"
 
 
@@ -284,8 +177,8 @@ def _check_options(kind: str, model: str, eta: float, spacing: str, shift: Any, 
 
 
 def _ddim(name: str, config: Mapping[str, Any], options: _Options) -> Solver:
-    fields = _read(config, _DDIM_FIELDS, _DDPM_FAMILY[name])
-    prediction = _known("prediction_type", fields, _DIFFUSION_PREDICTIONS)
+    fields = read(config, DDIM_FIELDS, DDPM_FAMILY[name])
+    prediction = one_of("prediction_type", fields, _DIFFUSION_PREDICTIONS)
     if fields["dynamic_rescale"] and prediction != "epsilon":
         raise UserError(f"dynamic_rescale is defined for epsilon prediction alone, got {prediction!r}")
     clips = fields["clip_sample"] and not name.startswith("CogVideoX")  # whose classes have the field and never clip
@@ -301,7 +194,7 @@ def _ddim_levels(fields: Mapping[str, Any]) -> DDIMLevels:
         raise UserError("uniform spacing ends at the first trained level: set set_alpha_to_one to false in the config")
     return DDIMLevels(
         alpha_bar=alpha_bar,
-        spacing=_known("timestep_spacing", fields, SPACINGS),
+        spacing=one_of("timestep_spacing", fields, SPACINGS),
         offset=fields["steps_offset"],
         final_alpha_bar=1.0 if fields["set_alpha_to_one"] else float(alpha_bar[0]),
         scale=videocrafter_scale(len(alpha_bar)) if fields["dynamic_rescale"] else None,
@@ -311,44 +204,44 @@ def _ddim_levels(fields: Mapping[str, Any]) -> DDIMLevels:
 def _dpm(name: str, config: Mapping[str, Any], options: _Options) -> Solver:
     if name.startswith("CogVideoX"):
         return _cogvideox_dpm(name, config)
-    return _multistep(config, _DPM_RULE, Multistep())
+    return _multistep(config, DPM_RULE, Multistep())
 
 
 def _cogvideox_dpm(name: str, config: Mapping[str, Any]) -> Solver:
     """CogVideoXDPMScheduler: SDE-DPM-Solver++ 2M on DDIM's levels."""
-    fields = _read(config, _DDIM_FIELDS, _DDPM_FAMILY[name])
-    _known("set_alpha_to_one", fields, (True,))
-    prediction = _known("prediction_type", fields, _DIFFUSION_PREDICTIONS)
+    fields = read(config, DDIM_FIELDS, DDPM_FAMILY[name])
+    one_of("set_alpha_to_one", fields, (True,))
+    prediction = one_of("prediction_type", fields, _DIFFUSION_PREDICTIONS)
     return Solver(_ddim_levels(fields), prediction, Multistep(eta=1.0))
 
 
 def _unipc(name: str, config: Mapping[str, Any], options: _Options) -> Solver:
     if _model(name, config) == "diffusion":
-        return _multistep(config, _UNIPC_RULE, UniPC())
-    fields = _flow_fields(name, config, _rule_defaults(_UNIPC_RULE))
-    _check_rule(fields, _UNIPC_RULE)
+        return _multistep(config, UNIPC_RULE, UniPC())
+    fields = _flow_fields(name, config, rule_defaults(UNIPC_RULE))
+    check_rule(fields, UNIPC_RULE)
     return Solver(UniPCFlowLevels(**_flow_levels("unipc", fields, options)), "velocity", UniPC())
 
 
 def _multistep(config: Mapping[str, Any], rule_fields: dict[str, tuple[Any, ...]], rule: Multistep | UniPC) -> Solver:
     """As diffusers makes its scheduler from another one's config: what is absent has this solver's own defaults."""
-    fields = _read(config, _DDPM_FIELDS | _rule_defaults(rule_fields), _NEVER_CLIPS)
-    _check_rule(fields, rule_fields)
+    fields = read(config, DDPM_FIELDS | rule_defaults(rule_fields), NEVER_CLIPS)
+    check_rule(fields, rule_fields)
     levels = MultistepLevels(
         alpha_bar=_alpha_bar(fields),
-        spacing=_known("timestep_spacing", fields, ("leading", "linspace", "trailing")),
+        spacing=one_of("timestep_spacing", fields, ("leading", "linspace", "trailing")),
         offset=fields["steps_offset"],
     )
-    return Solver(levels, _known("prediction_type", fields, _DIFFUSION_PREDICTIONS), rule)
+    return Solver(levels, one_of("prediction_type", fields, _DIFFUSION_PREDICTIONS), rule)
 
 
 def _euler_edm(name: str, config: Mapping[str, Any], options: _Options) -> Solver:
-    fields = _read(config, _EDM_FIELDS, _DDPM_FAMILY[name])
-    prediction = _known("prediction_type", fields, _DIFFUSION_PREDICTIONS)
-    time = _known("timestep_type", fields, ("discrete", "continuous"))
+    fields = read(config, EDM_FIELDS, DDPM_FAMILY[name])
+    prediction = one_of("prediction_type", fields, _DIFFUSION_PREDICTIONS)
+    time = one_of("timestep_type", fields, ("discrete", "continuous"))
     levels = EDMLevels(
         alpha_bar=_alpha_bar(fields),
-        spacing=_known("timestep_spacing", fields, SPACINGS),
+        spacing=one_of("timestep_spacing", fields, SPACINGS),
         offset=fields["steps_offset"],
         karras=bool(fields["use_karras_sigmas"]),
         sigma_min=fields["sigma_min"],
@@ -370,12 +263,12 @@ def _euler_flow(name: str, config: Mapping[str, Any], options: _Options) -> Solv
 
 def _open_sora(config: Mapping[str, Any], options: _Options) -> Solver:
     """Even levels, shifted by the size of the video; `use_discrete_timesteps` rounds them to whole times first."""
-    fields = _read(config, _RFLOW_FIELDS)
+    fields = read(config, RFLOW_FIELDS)
     count = fields["num_timesteps"]
-    shift: Any = open_sora_shift if fields["use_timestep_transform"] else 1.0
+    own_shift: Any = open_sora_shift if fields["use_timestep_transform"] else 1.0
     levels = FlowLevels(
         sigmas=partial(_whole_times, count=count) if fields["use_discrete_timesteps"] else even_sigmas,
-        shift=shift if options.shift is None else options.shift,
+        shift=own_shift if options.shift is None else options.shift,
         train_steps=count,
     )
     return Solver(levels, "minus_velocity", FirstOrder(options.eta))
@@ -394,29 +287,38 @@ _BUILDERS: dict[str, Callable[[str, Mapping[str, Any], _Options], Solver]] = {
 }
 
 
+def _alpha_bar(fields: Mapping[str, Any]) -> Tensor:
+    """The cumulative product of `1 - beta`, `[T]` float64."""
+    if fields["trained_betas"] is not None:
+        betas = torch.as_tensor(fields["trained_betas"], dtype=torch.float64)
+    else:
+        schedule = BETAS[one_of("beta_schedule", fields, BETAS)]
+        betas = schedule(fields["beta_start"], fields["beta_end"], fields["num_train_timesteps"])
+    return (1 - betas).cumprod(0)
+
+
 # ---- flows ----
 
 
 def _flow_fields(name: str, config: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The fields of a flow's scheduler config, whichever class wrote it; its static shift is under "shift"."""
-    if name != _UNIPC:
-        return _read(config, _FLOW_FIELDS | own | {"shift": 1.0})
-    idle = _DDPM_FIELDS.keys() - {"num_train_timesteps"}  # UniPC has them for diffusion models
-    used = _FLOW_FIELDS | own | {"flow_shift": 1.0, "prediction_type": "epsilon", "use_flow_sigmas": True}
-    fields = _read({field: value for field, value in config.items() if field not in idle - used.keys()}, used)
-    _known("prediction_type", fields, ("flow_prediction",))
+    if name != UNIPC:
+        return read(config, FLOW_FIELDS | own | {"shift": 1.0})
+    idle = DDPM_FIELDS.keys() - {"num_train_timesteps"}  # UniPC has them for diffusion models
+    used = FLOW_FIELDS | own | {"flow_shift": 1.0, "prediction_type": "epsilon", "use_flow_sigmas": True}
+    fields = read({field: value for field, value in config.items() if field not in idle - used.keys()}, used)
+    one_of("prediction_type", fields, ("flow_prediction",))
     return fields | {"shift": fields["flow_shift"]}
 
 
 def _flow_levels(own_sigmas: str, fields: Mapping[str, Any], options: _Options) -> dict[str, Any]:
     """Arguments of `FlowLevels`."""
-    static = options.shift if options.shift is not None else 1.0 if fields["use_dynamic_shifting"] else fields["shift"]
+    dynamic = fields["use_dynamic_shifting"] and options.shift is None  # diffusers then leaves `shift` aside
+    static = 1.0 if dynamic else fields["shift"] if options.shift is None else options.shift
     count = fields["num_train_timesteps"]
     return {
         "sigmas": _sigmas(own_sigmas if options.sigmas is None else options.sigmas, count, static),
-        "shift": static
-        if options.shift or not fields["use_dynamic_shifting"]
-        else _dynamic_shift(fields, options.tokens),
+        "shift": _dynamic_shift(fields, options.tokens) if dynamic else static,
         "train_steps": count,
         "terminal": fields["shift_terminal"] or None,  # diffusers takes 0 for none
     }
@@ -437,7 +339,7 @@ def _dynamic_shift(fields: Mapping[str, Any], tokens: Tokens | None) -> Callable
         raise UserError(
             "this checkpoint's shift depends on the number of video tokens: give `tokens`, or a fixed shift"
         )
-    exponential = _known("time_shift_type", fields, ("exponential", "linear")) == "exponential"
+    exponential = one_of("time_shift_type", fields, ("exponential", "linear")) == "exponential"
     low, high = fields["base_image_seq_len"], fields["max_image_seq_len"]
     slope = (fields["max_shift"] - fields["base_shift"]) / (high - low)
 
@@ -448,48 +350,3 @@ def _dynamic_shift(fields: Mapping[str, Any], tokens: Tokens | None) -> Callable
         return math.exp(mu) if exponential else mu
 
     return shift
-
-
-# ---- fields ----
-
-
-def _read(config: Mapping[str, Any], used: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The fields that a solver uses, absent ones at their default; any other field must be neutral or irrelevant."""
-    given = {field: value for field, value in config.items() if not field.startswith("_")}
-    fields = used | (defaults or {}) | given
-    for field in fields.keys() - used.keys() - _IRRELEVANT:
-        if field not in _NEUTRAL:
-            raise UserError(
-                f"scheduler config: unknown field {field!r}, {nearest(field, [*used, *_NEUTRAL, *_IRRELEVANT])}"
-            )
-        if fields[field] not in _NEUTRAL[field]:
-            raise UserError(f"scheduler config: {field}={fields[field]!r} is not supported by this solver")
-    return fields
-
-
-def _rule_defaults(rule: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    return {field: known[0] for field, known in rule.items()}
-
-
-def _check_rule(fields: Mapping[str, Any], rule: Mapping[str, tuple[Any, ...]]) -> None:
-    for field, known in rule.items():
-        _known(field, fields, known)
-
-
-def _known(field: str, fields: Mapping[str, Any], known: Any) -> Any:
-    if fields[field] not in known:
-        raise UserError(
-            f"scheduler config: {field} {fields[field]!r} is not supported, "
-            f"{nearest(str(fields[field]), map(str, known))}"
-        )
-    return fields[field]
-
-
-def _alpha_bar(fields: Mapping[str, Any]) -> Tensor:
-    """The cumulative product of `1 - beta`, `[T]` float64."""
-    if fields["trained_betas"] is not None:
-        betas = torch.as_tensor(fields["trained_betas"], dtype=torch.float64)
-    else:
-        schedule = BETAS[_known("beta_schedule", fields, BETAS)]
-        betas = schedule(fields["beta_start"], fields["beta_end"], fields["num_train_timesteps"])
-    return (1 - betas).cumprod(0)

@@ -84,6 +84,9 @@ class Rule(Protocol):
     def stochastic(self) -> bool:
         """Whether steps may add noise."""
 
+    def std(self, here: Level, there: Level) -> float:
+        """Standard deviation of the noise that a step from here to there adds."""
+
     def __call__(
         self,
         latents: Tensor,
@@ -117,6 +120,10 @@ class Solver:
     def stochastic(self) -> bool:
         """Whether `step` needs noise."""
         return self.rule.stochastic
+
+    def std(self, here: Level, there: Level) -> float:
+        """Standard deviation of the noise that a step from here to there adds: `Step.std`, known beforehand."""
+        return self.rule.std(here, there)
 
     def schedule(self, steps: int, size: VideoSize | None = None) -> Schedule:
         """The levels of a chain of `steps` steps, float64 numbers; `size` matters where they depend on resolution.

@@ -36,6 +36,6 @@ class RewardMetric(Metric):
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         """Scores `[B]`, on the CPU."""
-        frames, _, height, width = clip.frames.shape[1:]
+        _, frames, _, height, width = clip.frames.shape
         size = VideoSize(frames, height, width, self.fps)
         return score_clip(self.mix, clip, prompts, size, self.chunk, self.device).total.cpu()
