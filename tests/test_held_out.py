@@ -45,7 +45,8 @@ class Grey:
         self.passes.append(len(prompts))
         return GreyWalk(noise)
 
-    def decode(self, levels):
+    def decode(self, levels, audio):
+        assert not audio
         return Clip.whole(levels[:, None, None, None, None].expand(-1, 2, 3, 8, 8), fps=8)
 
     def score_clip(self, clip, prompts):
