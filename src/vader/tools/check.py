@@ -26,8 +26,8 @@ from vader.randomness import generator
 from vader.rewards.base import Reward
 from vader.sampling.guidance import Passes, load_guidance
 from vader.sampling.noise import Noise
+from vader.sampling.videos import solver_of
 from vader.solvers import Solver
-from vader.solvers.scheduler_config import solver_from_config
 
 PROMPTS = (Prompt("a red circle moving left over snow"), Prompt("a blue square moving up over grass"))
 SIZE = VideoSize(frames=4, height=32, width=32)
@@ -184,7 +184,7 @@ def _times(model: VideoModel, size: VideoSize) -> dict[str, float]:
 
 
 def _solver(model: VideoModel) -> Solver:
-    return solver_from_config(model.scheduler)
+    return solver_of(model)
 
 
 def _predict(model: VideoModel, size: VideoSize, latents: Any, condition: Condition, time: float | None = None) -> Any:
