@@ -8,8 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
+<<<<<<< HEAD
 from vader.nouns import Clip, as_prompts
 from vader.rewards import AllFrames, FrameReward, Frames, RewardMix, build_mix, load_reward, reward_names
+=======
+from vader.recipe.sections import RewardSection
+from vader.rewards import FrameReward, RewardMix, build_mix, load_reward, reward_names
+>>>>>>> h-talgos
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.hps import HPS
@@ -59,11 +64,17 @@ def test_mix_of_a_recipe(own, tmp_path):
     mix = build_mix(sections)
     assert isinstance(mix, RewardMix)
     assert mix.weights == {"aesthetic": 0.5, "Redness": 1.0, "Redness_2": -2.0}
+<<<<<<< HEAD
     assert mix.shown == {"aesthetic": Frames(1), "Redness": AllFrames(), "Redness_2": Frames(1)}
     clip, prompts = Clip.whole(torch.rand(2, 1, 3, 16, 16), 8.0), as_prompts(["", ""])
     scores = {name: reward.score(clip, prompts) for name, reward in mix.items()}
     torch.testing.assert_close(scores["Redness_2"], 2 * scores["Redness"])
     torch.testing.assert_close(mix.score(clip, prompts), 0.5 * scores["aesthetic"] - 3 * scores["Redness"])
+=======
+    frames = torch.rand(2, 1, 3, 16, 16)
+    parts = {name: reward(frames, ["", ""]) for name, reward in mix.items()}
+    torch.testing.assert_close(parts["Redness_2"], 2 * parts["Redness"])
+>>>>>>> h-talgos
 
 
 def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch):
