@@ -31,7 +31,8 @@ from vader.engine.build import attach_fresh, load_base
 from vader.errors import UserError
 from vader.models.registry import frozen_dtype
 from vader.networks.adapter import adapter_parameters
-from vader.networks.memory import checkpoint_blocks, count_parameters
+from vader.networks.measure import count_parameters
+from vader.networks.recompute import checkpoint_blocks
 from vader.recipe import Recipe, expand_mixes, load_recipe
 from vader.rewards.registry import build_mix
 

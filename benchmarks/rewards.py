@@ -35,7 +35,7 @@ from torch import Tensor
 
 from vader.errors import UserError, nearest
 from vader.models.registry import frozen_dtype
-from vader.networks.memory import count_parameters
+from vader.networks.measure import count_parameters
 from vader.rewards.base import FrameReward, Reward
 
 HEIGHT, WIDTH = 320, 512  # of VideoCrafter's videos

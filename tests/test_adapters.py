@@ -14,7 +14,8 @@ from torch import nn
 from factories import make_tiny_modelscope
 from vader.errors import UserError
 from vader.networks import adapter as adapters
-from vader.networks.memory import count_parameters
+from vader.networks import adapter_files as files
+from vader.networks.measure import count_parameters
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -128,22 +129,22 @@ def test_state_round_trip_is_exact(unet, folder):
 
 
 def test_file_round_trip_is_exact(unet, folder, tmp_path):
-    adapters.save_adapter(adapted(unet), tmp_path, "unet", {"checkpoint": "tiny"})
-    other = adapters.load_adapter(fresh(folder), tmp_path, "unet")
+    files.save_adapter(adapted(unet), tmp_path, "unet", {"checkpoint": "tiny"})
+    other = files.load_adapter(fresh(folder), tmp_path, "unet")
     torch.testing.assert_close(run(other), run(unet), atol=0, rtol=0)
     assert all(torch.equal(w, adapters.adapter_state(other)[n]) for n, w in adapters.adapter_state(unet).items())
 
 
 def test_alpha_is_folded_into_the_file(unet, folder, tmp_path):
-    path = adapters.save_adapter(adapted(unet, rank=4, alpha=8), tmp_path, "unet", {"recipe": "r"})
+    path = files.save_adapter(adapted(unet, rank=4, alpha=8), tmp_path, "unet", {"recipe": "r"})
     weights, state = load_file(path), adapters.adapter_state(unet)
     for name, value in state.items():
         torch.testing.assert_close(weights[f"unet.{name}"], value * (2 if "lora_B" in name else 1), atol=0, rtol=0)
-    torch.testing.assert_close(run(adapters.load_adapter(fresh(folder), path)), run(unet), atol=1e-5, rtol=1e-5)
-    same_scale = adapters.load_adapter(adapters.add_adapter(fresh(folder), TARGETS, 4, alpha=8), path)
+    torch.testing.assert_close(run(files.load_adapter(fresh(folder), path)), run(unet), atol=1e-5, rtol=1e-5)
+    same_scale = files.load_adapter(adapters.add_adapter(fresh(folder), TARGETS, 4, alpha=8), path)
     torch.testing.assert_close(run(same_scale), run(unet), atol=0, rtol=0)
-    assert adapters.read_metadata(path).items() >= {"rank": 4, "alpha": 8, "recipe": "r"}.items()
-    assert adapters.read_metadata(path)["targets"] == sorted(TARGETS)
+    assert files.read_metadata(path).items() >= {"rank": 4, "alpha": 8, "recipe": "r"}.items()
+    assert files.read_metadata(path)["targets"] == sorted(TARGETS)
     with safe_open(path, framework="pt") as stream:
         header = json.loads(stream.metadata()["lora_adapter_metadata"])
     assert header["unet.r"] == header["unet.lora_alpha"] == 4
@@ -154,8 +155,8 @@ def test_a_file_with_an_alpha_of_its_own_keeps_its_strength(unet, folder, tmp_pa
     adapted(unet, rank=4, alpha=8)
     weights = {f"unet.{name}": value.contiguous() for name, value in adapters.adapter_state(unet).items()}
     header = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}
-    save_file(weights, tmp_path / adapters.FILE_NAME, metadata=header)
-    other = adapters.load_adapter(fresh(folder), tmp_path)
+    save_file(weights, tmp_path / files.FILE_NAME, metadata=header)
+    other = files.load_adapter(fresh(folder), tmp_path)
     torch.testing.assert_close(run(other), run(unet), atol=1e-5, rtol=1e-5)
 
 
@@ -163,16 +164,16 @@ def test_diffusers_own_loader_reads_the_file(unet, folder, tmp_path):
     """UNet3D has no loader in diffusers yet, so it is lent the mixin that other networks have."""
     from diffusers.loaders import PeftAdapterMixin
 
-    adapters.save_adapter(adapted(unet, alpha=8), tmp_path, "unet", {})
+    files.save_adapter(adapted(unet, alpha=8), tmp_path, "unet", {})
     lent = type("Lent", (UNet3DConditionModel, PeftAdapterMixin), {"_repeated_blocks": []})
     other = lent.from_pretrained(folder / "unet").eval()
-    other.load_lora_adapter(tmp_path, prefix="unet", weight_name=adapters.FILE_NAME, use_safetensors=True)
+    other.load_lora_adapter(tmp_path, prefix="unet", weight_name=files.FILE_NAME, use_safetensors=True)
     torch.testing.assert_close(run(other), run(unet), atol=1e-5, rtol=1e-5)
 
 
 def test_load_into_a_diffusers_pipeline(unet, folder, tmp_path):
-    adapters.save_adapter(adapted(unet), tmp_path, "unet", {})
-    pipe = adapters.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
+    files.save_adapter(adapted(unet), tmp_path, "unet", {})
+    pipe = files.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
     torch.testing.assert_close(run(pipe.unet), run(unet), atol=0, rtol=0)
 
 
@@ -190,7 +191,7 @@ def test_merged_equals_adapter_and_is_a_plain_network(unet):
 def test_adapters_fit_any_network(tmp_path):
     net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2)).requires_grad_(False)
     randomised(adapters.add_adapter(net, ("0", "2"), rank=2))
-    adapters.save_adapter(net, tmp_path, "transformer", {})
+    files.save_adapter(net, tmp_path, "transformer", {})
     x = torch.randn(3, 4)
     output = net(x)
     torch.testing.assert_close(adapters.merge_adapter(net)(x), output)
@@ -198,20 +199,20 @@ def test_adapters_fit_any_network(tmp_path):
 
 def test_files_that_do_not_fit_say_so(unet, folder, tmp_path):
     with pytest.raises(UserError, match="no adapter at"):
-        adapters.load_adapter(unet, tmp_path / "nowhere", "unet")
-    (tmp_path / adapters.FILE_NAME).write_text("not safetensors")
+        files.load_adapter(unet, tmp_path / "nowhere", "unet")
+    (tmp_path / files.FILE_NAME).write_text("not safetensors")
     with pytest.raises(UserError, match="not a safetensors file"):
-        adapters.load_adapter(unet, tmp_path, "unet")
+        files.load_adapter(unet, tmp_path, "unet")
     with pytest.raises(UserError, match=r"no LoRA adapter: it holds 'conv_in\.bias'"):
-        adapters.load_adapter(unet, folder / "unet/diffusion_pytorch_model.safetensors", "unet")
+        files.load_adapter(unet, folder / "unet/diffusion_pytorch_model.safetensors", "unet")
     net = randomised(adapters.add_adapter(nn.Sequential(nn.Linear(4, 8)), ("0",), rank=2))
-    adapters.save_adapter(net, tmp_path / "other", "unet", {"checkpoint": "some/model"})
+    files.save_adapter(net, tmp_path / "other", "unet", {"checkpoint": "some/model"})
     with pytest.raises(UserError, match=r"trained on 'some/model'\) does not fit: it is of another model"):
-        adapters.load_adapter(unet, tmp_path / "other", "unet")
+        files.load_adapter(unet, tmp_path / "other", "unet")
     with pytest.raises(UserError, match="no weights for 'transformer': it has unet"):
-        adapters.load_adapter(unet, tmp_path / "other", "transformer")
+        files.load_adapter(unet, tmp_path / "other", "transformer")
     wide = randomised(adapters.add_adapter(nn.ModuleDict({"conv_in": nn.Conv2d(9, 9, 3)}), ("conv_in",), rank=2))
-    adapters.save_adapter(wide, tmp_path / "wide", "unet", {})
+    files.save_adapter(wide, tmp_path / "wide", "unet", {})
     with pytest.raises(UserError, match=r"'conv_in.lora_A.weight' is \[2, 9, 3, 3\], should be \[2, 4, 3, 3\]"):
-        adapters.load_adapter(unet, tmp_path / "wide", "unet")
+        files.load_adapter(unet, tmp_path / "wide", "unet")
     assert not adapters.has_adapter(unet)

@@ -16,7 +16,8 @@ from vader.cli import main
 from vader.errors import UserError
 from vader.models import Guidance, VideoSize, load_model
 from vader.models.videocrafter.release import schedule_buffers
-from vader.networks.adapter import FILE_NAME, adapter_parameters, add_adapter, load_adapter, read_metadata, save_adapter
+from vader.networks.adapter import adapter_parameters, add_adapter
+from vader.networks.adapter_files import FILE_NAME, load_adapter, read_metadata, save_adapter
 from vader.tools import export
 from videocrafter_factories import LEVELS, make_tiny_videocrafter
 
@@ -146,7 +147,7 @@ def test_a_trained_adapter_says_what_it_is(crafted):
 
 
 def test_the_adapter_export_is_the_file(folder, adapter, tmp_path):
-    copy = export.export_adapter(adapter, tmp_path / "out")
+    (copy,) = export.export_adapter(adapter, tmp_path / "out")
     assert copy.read_bytes() == (adapter / FILE_NAME).read_bytes()
 
 

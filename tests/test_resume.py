@@ -153,7 +153,7 @@ PLACES = {
     "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
     "within a video": ("vader.files.video._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
-    "within the adapter": ("vader.networks.adapter.save_file", 1, half_file),
+    "within the adapter": ("vader.networks.adapter_files.save_file", 1, half_file),
     "within the report": ("vader.evaluation.report.report_page", 1, None),
 }
 

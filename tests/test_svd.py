@@ -18,7 +18,7 @@ from vader.errors import UserError
 from vader.models import Guidance, VideoSize, load_model
 from vader.models.svd import StableVideoDiffusion, own_noise, shrink
 from vader.networks.adapter import matching_layers
-from vader.networks.memory import count_parameters
+from vader.networks.measure import count_parameters
 from vader.prompts import Prompt
 from vader.sampling.walk import Chain, encode, sample_latents, sample_videos
 from vader.tools.check import check_model

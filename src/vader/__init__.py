@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from vader.evaluation.metrics.base import Metric as Metric
     from vader.files.video import read_video as read_video
     from vader.files.video import write_mp4 as write_mp4
-    from vader.models.base import VideoModel as VideoModel
-    from vader.models.registry import load_model as load_model
     from vader.models import load_adapter as load_adapter
     from vader.models import load_into as load_into
+    from vader.models.base import VideoModel as VideoModel
+    from vader.models.registry import load_model as load_model
     from vader.networks.adapter import merge_adapter as merge_adapter
     from vader.networks.techniques import Technique as Technique
     from vader.nouns import Clip as Clip

@@ -182,7 +182,7 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         parameter.data.copy_(state[name])
 
 
-def check_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:
+def check_names(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     if unknown := sorted(set(state) - set(expected)):
         raise UserError(f"it is of another model: there is no {unknown[0]!r} here ({len(unknown)} unknown)")
     if missing := sorted(set(expected) - set(state)):
