@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import torch
-
 from vader import Algorithm, Metrics, UserError
 
 
@@ -34,7 +32,7 @@ class Target(Algorithm):
         norm, taken = engine.optimise(math.isfinite(total))
         return Metrics(
             reward=total / batch.total,
-            parts={name: value / batch.total for name, value in zip(parts, sums)},
+            parts={name: value / batch.total for name, value in zip(parts, sums, strict=True)},
             queries=batch.total,
             grad_norm=norm,
             clamped=scored.clamped.item(),

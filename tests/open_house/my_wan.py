@@ -74,8 +74,10 @@ class Wan(VideoModel):
         return [range(size.frames)]  # the VAE is causal: a frame needs all before it
 
     def decode_unclamped(self, latents, frames=None):
-        mean, std = (torch.tensor(x).to(latents).view(-1, 1, 1, 1) for x in (
-            self.vae.config.latents_mean, self.vae.config.latents_std))
+        mean, std = (
+            torch.tensor(x).to(latents).view(-1, 1, 1, 1)
+            for x in (self.vae.config.latents_mean, self.vae.config.latents_std)
+        )
         pixels = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
         video = pixels.movedim(2, 1) / 2 + 0.5
         if frames is None:
