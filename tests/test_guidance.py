@@ -63,7 +63,7 @@ def test_detached_unconditional_branch(detach: bool, batched: bool) -> None:
     none through the latents that go into them, at two steps in a row."""
     walk = walk_of(detach, batched)
     walk.condition.uncond["text"].requires_grad_()
-    final = walk.to(STEPS, walk.frozen(ACTIVE[0]), active=lambda i: i in ACTIVE)
+    final = walk.to(STEPS, walk.frozen(ACTIVE[0]), active=ACTIVE)
     found = gradient(walk, final.latents)
     torch.testing.assert_close(final.latents, by_hand(walk, True), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found, gradient(walk, by_hand(walk, not detach)), rtol=1e-12, atol=1e-14)
@@ -75,5 +75,5 @@ def test_detached_unconditional_branch(detach: bool, batched: bool) -> None:
 def test_nothing_of_a_detached_branch_has_a_graph(detach: bool) -> None:
     walk = walk_of(detach)
     text = walk.condition.uncond["text"].requires_grad_()
-    walk.to(STEPS, walk.frozen(ACTIVE[0]), active=lambda i: i in ACTIVE).latents.sum().backward()
+    walk.to(STEPS, walk.frozen(ACTIVE[0]), active=ACTIVE).latents.sum().backward()
     assert (text.grad is None) == detach
