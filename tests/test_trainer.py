@@ -101,7 +101,7 @@ def test_a_metric_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, cap
     asked = ["train", str(TOY), "--runs", str(tmp_path)]
     assert main([*asked, "evaluation.metrics=[{name: pikscore}]"]) == 2
     assert "unknown metric 'pikscore': did you mean 'pickscore'?" in capsys.readouterr().err
-    few = ["video.frames=1", "algorithm.frames.sample=1", "rewards=[{name: 'toys:Warmth'}]"]
+    few = ["video.frames=1", "rewards=[{name: 'toys:Warmth'}]"]
     assert main([*asked, *few, "evaluation.metrics=[{name: 'toys:Stillness'}]"]) == 2
     assert "reward 'Stillness' needs at least 2 frames" in capsys.readouterr().err
     assert not (tmp_path / "toy").exists()
