@@ -64,11 +64,6 @@ class RunFolder:
         return sorted(self.adapter.glob(f"{ADAPTER.stem}*{ADAPTER.suffix}"))
 
     @property
-    def best(self) -> Path:
-        """The folder of the best evaluation's adapter."""
-        return self.path / "best"
-
-    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
