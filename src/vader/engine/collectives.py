@@ -54,7 +54,7 @@ def even_items(items: Sequence[Item], rank: int, world: int) -> list[tuple[Item,
 
 
 def padded(items: Sequence[Item], length: int, stand_in: Item) -> list[tuple[Item, float]]:
-    """Items with weight 1, followed up to `length` by a stand-in with weight 0, which is passed through and not counted.
+    """Items with weight 1, followed up to `length` by a stand-in with weight 0: passed through, but not counted.
 
     Raises:
         ValueError: there are more than `length`, so that other processes would fall out of step.

@@ -1,7 +1,7 @@
 """Adapter files: written and read in diffusers' LoRA format, one file a denoiser; foreign formats are read as ours.
 
-In goes a network with an adapter, out comes what diffusers calls a LoRA: keys `<component>.<module path>.lora_A.weight`,
-alpha folded into B. The first denoiser's file is `pytorch_lora_weights.safetensors`, that of another one
+In goes a network with an adapter, out comes what diffusers calls a LoRA: keys `<component>.<module path>.lora_A.weight`
+and B, alpha folded in. The first denoiser's file is `pytorch_lora_weights.safetensors`, that of another one
 `pytorch_lora_weights.transformer_2.safetensors`. Its keys, too, begin with `transformer.`: diffusers wants them so for
 `pipe.load_lora_weights(folder, weight_name=..., load_into_transformer_2=True)`, and would take keys under
 `transformer_2.` for those of no network, without a word. For which denoiser a file is, its metadata says.

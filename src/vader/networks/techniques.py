@@ -47,7 +47,7 @@ class Role:
 
     kind: Literal["denoiser", "decoder", "text", "reward"]
     name: str
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
 
 class Technique:
