@@ -85,25 +85,25 @@ def record(run: Run) -> dict[str, Any]:
 
 
 def _held_out(evaluation: Evaluation) -> dict[str, Any]:
-    kept = ("step", "queries", "reward", "stderr", "videos", "judge")
+    kept = ("step", "queries", "reward", "stderr", "videos", "figures")
     return {name: getattr(evaluation, name) for name in kept}
 
 
 def markdown(records: dict[str, dict[str, Any]]) -> str:
     """One row before training, as all runs start there, and one a policy."""
     first = next(iter(records.values()))
-    judged = list(first["before"]["judge"])
-    head = ["policy", "held-out reward", *judged, "s/step", "training, min", "peak, GiB"]
-    rows = [["before training", *_figures(first["before"], judged), "", "", ""]]
+    names = list(first["before"]["figures"])
+    head = ["policy", "held-out reward", *names, "s/step", "training, min", "peak, GiB"]
+    rows = [["before training", *_figures(first["before"], names), "", "", ""]]
     for name, found in records.items():
         cost = (found["step_seconds"], found["train_seconds"] / 60, found["peak_memory"] / GIB)
-        rows.append([name, *_figures(found["after"], judged), *(f"{number:.2f}" for number in cost)])
+        rows.append([name, *_figures(found["after"], names), *(f"{number:.2f}" for number in cost)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _figures(held_out: dict[str, Any], judged: list[str]) -> list[str]:
+def _figures(held_out: dict[str, Any], names: list[str]) -> list[str]:
     reward = f"{held_out['reward']:.3f} ± {held_out['stderr']:.3f}"
-    return [reward, *(f"{held_out['judge'][name]:.2f}" for name in judged)]
+    return [reward, *(f"{held_out['figures'][name]:.2f}" for name in names)]
 
 
 if __name__ == "__main__":

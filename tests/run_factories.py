@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from vader.recipe import dump_recipe, load_recipe
-from vader.runs.reader import ADAPTER
+from vader.runs.folder import ADAPTER
 
 
 def train_line(step: int, **changes) -> dict:

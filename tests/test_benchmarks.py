@@ -20,6 +20,7 @@ from vader.models.opensora.vae import OpenSoraVAE
 from vader.models.registry import load_model
 from vader.recipe import load_recipe
 from vader.rewards.registry import BUILT_IN
+from vader.runs.folder import RunFolder
 from vader.runs.reader import Evaluation, Run, TrainStep
 from vader.sampling.policies import Plan
 
@@ -320,13 +321,13 @@ def test_policies_fit_the_tiny_recipe(name):
 
 def test_policy_table(tmp_path):
     def evaluation(step, reward):
-        return Evaluation(step, 4 * step, reward, 1.0, 0.125, 64, {}, 10.0, {"vividness": reward / 10, "color": 0.9})
+        return Evaluation(step, 4 * step, reward, 1.0, 0.125, 64, {}, 10.0, {"gold": reward / 10, "hps": 0.9})
 
     def train_step(step, seconds):
         return TrainStep(step, 4 * step, 5.0, {}, 1.0, 0.0, {}, seconds, 2.0 * measuring.GIB, 0)
 
     run = Run(
-        path=tmp_path,
+        folder=RunFolder(tmp_path),
         recipe=load_recipe("tiny"),
         recipe_text="",
         train=[train_step(1, 6.0), train_step(2, 3.0), train_step(3, 3.0)],
@@ -338,7 +339,7 @@ def test_policy_table(tmp_path):
     assert (found["step_seconds"], found["train_seconds"], found["total_seconds"]) == (3.0, 12.0, 32.0)
     assert found["after"]["queries"] == 12
     assert policies.markdown({"last-1": found}).splitlines() == [
-        "| policy | held-out reward | vividness | color | s/step | training, min | peak, GiB |",
+        "| policy | held-out reward | gold | hps | s/step | training, min | peak, GiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| before training | 4.500 ± 0.125 | 0.45 | 0.90 |  |  |  |",
         "| last-1 | 7.000 ± 0.125 | 0.70 | 0.90 | 3.00 | 0.20 | 2.00 |",

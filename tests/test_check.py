@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -250,13 +246,3 @@ def test_a_trainable_network_is_found(checkpoint):
 def test_an_impossible_size_is_said_in_the_detail(checkpoint):
     checks = check_model(load_model("modelscope", checkpoint), VideoSize(3, 15, 16), PROMPTS)
     assert "multiples of 2" in detail(checks, "latents have a shape")
-
-
-def test_the_rewards_of_the_documentation_pass(tmp_path, monkeypatch):
-    page = Path(__file__).parents[1] / "docs" / "rewards" / "own.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    (tmp_path / "documented_rewards.py").write_text("\n".join(blocks))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for spec, options in {"Warmth": {"strength": 2.0}, "Stillness": {}}.items():
-        assert failed(check_reward(load_reward(f"documented_rewards:{spec}", **options))) == set()

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vader.errors import RunError, UserError
-from vader.runs.checkpoints import Checkpoints, MetricsLog, Progress, check_space
+from vader.runs.checkpoints import Checkpoints, Progress, check_space
+from vader.runs.log import MetricsLog
 
 # ---- progress ----
 
@@ -53,8 +54,8 @@ def test_the_newest_stay(tmp_path, keep):
 def test_an_unfinished_one_does_not_count_and_is_written_anew(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(Progress(1), {})
-    (tmp_path / ".step-000002").mkdir()
-    (tmp_path / ".step-000002" / "state.pt").write_bytes(b"half")
+    (tmp_path / ".step-000002.part").mkdir()
+    (tmp_path / ".step-000002.part" / "state.pt").write_bytes(b"half")
     assert checkpoints.load_latest()[0].step == 1
     checkpoints.save(Progress(2), {})
     assert checkpoints.load_latest()[0].step == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vader.engine import device as devices
-from vader.engine.collectives import even_items, even_shares, own_count, padded
+from vader.engine.collectives import even_items, even_shares
 from vader.errors import UserError
 
 CASES = list(itertools.product((0, 1, 2, 5, 45, 50), (1, 2, 3, 8), (1, 4, 64)))
@@ -21,10 +21,10 @@ def test_shares_are_even_and_cover_everything_once(count, world, batch):
     assert all(each == sizes[0] for each in sizes)
     assert max(sizes[0], default=0) <= batch
     flat = [[index for indices in share for index in indices] for share in shares]
-    own = [indices[: own_count(count, rank, world)] for rank, indices in enumerate(flat)]
+    own = [indices[: len(range(rank, count, world))] for rank, indices in enumerate(flat)]  # what follows are repeats
     assert sorted(itertools.chain(*own)) == list(range(count))
     assert all(0 <= index < count for indices in flat for index in indices)
-    assert len(flat[0]) - len(own[0]) <= 1
+    assert len(flat[0]) == -(-count // world)
 
 
 @pytest.mark.parametrize(("count", "world"), [(0, 2), (1, 4), (3, 2), (7, 4), (8, 4)])
@@ -34,13 +34,6 @@ def test_items_are_even_and_repeats_weigh_nothing(count, world):
     assert len({len(share) for share in shares}) == 1
     assert sorted(item for share in shares for item, weight in share if weight) == items
     assert {weight for share in shares for _, weight in share} <= {0.0, 1.0}
-
-
-def test_padding_reaches_a_length_and_never_falls_short():
-    assert padded([3, 4], 3, stand_in=9) == [(3, 1.0), (4, 1.0), (9, 0.0)]
-    assert padded([], 1, stand_in=9) == [(9, 0.0)]
-    with pytest.raises(ValueError, match="3 items, where each process has 2 at most"):
-        padded([1, 2, 3], 2, stand_in=9)
 
 
 # ---- device ----

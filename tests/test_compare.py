@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from run_factories import train_line, write_metrics, write_run
+from run_factories import evaluation_line, train_line, write_metrics, write_run
 from test_report import Balanced, text_of
 from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.charts import held_out_series
-from vader.evaluation.compare import compare_runs, comparison_page, curves_over, read_entries, table_rows
+from vader.evaluation.compare import compare_runs, comparison_page, curves_over, read_entries, table_of
 from vader.runs.reader import read_run
 
 
@@ -39,10 +39,22 @@ def test_time_is_the_wall_where_a_run_noted_no_other(tmp_path):
 
 
 def test_table(runs):
-    assert table_rows(read_entries(runs)) == [
+    head, rows = table_of(read_entries(runs))
+    assert head[:2] == ["run", "algorithm"]
+    assert rows == [
         ["fast", "reward_gradient", "4.00 ± 0.14", "6.50 ± 0.14", "+2.50", "4 of 20", "16", "6.00 s", "1.10 GB"],
         ["slow", "ddpo", "4.00 ± 0.14", "4.25 ± 0.14", "+0.25", "4 of 20", "16", "36.0 s", "1.10 GB"],
     ]
+
+
+def test_figures_are_compared(runs):
+    figures = [{"judge/color": 0.5, "hps": 0.27}, {"judge/color": 0.75, "hps": 0.25}]
+    write_metrics(runs[0], *(evaluation_line(2 * i, 4.0 + i, figures=found) for i, found in enumerate(figures)))
+    entries = read_entries(runs)
+    head, rows = table_of(entries)
+    assert head[-2:] == ["judge/color", "hps"]
+    assert [row[-2:] for row in rows] == [["0.50 → 0.75", "0.270 → 0.250"], ["", ""]]
+    assert "judge/color over steps" in comparison_page(entries)
 
 
 def test_command_writes_a_page_and_two_plots(runs, tmp_path, capsys):

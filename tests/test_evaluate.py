@@ -1,4 +1,4 @@
-"""What a run is worth: the same prompts and noise for every checkpoint, gold by hand, diversity by hand."""
+"""What a run is worth: the same prompts and noise for every checkpoint, and the figures of every metric."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import shutil
 from statistics import fmean
 
 import pytest
-import torch
 
 from run_factories import write_run
 from toy_runs import TOY, toy_recipe
 from vader.cli import main
 from vader.errors import UserError
-from vader.evaluation.evaluate import build_bench, diversity, evaluate_sources, pixel_distance, sources_of_run
-from vader.rewards.clip import load_image_tower
+from vader.evaluation.evaluate import build_bench, evaluate_sources, sources_of_run
+from vader.runs.folder import RunFolder
 from vader.runs.reader import read_run
-from vader.tinyworld.gold import gold
 from vader.training.trainer import train
 
 
@@ -46,8 +44,7 @@ def test_points_have_the_figures_of_the_run_itself(run):
             assert point.stderr == pytest.approx(own[point.step].stderr, abs=1e-6)
             assert point.parts == pytest.approx(own[point.step].parts, abs=1e-6)
     assert points[-1].reward > points[0].reward
-    assert points[0].diversity == {}
-    assert points[0].gold is None
+    assert points[0].figures == {}
 
 
 def test_final_adapter_stands_for_checkpoints_that_are_gone(run, tmp_path):
@@ -73,32 +70,28 @@ def test_seeds_are_averaged_and_prompts_give_the_error(run):
         alone += evaluate_sources(build_bench(recipe, 3, 1), sources_of_run(found)[:1])
     assert base.by_seed == pytest.approx([point.reward for point in alone])
     assert base.reward == pytest.approx(fmean(base.by_seed))
-    assert base.diversity["pixels"] > 0
+    assert base.figures["diversity/pixels"] > 0
 
 
-def test_gold():
-    judged = {"vividness": 0.5, "color": 1.0, "shape": 0.0, "background": 1.0, "motion": 1.0}
-    assert gold(judged, ["aesthetic"]) == pytest.approx(0.5 * 0.75)
-    assert gold(judged | {"vividness": 1.1}, ["aesthetic"]) == 0.75  # beyond the world's colours
-    assert gold(judged, ["action"]) == 1.0
-    assert gold(judged, ["object_removal"]) == 1.0
-    assert gold(judged, ["vjepa"]) == 0.75
-
-
-def test_diversity_by_hand():
-    grey = [torch.full((2, 3, 8, 8), level) for level in (0.1, 0.4, 0.8)]
-    videos = [[one, grey[0]] for one in grey]  # three seeds of two prompts, the second always the same
-    assert diversity(videos, None) == pytest.approx({"pixels": (0.3 + 0.7 + 0.4) / 6})
-    assert diversity(videos[:1], None) == {}
-    tower = load_image_tower("tiny")
-    assert diversity([[grey[0]], [grey[0]]], tower)["features"] == pytest.approx(0, abs=1e-6)
-    assert diversity([[torch.rand(2, 3, 8, 8)], [grey[0]]], tower)["features"] > 0.01
-
-
-def test_large_frames_are_reduced_before_they_are_compared():
-    fine = torch.zeros(1, 3, 128, 128)
-    fine[..., ::2] = 1.0
-    assert pixel_distance(fine, torch.full_like(fine, 0.5)) == pytest.approx(0.0, abs=1e-6)
+def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):
+    metrics = "[{name: judge}, {name: 'toys:Stillness'}, {name: 'test_metrics:Set'}, {name: diversity}]"
+    recipe = toy_recipe(f"evaluation.metrics={metrics}", "evaluation.videos=5", "evaluation.batch=2", "train.steps=3")
+    run = read_run(train(recipe, tmp_path).folder)
+    evaluation, folder = run.evaluations[-1], RunFolder(run.path)
+    videos = [json.loads(line) for line in folder.evaluation(evaluation.step).read_text().splitlines()]
+    assert [video["index"] for video in videos] == [0, 1, 2, 3, 4]
+    assert all(set(video) == {"index", "prompt", "reward", "parts", "figures"} for video in videos)
+    for name in ("Stillness", "judge/color"):
+        mean = sum(video["figures"][name] for video in videos) / 5
+        assert evaluation.figures[name] == pytest.approx(mean)
+    assert (evaluation.figures["Set/count"], evaluation.figures["Set/prompts"]) == (5, 5)
+    assert "Set/count" not in videos[0]["figures"]
+    assert "diversity/pixels" not in evaluation.figures  # no prompt has two videos
+    assert len(run.samples[evaluation.step]) == recipe.evaluation.shown
+    assert sorted(path.name for path in (run.path / "evaluations").iterdir()) == [
+        "step-000000.jsonl",
+        "step-000003.jsonl",
+    ]
 
 
 def test_command_writes_json_plot_and_table(run, capsys):
@@ -107,9 +100,19 @@ def test_command_writes_json_plot_and_table(run, capsys):
     content = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert (content["videos"], content["seeds"], content["prompts"]) == (3, [3, 4], "tiny-test")
     assert [point["name"] for point in content["points"]] == ["base", "step 2", "step 4", "step 6"]
-    assert all(set(point["diversity"]) == {"pixels"} for point in content["points"])
+    assert all(set(point["figures"]) == {"diversity/pixels"} for point in content["points"])
     assert (run / "evaluation" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
-    assert "diversity, pixels" in out
+    assert "diversity/pixels" in out
+
+
+def test_command_measures_by_further_metrics(run, tmp_path, capsys):
+    asked = ["--metric", "gold:task=motion", "--metric", "toys:Stillness", "--metric", "diversity:checkpoint=tiny"]
+    assert main(["evaluate", str(run), "--videos", "2", "--seeds", "2", *asked, "--out", str(tmp_path)]) == 0
+    points = json.loads((tmp_path / "evaluation.json").read_text())["points"]
+    for point in points:
+        assert list(point["figures"]) == ["gold", "Stillness", "diversity/pixels", "diversity/features"]
+        assert point["figures"]["Stillness"] == pytest.approx(point["parts"]["Stillness"], abs=1e-5)
+    assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_takes_an_adapter_without_its_run(run, tmp_path, capsys):
@@ -130,6 +133,7 @@ def test_mistakes(tmp_path, capsys):
         ([str(bare), "--recipe", "tiny"], "a run has its own recipe"),
         (["--adapter", "nowhere"], "no adapter at 'nowhere'"),
         (["--recipe", "tiny", "--prompts", "tiny-tset"], "did you mean 'tiny-test'"),
+        (["--recipe", "tiny", "--metric", "hps=1"], "metric 'hps=1': write name or name:key=value"),
     ):
         assert main(["evaluate", *arguments]) == 2
         assert message in capsys.readouterr().err

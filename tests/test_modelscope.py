@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -159,7 +156,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(folder, tmp_path):
         del weights["conv_out.weight"]
         save_file(weights, path, metadata={"format": "pt"})
 
-    with pytest.raises(UserError, match=r"unet lacks 1 weights \(conv_out.weight"):
+    with pytest.raises(UserError, match=r"^unet of checkpoint .* is not whole: it lacks 1 weights \(conv_out.weight"):
         ModelScope.load(damaged(folder, tmp_path / "model", drop_one))
 
 
@@ -198,19 +195,3 @@ def test_unknown_families_name_the_nearest():
 def test_frozen_dtype():
     assert frozen_dtype("auto", torch.device("cpu")) == torch.float32
     assert frozen_dtype("bf16", torch.device("cpu")) == torch.bfloat16
-
-
-def test_the_model_of_the_own_model_page_keeps_the_contract(monkeypatch):
-    page = Path(__file__).parents[1] / "docs" / "models" / "own.md"
-    code = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL).group(1)
-    module = types.ModuleType("my_model")
-    monkeypatch.setitem(sys.modules, "my_model", module)
-    exec(code, module.__dict__)
-    model = load_model("my_model:MyModel", "none")
-    size = VideoSize(frames=4, height=16, width=16)
-    latents = torch.randn(2, *model.noise_shape(size))
-    schedule = model.solver.schedule(3)
-    prediction = model.predict(latents, schedule.times[0], model.encode(["a", "b"]), Guidance(3.0))
-    assert prediction.shape == latents.shape
-    assert model.decode(latents, torch.tensor([[0], [3]])).shape == (2, 1, 3, 16, 16)
-    assert len(code.splitlines()) < 70

@@ -6,14 +6,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from vader import tinyworld
+from vader.files.hub import tiny_weights
 from vader.pretrain import opensora
 from vader.pretrain.loop import Schedule, generator_for
 
 
 @pytest.fixture
 def image_vae():
-    return AutoencoderKL.from_pretrained(tinyworld.weights_path("modelscope") / "vae", torch_dtype=torch.float32)
+    return AutoencoderKL.from_pretrained(tiny_weights("modelscope") / "vae", torch_dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def test_a_few_steps_leave_a_folder_that_loads_and_samples(tmp_path, monkeypatch
     short = Schedule(steps=2, lr=1e-3, warmup=1, cooldown=1)
     stages = opensora.Stage(1, 4, short), opensora.Stage(5, 4, short)
     plan = opensora.Plan(short, 2, short, *stages, pool=64, judged=2)
-    image_vae = tinyworld.weights_path("modelscope") / "vae"
+    image_vae = tiny_weights("modelscope") / "vae"
     quality = opensora.build(tmp_path / "opensora", tmp_path, image_vae, plan)
     assert {"psnr_db", "retrieval", "motion"} <= quality.keys()
     size = sum(file.stat().st_size for file in (tmp_path / "opensora").rglob("*"))

@@ -19,8 +19,10 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from opensora_factories import write_tokenizer
 from vader.errors import UserError
-from vader.models import Guidance, VideoSize, load_model
-from vader.sampling.walk import Chain, encode, sample_latents
+from vader.models import load_model
+from vader.nouns import VideoSize, as_prompts
+from vader.sampling.videos import make_sampler, solver_of
+from vader.sampling.walk import Walk
 from vader.tools.check import check_model
 
 SIZE = VideoSize(frames=9, height=32, width=64, fps=12)
@@ -115,8 +117,8 @@ def test_it_samples_as_diffusers_does(pipe, family):
         guidance_scale=3.0,
         output_type="pt",
     ).frames
-    chain = Chain(model, model.solver.schedule(5, SIZE), encode(model, PROMPTS, SIZE), Guidance(3.0))
-    ours = model.decode(sample_latents(chain, Fixed(latents)))
+    walk = Walk(make_sampler(model, SIZE, 5, 3.0), model.encode(as_prompts(PROMPTS), SIZE), Fixed(latents))
+    ours = model.decode(walk.frozen(len(walk)).latents)
     assert theirs.std() > 0.01
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
@@ -131,5 +133,5 @@ def test_its_limits_are_one_line(pipe, family):
     model = load_model(family, pipe.folder)
     with pytest.raises(UserError, match=r"makes 4n \+ 1 frames, height and width multiples of 4"):
         model.noise_shape(VideoSize(8, 16, 16))
-    with pytest.raises(UserError, match="solver of its own"):
-        load_model(family, pipe.folder, solver="ddim")
+    with pytest.raises(UserError, match="cannot be sampled by ddim"):
+        solver_of(model, kind="ddim")

@@ -118,7 +118,7 @@ class Bare(Reward):
 
 
 class Foreign:
-    def __init__(self, reward: Reward, hidden: NotImportedHere = None) -> None:  # noqa: F821
+    def __init__(self, reward: Reward, hidden: NotImportedHere = None, size: int = 1) -> None:  # noqa: F821
         self.reward = reward
 
 
@@ -130,7 +130,9 @@ def test_options_are_taken_by_their_types():
 
 
 def test_hints_that_only_a_type_checker_knows_are_not_checked():
-    assert instantiate(Foreign, "thing", {"reward": 3}).reward == 3
+    assert instantiate(Foreign, "thing", {"reward": 3, "hidden": 4}).reward == 3
+    with pytest.raises(UserError, match="thing: size is '3'"):
+        instantiate(Foreign, "thing", {"reward": 3, "size": "3"})
 
 
 @pytest.mark.parametrize(

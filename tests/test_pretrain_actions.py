@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from vader.files.hub import tiny_weights
 from vader.pretrain import actions
 from vader.pretrain.loop import Schedule
 from vader.rewards import load_reward
-from vader.tinyworld import weights_path
 from vader.tinyworld.judge import judge
 
 
@@ -25,7 +25,7 @@ def test_a_few_steps_write_a_classifier_that_the_reward_loads(tmp_path, monkeypa
     monkeypatch.setattr(actions, "SCHEDULE", Schedule(steps=3, lr=1e-3, warmup=1, cooldown=1))
     monkeypatch.setattr(actions, "BATCH", 8)
     monkeypatch.setattr(actions, "HELD_OUT", 16)
-    found = actions.build(tmp_path / "actions", tmp_path, weights_path("modelscope/vae"))
+    found = actions.build(tmp_path / "actions", tmp_path, tiny_weights("modelscope/vae"))
     assert found.keys() == {"motion_accuracy"}
     assert (tmp_path / "actions" / "model.safetensors").stat().st_size < 3e6
     reward = load_reward("action", checkpoint=str(tmp_path / "actions"))

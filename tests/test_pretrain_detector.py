@@ -7,6 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 
+from vader.files.hub import tiny_weights
 from vader.pretrain import detector
 from vader.pretrain.detector import (
     Truth,
@@ -20,7 +21,6 @@ from vader.pretrain.detector import (
     to_corners,
 )
 from vader.pretrain.loop import Schedule
-from vader.tinyworld import weights_path
 from vader.tinyworld.scenes import (
     SHAPES,
     boxes,
@@ -188,7 +188,7 @@ def test_a_few_steps_write_a_detector_that_the_reward_loads(tmp_path, monkeypatc
     monkeypatch.setattr(detector, "SCHEDULE", Schedule(steps=3, lr=1e-3, warmup=1, cooldown=1))
     monkeypatch.setattr(detector, "BATCH", 8)
     monkeypatch.setattr(detector, "HELD_OUT", 32)
-    found = detector.build(tmp_path / "detector", tmp_path, weights_path("modelscope/vae"))
+    found = detector.build(tmp_path / "detector", tmp_path, tiny_weights("modelscope/vae"))
     assert found.keys() == {"map_at_50", "empty_called_empty"}
     assert 0 <= found["map_at_50"] <= 1
     files = {path.name: path.stat().st_size for path in (tmp_path / "detector").iterdir()}

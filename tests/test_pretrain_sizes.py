@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL
 
-from vader import tinyworld
-from vader.files.hub import resolve
+from vader.files.hub import resolve, tiny_weights
 from vader.pretrain import modelscope, modelscope_sizes
 from vader.pretrain.loop import Schedule, generator_for
 
-BASE = tinyworld.weights_path("modelscope")
+BASE = tiny_weights("modelscope")
 
 
 def test_clips_come_in_every_size_with_latents_of_unit_variance():
@@ -27,5 +26,5 @@ def test_a_few_steps_leave_a_folder_that_loads(tmp_path, monkeypatch):
     short = Schedule(steps=2, lr=1e-3, warmup=1, cooldown=1)
     quality = modelscope_sizes.build(tmp_path / "modelscope-sizes", tmp_path, BASE, short, judged=2)
     assert {"shape_24", "motion_24", "vividness_24"} <= quality.keys()
-    monkeypatch.setattr(tinyworld, "WEIGHTS", tmp_path)
+    monkeypatch.setattr("vader.files.hub.TINY_WEIGHTS", tmp_path)
     assert resolve("tiny/modelscope-sizes", "modelscope") == str(tmp_path / "modelscope-sizes")

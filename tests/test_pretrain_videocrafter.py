@@ -8,18 +8,18 @@ import pytest
 import torch
 from diffusers import UNet3DConditionModel
 
+from vader.files.hub import tiny_weights
 from vader.models import load_model
 from vader.pretrain import modelscope, videocrafter
 from vader.pretrain.loop import Schedule
 from vader.solvers import videocrafter_scale
-from vader.tinyworld import weights_path
 
 LEVELS = modelscope.new_scheduler().alphas_cumprod
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return UNet3DConditionModel.from_pretrained(weights_path("modelscope") / "unet", torch_dtype=torch.float32)
+    return UNet3DConditionModel.from_pretrained(tiny_weights("modelscope") / "unet", torch_dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_the_script_writes_what_the_family_loads(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(videocrafter, "judged", lambda model: {"family": model.family})
     (tmp_path / "work").mkdir()
     (tmp_path / "out").mkdir()
-    judged = videocrafter.build(tmp_path / "out", tmp_path / "work", weights_path("modelscope"))
+    judged = videocrafter.build(tmp_path / "out", tmp_path / "work", tiny_weights("modelscope"))
     assert judged == {"family": "videocrafter"}
     assert (tmp_path / "out" / "model.ckpt").stat().st_size < 9e6
     model, twin = load_model("videocrafter", str(tmp_path / "out")), load_model("modelscope", "tiny")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from toy_runs import TOY, Command, assert_close_metrics, lines_of, metrics, toy_recipe, wait_until
 from vader.errors import UserError
 from vader.runs.checkpoints import Checkpoints
-from vader.runs.reader import ADAPTER
+from vader.runs.folder import ADAPTER
 from vader.training.trainer import train
 
 FIVE_STEPS = ("train.steps=5", "evaluation.every=2")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vader.errors import UserError
 from vader.files.images import check_pictures, prompt_images, read_picture
-from vader.prompts import Prompt
+from vader.nouns import Prompt
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -92,15 +92,16 @@ def test_prompts_bring_their_pictures_in_order(tmp_path):
 
 def test_what_is_no_picture_is_one_line(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
+    good = stored(tmp_path / "good.png", random_pixels(4, 4))
     for name in ("text.png", "missing.png"):
         with pytest.raises(UserError, match=rf"{name}' cannot be read") as caught:
             read_picture(tmp_path / name, 8, 8)
         assert "\n" not in str(caught.value)
         with pytest.raises(UserError, match=rf"{name}' cannot be read"):
-            check_pictures(["a text", Prompt("x", image=tmp_path / name)])
+            check_pictures([good, tmp_path / name])
     cut = stored(tmp_path / "cut.png", random_pixels(64, 64))
     cut.write_bytes(cut.read_bytes()[:300])
     with pytest.raises(UserError, match=r"cut.png' cannot be read"):
         read_picture(cut, 8, 8)
     with pytest.raises(UserError, match="prompt 'a dog' has no image"):
-        prompt_images(["a dog"], 8, 8)
+        prompt_images([Prompt("a dog")], 8, 8)

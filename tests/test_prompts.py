@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vader.errors import UserError
-from vader.prompts import Prompt, load_prompts, prompt_set_names
+from vader.nouns import Prompt
+from vader.prompts import load_prompts, prompt_set_names, with_negative
 from vader.tinyworld import split
 from vader.tinyworld.scenes import ALL_ATTRIBUTES, parse_caption
 
@@ -23,6 +22,10 @@ def error_of(spec: str) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def texts_of(spec: str) -> list[str]:
+    return [prompt.text for prompt in load_prompts(spec)]
 
 
 @pytest.fixture
@@ -73,8 +76,8 @@ def test_the_tiny_split_shares_no_combination_but_every_word():
 
 
 def test_tiny_prompts_name_their_attributes():
-    assert [parse_caption(prompt) for prompt in load_prompts("tiny-test")] == split.test_attributes()
-    assert [parse_caption(prompt) for prompt in load_prompts("tiny-train")] == split.train_attributes()
+    assert [parse_caption(text) for text in texts_of("tiny-test")] == split.test_attributes()
+    assert [parse_caption(text) for text in texts_of("tiny-train")] == split.train_attributes()
 
 
 def test_the_first_tiny_test_prompts_are_diverse_and_never_change():
@@ -82,16 +85,14 @@ def test_the_first_tiny_test_prompts_are_diverse_and_never_change():
     for column, values in zip(zip(*first, strict=True), (6, 5, 5, 4), strict=True):
         assert min(Counter(column).values()) >= 0.5 * 64 / values
         assert len(Counter(column)) == values
-    assert load_prompts("tiny-test")[:2] == [
+    assert texts_of("tiny-test")[:2] == [
         "a green ring moving down over grass",
         "a green cross moving up over night",
     ]
 
 
 def test_the_activity_sets_share_no_animal_and_have_every_activity():
-    words = {
-        name: [prompt.split(" ", 2) for prompt in load_prompts(f"activities-{name}")] for name in ("train", "test")
-    }
+    words = {name: [text.split(" ", 2) for text in texts_of(f"activities-{name}")] for name in ("train", "test")}
     animals = {name: {animal for _, animal, _ in rows} for name, rows in words.items()}
     activities = {name: {activity for _, _, activity in rows} for name, rows in words.items()}
     assert (len(animals["train"]), len(animals["test"])) == (30, 15)
@@ -116,7 +117,7 @@ def test_halves_share_no_subject(name):
     """Nor a garment, an instrument, a place: compared by their last words ("polar bear" is a bear)."""
     seen = []
     for half in ("train", "test"):
-        matches = [re.search(PATTERNS[name], prompt) for prompt in load_prompts(f"{name}-{half}")]
+        matches = [re.search(PATTERNS[name], text) for text in texts_of(f"{name}-{half}")]
         assert all(matches)
         seen.append([{part: words.split()[-1] for part, words in match.groupdict().items()} for match in matches])
     for part in seen[0][0]:
@@ -127,7 +128,7 @@ def test_halves_share_no_subject(name):
 
 def test_removal_prompts_of_the_tiny_world_show_what_is_removed():
     train, test = load_prompts("tiny-removal-train"), load_prompts("tiny-removal-test")
-    assert all(re.match(r"an? \w+ circle moving \w+ over \w+$", prompt) for prompt in [*train, *test])
+    assert all(re.match(r"an? \w+ circle moving \w+ over \w+$", str(prompt)) for prompt in [*train, *test])
     assert set(train) < set(load_prompts("tiny-train"))
     assert set(test) < set(load_prompts("tiny-test"))
 
@@ -142,22 +143,25 @@ def test_kinetics_prompts_have_labels_of_their_own(shared):
 
 def test_a_file_has_a_prompt_a_line(tmp_path):
     (tmp_path / "mine.txt").write_text("# comment\n\n  a dog \na cat #1\n")
-    assert load_prompts(str(tmp_path / "mine.txt")) == ["a dog", "a cat #1"]
+    assert load_prompts(str(tmp_path / "mine.txt")) == [Prompt("a dog"), Prompt("a cat #1")]
 
 
-def test_a_prompt_is_its_text_and_keeps_its_companions():
+def test_a_prompt_is_all_that_it_carries():
     prompt = Prompt("a dog runs", label="jogging", image=Path("dog.png"))
-    assert prompt == "a dog runs"
-    assert {"a dog runs": 1}[prompt] == 1
-    assert json.dumps(prompt) == '"a dog runs"'
-    assert type(str(prompt)) is str
-    for again in (pickle.loads(pickle.dumps(prompt)), copy.copy(prompt), copy.deepcopy([prompt])[0]):
-        assert (again, again.label, again.image) == ("a dog runs", "jogging", Path("dog.png"))
-    assert (Prompt("x").label, Prompt("x").image) == (None, None)
+    assert prompt == Prompt("a dog runs", label="jogging", image=Path("dog.png"))
+    assert prompt not in ("a dog runs", Prompt("a dog runs"))
+    assert len({prompt, Prompt("a dog runs"), Prompt("a dog runs", "blurry"), Prompt("a dog runs")}) == 3
+    assert f"{prompt}" == "a dog runs"
+
+
+def test_a_negative_prompt_goes_to_those_that_have_none():
+    prompts = [Prompt("a dog", label="jogging"), Prompt("a cat", "grainy")]
+    assert with_negative(prompts, "blurry") == [Prompt("a dog", "blurry", "jogging"), Prompt("a cat", "grainy")]
+    assert with_negative(prompts, "") == prompts
 
 
 def companions(spec: Path) -> list[tuple[str, str | None, Path | None]]:
-    return [(str(prompt), prompt.label, prompt.image) for prompt in load_prompts(str(spec))]
+    return [(prompt.text, prompt.label, prompt.image) for prompt in load_prompts(str(spec))]
 
 
 @pytest.fixture
@@ -189,6 +193,17 @@ def test_tables_carry_labels_and_images(tmp_path, pictures):
     assert companions(tmp_path / "t.jsonl") == expected
 
 
+def test_tables_carry_negative_prompts_and_last_pictures(tmp_path, pictures):
+    dog, last = pictures / "b_small-dog.PNG", pictures / "a.jpg"
+    (tmp_path / "t.csv").write_text(
+        'image,negative,last_image\nimages/b_small-dog.PNG,"blurry, dark",images/a.jpg\nimages/a.jpg,,\n'
+    )
+    expected = [Prompt("b small dog", "blurry, dark", image=dog, last_image=last), Prompt("a", image=last)]
+    assert load_prompts(str(tmp_path / "t.csv")) == expected
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a dog", "negative": "blurry", "last_image": "images/a.jpg"}')
+    assert load_prompts(str(tmp_path / "t.jsonl")) == [Prompt("a dog", "blurry", last_image=last)]
+
+
 def test_pictures_come_as_folder_list_or_one(tmp_path, pictures):
     first, second = ("a", None, pictures / "a.jpg"), ("b small dog", None, pictures / "b_small-dog.PNG")
     assert companions(pictures) == [first, second]
@@ -204,13 +219,16 @@ def test_pictures_come_as_folder_list_or_one(tmp_path, pictures):
     [
         ("a.csv", "", "holds no prompts"),
         ("a.csv", "prompt,label\n", "holds no prompts"),
-        ("a.csv", "text,label\na,b\n", "has a column 'text': known: image, label, prompt"),
+        ("a.csv", "text,label\na,b\n", "has a column 'text': known: image, label, last_image, negative, prompt"),
         ("a.csv", "prompt,lable\na,b\n", "has a column 'lable': did you mean 'label'?"),
-        ("a.csv", "label\nb\n", "has no column 'prompt': name the columns prompt, label, image in the first line"),
+        ("a.csv", "label\nb\n", "has no column 'prompt': name the columns prompt, label, image, nega"),
         ("a.csv", "prompt,label\na,b,c\n", "line 2 of prompt file"),
         ("a.csv", "prompt,label\na,b\na, wet dog,b\n", "has more columns than the header: put quotes round"),
         ("a.csv", "prompt,label\na,b\n,c\n", "has no prompt: write a text or name an image"),
         ("a.csv", "prompt,image\na,none.png\n", "none.png', which does not exist"),
+        ("a.csv", "prompt,last_image\na,none.png\n", "none.png', which does not exist"),
+        ("a.csv", "negative\nb\n", "has no column 'prompt'"),
+        ("a.jsonl", '{"negative": "b", "image": ""}', "has no prompt: write a text or name an image"),
         ("a.txt", "none.png\n", "none.png', which does not exist"),
         ("a.jsonl", "{", "is not JSON"),
         ("a.jsonl", "[1]", "is no object of texts"),
@@ -250,13 +268,14 @@ def test_unknown_names_get_the_nearest():
 
 
 def test_own_lists_and_functions(user_module):
-    assert load_prompts("my_prompts:SOME") == ["a", "b"]
-    assert load_prompts("my_prompts:made") == ["2 dogs", "3 dogs"]
-    assert [prompt.label for prompt in load_prompts("my_prompts:LABELLED")] == ["b", None]
+    assert load_prompts("my_prompts:SOME") == [Prompt("a"), Prompt("b")]
+    assert load_prompts("my_prompts:made") == [Prompt("2 dogs"), Prompt("3 dogs")]
+    assert load_prompts("my_prompts:LABELLED") == [Prompt("a", label="b"), Prompt("c")]
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("EMPTY", "is empty"), ("NUMBERS", "is no list of texts"), ("TEXT", "is no list of texts")]
+    ("name", "message"),
+    [("EMPTY", "is empty"), ("NUMBERS", "is no list of prompts"), ("TEXT", "is no list of prompts")],
 )
 def test_own_sets_that_are_no_prompts(user_module, name, message):
     assert message in error_of(f"my_prompts:{name}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from vader.errors import UserError
+from vader.plugins import Part, complete
 from vader.recipe import (
     Recipe,
     RewardSection,
@@ -21,10 +26,12 @@ from vader.recipe import (
     recipe_names,
 )
 from vader.recipe.sections import Section
+from vader.sampling.guidance import STRATEGIES
+from vader.sampling.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"
-TINY = ROOT / "src" / "vader" / "recipes" / "tiny.yaml"
+TINY = ROOT / "src" / "vader" / "recipe" / "recipes" / "tiny.yaml"
 
 
 def error_of(*overrides: str, source: str = "tiny") -> str:
@@ -60,9 +67,10 @@ def test_overrides_set_dotted_paths():
             "adapter.alpha=8",  # an integer where a float is expected
             "adapter.targets=[to_q, to_v]",
             "optimizer.betas=[0.8, 9.9e-1]",
-            "memory.offload=true",  # a section whose other keys stay
-            "algorithm.frames.sample=[0, 7]",
-            "algorithm.policy.name=full",
+            "rewards.0.sees=[0, 7]",
+            "algorithm.policy.k=3",  # an algorithm's own setting
+            "memory=[{name: shard}, {name: recompute}]",
+            "sampling.guidance={name: interval, scale: 4}",
         ],
     )
     assert recipe.optimizer.lr == 1e-4
@@ -71,9 +79,20 @@ def test_overrides_set_dotted_paths():
     assert recipe.adapter.alpha == 8.0
     assert recipe.adapter.targets == ("to_q", "to_v")
     assert recipe.optimizer.betas == (0.8, 0.99)
-    assert (recipe.memory.checkpointing, recipe.memory.offload) == (False, True)
-    assert recipe.algorithm.frames.sample == (0, 7)
-    assert recipe.algorithm.policy.name == "full"
+    assert recipe.scoring.chunk == 4
+    assert recipe.rewards[0].sees == (0, 7)
+    assert recipe.algorithm.options == {"policy": {"name": "last", "k": 3}}
+    assert recipe.memory == (Part(name="shard"), Part(name="recompute"))
+    assert recipe.sampling.guidance == Part(name="interval", scale=4)
+
+
+def test_sections_that_are_left_out_have_their_defaults(tmp_path):
+    text = "\n".join(line for line in TINY.read_text().splitlines() if not line.startswith(("memory", "algorithm")))
+    recipe = load_recipe(written(tmp_path / "short.yaml", text))
+    assert recipe.memory == (Part(name="recompute"),)
+    assert (recipe.algorithm.name, recipe.algorithm.options) == ("reward_gradient", {})
+    opened = load_recipe(str(tmp_path / "short.yaml"), ["algorithm.base_distance=0.1"])
+    assert (opened.algorithm.name, opened.algorithm.options) == ("reward_gradient", {"base_distance": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -101,8 +120,8 @@ def test_values_are_yaml_with_plain_floats(text, value):
 
 
 def test_a_dumped_recipe_loads_back_equal(tmp_path):
-    overrides = ["optimizer.lr=1e-7", "algorithm.frames.sample=[1, 3]", "rewards.0.note='1e-4'", "rewards.0.scale=2e-9"]
-    recipe = load_recipe("tiny", overrides)
+    overrides = ["optimizer.lr=1e-7", "rewards.0.sees=[1, 3]", "rewards.0.note='1e-4'", "rewards.0.scale=2e-9"]
+    recipe = load_recipe("tiny", [*overrides, "sampling.guidance={name: interval, scale: 4, steps: [2, 8]}"])
     dump_recipe(recipe, tmp_path / "recipe.yaml", library_versions())
     first_line, *_ = (tmp_path / "recipe.yaml").read_text().splitlines()
     for library in ("python 3", "torch 2", "diffusers 0", "peft 0", "vader 0"):
@@ -119,28 +138,13 @@ def test_a_dumped_recipe_names_every_key(tmp_path):
     assert data["optimizer"]["eps"] == 1e-8
 
 
-def test_a_mix_stands_for_its_rewards(tmp_path):
-    mix = "[{name: hps_aesthetic, weight: 2, checkpoint: tiny}, {name: hps, version: v2.0}]"
-    recipe = load_recipe("tiny", [f"rewards={mix}", "evaluation.monitors=[{name: hps_aesthetic, resize: crop}]"])
-    shared = {"resize": "squash", "checkpoint": "tiny"}
-    assert [(reward.name, reward.weight, reward.options) for reward in recipe.rewards] == [
-        ("hps", 1.0, shared),
-        ("aesthetic", 0.15, shared),
-        ("hps", 1.0, {"version": "v2.0"}),
-    ]
-    monitors = recipe.evaluation.monitors
-    assert [(one.name, one.weight, one.options["resize"]) for one in monitors] == [
-        ("hps", 1.0, "crop"),
-        ("aesthetic", 1.0, "crop"),
-    ]
-    dump_recipe(recipe, tmp_path / "recipe.yaml", {})
-    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
-
-
 def test_the_first_difference_names_its_key():
     one, other = load_recipe("tiny"), load_recipe("tiny", ["rewards.0.weight=2", "train.steps=50"])
     assert first_difference(one, one) is None
     assert first_difference(one, other) == "rewards.0.weight is 1.0 there and 2.0 here"
+    assert first_difference(one, load_recipe("tiny", ["algorithm.policy.k=3"])) == (
+        "algorithm.policy.k is 5 there and 3 here"
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_the_first_difference_names_its_key():
     [
         ("optimizer.lrr=1", ["unknown key 'optimizer.lrr'", "did you mean 'lr'?"]),
         ("optimiser.lr=1", ["unknown key 'optimiser'", "did you mean 'optimizer'?"]),
-        ("algorithm.policy.last=1", ["unknown key 'algorithm.policy.last'", "known: k, name, steps, window"]),
+        ("scoring.size=1", ["unknown key 'scoring.size'", "known: chunk"]),
         ("optimizer.lr=fast", ["'optimizer.lr' is \"fast\"", "expected a number above 0"]),
         ("optimizer.lr=-1e-4", ["'optimizer.lr' is -0.0001", "expected a number above 0"]),
         ("optimizer.lr=.inf", ["'optimizer.lr' is Infinity", "expected a number above 0"]),
@@ -157,21 +161,26 @@ def test_the_first_difference_names_its_key():
         ("video.frames=", ["'video.frames' is null", "expected an integer above 0"]),
         ("sampling.eta=2", ["'sampling.eta' is 2", "expected a number from 0 to 1"]),
         ("model.options=3", ["'model.options' is 3", "expected a section"]),
-        (
-            "sampling.solver=dim",
-            ["'sampling.solver' is \"dim\"", "expected one of auto, ddim, dpm, euler_edm, euler_flow"],
-        ),
-        ("memory.offload=1", ["'memory.offload' is 1", "expected true or false"]),
+        ("sampling.guidance=0.5", ["'sampling.guidance' is 0.5", "a number from 1 or a part {name: ...} with options"]),
+        ("sampling.guidance={scale: 4}", ["'sampling.guidance' is {\"scale\": 4}", "or a part {name: ...}"]),
+        ("train.trackers=[x]", ["'train.trackers.0' is \"x\"", "expected one of tensorboard, wandb"]),
+        ("algorithm=ddpo", ["'algorithm' is \"ddpo\"", "expected a part {name: ...} with options of its own"]),
+        ("memory={name: recompute}", ['\'memory\' is {"name": "recompute"}', "a list, each a part {name: ...}"]),
+        ("memory=[recompute]", ["'memory.0' is \"recompute\"", "expected a part {name: ...}"]),
+        ("evaluation.metrics=[{nme: judge}]", ["key 'evaluation.metrics.0.name' is missing", "expected a text"]),
         ("prompts.train=3", ["'prompts.train' is 3", "expected a text"]),
         ("adapter.alpha=0", ["'adapter.alpha' is 0", "expected a number above 0 or null"]),
         ("adapter.targets=[1]", ["'adapter.targets' is [1]", "expected a list, each a text or null"]),
         ("optimizer.betas=[0.9]", ["'optimizer.betas' is [0.9]", "a list of 2, each a number from 0 below 1"]),
         ("optimizer.betas=[0.9, 1]", ["'optimizer.betas' is [0.9, 1]", "a list of 2, each a number from 0 below 1"]),
-        ("algorithm.frames.sample=some", ["'algorithm.frames.sample' is \"some\"", "an integer above 0 or one of all"]),
-        ("algorithm.frames.sample=[-1]", ["'algorithm.frames.sample' is [-1]", "each an integer from 0"]),
-        ("rewards=[]", ["'rewards' is []", "expected a list of sections"]),
+        ("rewards.0.sees=some", ["'rewards.0.sees' is \"some\"", "an integer above 0 or one of all"]),
+        ("rewards.0.sees=[-1]", ["'rewards.0.sees' is [-1]", "each an integer from 0"]),
+        ("rewards=[]", ["'rewards' is []", "expected a list, each a part {name: ..., weight: ..., sees: ...}"]),
         ("rewards.0.weight=big", ["'rewards.0.weight' is \"big\"", "expected a number"]),
-        ("rewards.0=aesthetic", ["'rewards.0' is \"aesthetic\"", "expected a section with the keys name, weight"]),
+        (
+            "rewards.0=aesthetic",
+            ["'rewards.0' is \"aesthetic\"", "expected a part {name: ..., weight: ..., sees: ...}"],
+        ),
         ("video=8", ["'video' is 8", "expected a section with the keys frames, height, width, fps"]),
         ("optimizer.lr", ["'optimizer.lr' has no value", "dotted.path=value"]),
         ("optimizer.lr.x=1", ["'optimizer.lr.x'", "nothing below the value 0.001"]),
@@ -189,24 +198,13 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["algorithm.policy.k=21"], "algorithm.policy.k is 21 but sampling.steps is 10: k can be at most 10"),
-        (["algorithm.policy.name=drtune", "algorithm.policy.k=21"], "algorithm.policy.k is 21"),
-        (["algorithm.policy.name=steps"], "algorithm.policy.steps is empty"),
-        (["algorithm.policy.steps=[1]"], "algorithm.policy.steps is for policy 'steps'"),
-        (
-            ["algorithm.policy.name=steps", "algorithm.policy.steps=[3, 20]"],
-            "algorithm.policy.steps holds 20 but sampling.steps is 10: indices run from 0 to 9",
-        ),
-        (["algorithm.policy.name=steps", "algorithm.policy.steps=[3, 3]"], "is [3, 3]: name each index once"),
-        (["algorithm.policy.window=[0.5, 0.5]"], "algorithm.policy.window is [0.5, 0.5]"),
-        (["algorithm.frames.sample=9"], "algorithm.frames.sample is 9 but video.frames is 8"),
-        (["algorithm.frames.sample=[0, 8]"], "holds 8 but video.frames is 8: indices run from 0 to 7"),
-        (["algorithm.frames.sample=[]"], "algorithm.frames.sample is an empty list"),
-        (["algorithm.frames.sample=[2, 2]"], "is [2, 2]: name each index once"),
-        (["algorithm.frames.sample=first_middle_last", "video.frames=2"], "it needs at least 3"),
+        (["rewards.0.sees=9"], "rewards.0.sees is 9 but video.frames is 8: let it see at most 8, or set it to all"),
+        (["rewards.0.sees=[0, 8]"], "rewards.0.sees holds 8 but video.frames is 8: indices run from 0 to 7"),
+        (["rewards.0.sees=[]"], "rewards.0.sees is an empty list"),
+        (["rewards.0.sees=[2, 2]"], "is [2, 2]: name each index once"),
+        (["rewards.0.sees=first_middle_last", "video.frames=2"], "it needs at least 3"),
+        (["sampling.negative=blurry", "sampling.guidance=1"], "sampling.negative is given, but sampling.guidance is 1"),
         (["train.micro_batch=3"], "train.batch 4 is no multiple of train.micro_batch 3"),
-        (["sampling.solver=dpm", "sampling.eta=1"], "sampling.eta is 1 but solver 'dpm' is deterministic"),
-        (["evaluation.monitors=[{name: hps, weight: 2}]"], "hps has a weight, and monitors are not summed: drop it"),
         (["name=a/b"], "name 'a/b' names the run's folder"),
         (["name='..'"], "name '..' names the run's folder"),
     ],
@@ -215,9 +213,66 @@ def test_keys_that_contradict_each_other_are_one_line(overrides, message):
     assert message in error_of(*overrides)
 
 
-def test_draft_lv_may_draw_more_noises_than_there_are_steps():
-    recipe = load_recipe("tiny", ["algorithm.policy.name=draft_lv", "algorithm.policy.k=30"])
-    assert recipe.algorithm.policy.k == 30
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "algorithm.ddpo.clip_range=1.0e-4",
+            "algorithm.ddpo is now part of the algorithm itself: write algorithm: {name: ddpo, clip_range: 0.0001}",
+        ),
+        (
+            "algorithm={name: diffusion_dpo, dpo: {beta: 500, pairs: 16}}",
+            "algorithm.dpo is now part of the algorithm itself: "
+            "write algorithm: {name: diffusion_dpo, beta: 500, pairs: 16}",
+        ),
+        (
+            "algorithm.frames.sample=[0, 7]",
+            "algorithm.frames.sample is now sees, a key of each reward: "
+            "write rewards: [{name: aesthetic, checkpoint: tiny, sees: [0, 7]}]",
+        ),
+        (
+            "algorithm.frames.chunk=2",  # of each of four videos
+            "algorithm.frames.chunk is now scoring.chunk, and counts images over all videos of a micro-batch: "
+            "write scoring: {chunk: 8}",
+        ),
+        (
+            "evaluation.judge=true",
+            "evaluation.judge is now one of evaluation.metrics: to have it write "
+            "evaluation: {metrics: [{name: judge}, {name: gold, task: looks}]}, else drop the key",
+        ),
+        (
+            "evaluation.monitors=[{name: hps, weight: 1.0, checkpoint: tiny}]",
+            "evaluation.monitors is now evaluation.metrics: "
+            "write evaluation: {metrics: [{name: hps, checkpoint: tiny}]}",
+        ),
+        (
+            "memory.offload=true",
+            "memory.offload is now in a list of techniques: "
+            "write memory: [{name: recompute}, {name: offload_activations}]",
+        ),
+        (
+            "memory={checkpointing: false, offload: true}",
+            "memory.checkpointing and memory.offload are now in a list of techniques: "
+            "write memory: [{name: offload_activations}]",
+        ),
+    ],
+)
+def test_a_key_of_the_first_form_names_the_new_one(tmp_path, override, message):
+    assert error_of(override) == f"recipe 'tiny': {message}"
+    # The same in a file.
+    data = yaml.safe_load(TINY.read_text())
+    path, _, value = override.partition("=")
+    for key in reversed(path.split(".")):
+        value = {key: parse_value(value) if isinstance(value, str) else value}
+    file = written(tmp_path / "old.yaml", yaml.safe_dump(data | value, sort_keys=False))
+    assert error_of(source=file) == f"recipe {file!r}: {message}"
+
+
+def test_the_new_form_that_an_error_shows_is_a_recipe(tmp_path):
+    for old in ("algorithm.ddpo.minibatches=4", "memory.offload=true", "algorithm.frames.sample=all"):
+        new = error_of(old).rpartition("write ")[2]
+        data = yaml.safe_load(TINY.read_text()) | parse_value(new)
+        load_recipe(written(tmp_path / "new.yaml", yaml.safe_dump(data)))
 
 
 def test_a_misspelt_key_comes_before_what_is_missing_because_of_it():
@@ -263,29 +318,30 @@ def documented_sections(path: str = "", model: type = Recipe) -> dict[str, type]
     """Every section of a recipe by its dotted path."""
     found = {path: model}
     for key, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section | Part):
             found |= documented_sections(f"{path}.{key}".lstrip("."), field.annotation)
     return found | ({"rewards": RewardSection} if model is Recipe else {})
 
 
-def page_tables() -> dict[str, dict[str, str]]:
-    """The page's tables: heading -> key -> default."""
-    heading, tables = "", {}
+def page_tables(of: str) -> dict[str, dict[str, str]]:
+    """The page's tables whose first column is called so: heading -> name -> the second column."""
+    heading, head, tables = "", "", {}
     for line in DOCS.read_text().splitlines():
         if line.startswith("#"):
             heading = line.strip("#` ")
-        elif row := re.match(r"\| `(\w+)` \| (.*?) \|", line):
+        elif table := re.match(r"\| (\w+) \|", line):
+            head = table[1]
+        elif head == of and (row := re.match(r"\| `(\w+)` \| (.*?) \|", line)):
             tables.setdefault(heading, {})[row[1]] = row[2]
-    tables[""] = tables.pop("The top level")
     return tables
 
 
 def as_documented(field: FieldInfo) -> object:
     if field.is_required():
         return "required"
-    if isinstance(field.default, Section):
+    if isinstance(field.default, BaseModel):
         return "optional"
-    return list(field.default) if isinstance(field.default, tuple) else field.default
+    return to_jsonable_python(field.default)
 
 
 def test_the_page_on_recipes_has_every_key_with_its_default():
@@ -293,10 +349,36 @@ def test_the_page_on_recipes_has_every_key_with_its_default():
         path: {key: as_documented(field) for key, field in model.model_fields.items()}
         for path, model in documented_sections().items()
     }
-    written = {
-        path: {key: parse_value(cell.strip("`")) for key, cell in rows.items()} for path, rows in page_tables().items()
-    }
+    written = values_of(page_tables("key"))
+    written[""] = written.pop("The top level")
     assert written == actual
+
+
+def values_of(tables: dict[str, dict[str, str]]) -> dict[str, dict[str, object]]:
+    return {path: {key: parse_value(cell.strip("`")) for key, cell in rows.items()} for path, rows in tables.items()}
+
+
+def test_the_page_has_every_option_of_every_algorithm():
+    from vader.algorithms import ALGORITHMS
+
+    assert values_of(page_tables("option")) == {
+        name: complete(algorithm.Settings, {}) for name, algorithm in ALGORITHMS.items()
+    }
+
+
+def options_of(part: Callable[..., object], reserved: set[str]) -> dict[str, object]:
+    """A part's options with their defaults."""
+    names = [name for name in inspect.signature(part).parameters if name not in reserved]
+    return {name: complete(part, {}).get(name, "required") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("column", "heading", "parts"),
+    [("policy", "reward_gradient", POLICIES), ("guidance", "sampling", STRATEGIES)],
+)
+def test_the_page_has_every_built_in_part_with_its_options(column, heading, parts):
+    actual = {name: options_of(part, {"walk", "generator"}) for name, part in parts.items()}
+    assert values_of(page_tables(column))[heading] == actual
 
 
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.S))

@@ -22,7 +22,8 @@ from vader.evaluation.plots import COLOURS, reward_curve
 from vader.evaluation.report import OTHER, phase_seconds, write_report
 from vader.files.video import write_mp4
 from vader.recipe import dump_recipe, load_recipe
-from vader.runs.reader import ADAPTER, read_run
+from vader.runs.folder import ADAPTER
+from vader.runs.reader import read_run
 from vader.tinyworld.scenes import render, sample_scenes
 
 VOID = {"meta", "link", "input", "br", "path"}
@@ -30,8 +31,8 @@ PROMPTS = ["a red circle", 'the "last" <script>alert(1)</script> & one']
 
 
 JUDGED = (
-    evaluation_line(0, 4.7, judge={"vividness": 0.41, "color": 0.9}),
-    evaluation_line(4, 6.871, judge={"vividness": 0.78, "color": 0.86}),
+    evaluation_line(0, 4.7, figures={"judge/vividness": 0.41, "judge/color": 0.9}),
+    evaluation_line(4, 6.871, figures={"judge/vividness": 0.78, "judge/color": 0.86}),
 )
 
 
@@ -104,8 +105,8 @@ def test_headline_numbers(run):
     assert re.search(r"mean over 64 videos of unseen prompts 4\.70 → 6\.87 \+2\.17", text)
     assert "spread over videos 1.10" in text
     assert "standard error 0.14" in text
-    assert re.search(r"vividness 0\.41 0\.78 \+0\.37", text)
-    assert re.search(rf"color 0\.90 0\.86 {MINUS}0\.04", text)
+    assert re.search(r"judge/vividness 0\.41 0\.78 \+0\.37", text)
+    assert re.search(rf"judge/color 0\.90 0\.86 {MINUS}0\.04", text)
     assert "steps 4 of 40 reward queries 16 training 7.20 s time per step 1.80 s peak memory 1.1 GB" in text
     assert "skipped steps" not in text
     assert "has not finished" not in text
@@ -162,17 +163,17 @@ def test_parts_of_a_mix_are_compared(bare_run):
     assert "hps 0.250 0.262 +0.012" in text
 
 
-def test_monitors_have_a_table_and_charts_of_their_own(bare_run):
-    monitors = [{"pickscore": 21.0, "hps": 0.27}, {"pickscore": 19.5, "hps": 0.25}]
-    lines = [evaluation_line(step, 4.95, monitors=found) for step, found in zip((0, 4), monitors, strict=True)]
+def test_figures_have_one_table_and_charts_of_their_own(bare_run):
+    figures = [{"pickscore": 21.0, "hps": 0.27}, {"pickscore": 19.5, "hps": 0.25, "own/set": 3.0}]
+    lines = [evaluation_line(step, 4.95, figures=found) for step, found in zip((0, 4), figures, strict=True)]
     write_metrics(bare_run, *lines)
     page = page_of(bare_run)
     text = text_of(page)
     assert f"pickscore 21.0 19.5 {MINUS}1.5" in text
     assert f"hps 0.270 0.250 {MINUS}0.020" in text
-    assert page.count("Monitors, on held-out prompts") == 1
+    assert f"own/set {NONE} 3.00 {NONE}" in text  # measured since
+    assert page.count("Figures, on held-out prompts") == 1
     assert "pickscore over steps" in page
-    assert "Judge" not in text
 
 
 def test_charts_of_parts_go_by_the_names_in_the_metrics(bare_run):
@@ -242,6 +243,12 @@ def test_no_run_folder(tmp_path):
         with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
             write_report(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_of_an_earlier_form_are_told(bare_run):
+    write_metrics(bare_run, evaluation_line(0, 4.7, judge={"color": 1.0}))
+    with pytest.raises(UserError, match=r"line 1 of .* has 'judge' where figures are expected"):
+        read_run(bare_run)
 
 
 @pytest.mark.parametrize("line", ["not json", "[]", '{"kind": "other"}', '{"kind": "train", "step": 1}'])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +22,13 @@ from vader.plugins import checked_options
 from vader.recipe import dump_recipe, load_recipe
 from vader.rewards.registry import reward_class
 from vader.runs.reader import read_run
-from vader.studies import STUDIES, ablation, figure4, figure7, pages, reproduce, run_study, table1, write_result
-from vader.studies.pages import write_page
+from vader.studies import STUDIES, ablation, figure4, figure7, reproduce, run_study, table1, write_result
+from vader.studies.pages import WORDS, write_page
 from vader.studies.processes import Job, run_jobs
 from vader.studies.study import (
     Arm,
     Options,
-    Shelf,
+    RunStore,
     Study,
     Trained,
     changed,
@@ -71,8 +73,8 @@ def test_every_recipe_is_whole_and_its_name_its_own(study, scale):
     assert len({recipe.name for recipe in recipes}) == len(recipes)
     for recipe in recipes:
         assert changed(recipe) == recipe  # which checks it as a whole
-        for reward in (*recipe.rewards, *recipe.evaluation.monitors):
-            checked_options(reward_class(reward.name).__init__, reward.name, reward.options, {"self"})
+        for reward in recipe.rewards:
+            checked_options(reward_class(reward.name), f"reward {reward.name!r}", reward.options)
 
 
 def test_figure7_has_each_task_by_each_method():
@@ -97,14 +99,17 @@ def test_methods_differ_in_nothing_but_themselves(task):
 def test_a_method_s_settings_are_those_of_its_recipe():
     ddpo, own = task_recipe("aesthetic", "DDPO", "tiny"), load_recipe("tiny-ddpo")
     assert (ddpo.algorithm, ddpo.optimizer, ddpo.train.batch) == (own.algorithm, own.optimizer, own.train.batch)
-    assert task_recipe("action", "DDPO", "tiny").algorithm.frames.sample == "all"  # the classifier needs the clip
+    action = task_recipe("action", "DDPO", "tiny")
+    assert action.rewards == load_recipe("tiny-action").rewards  # and so is what they see
     full = task_recipe("aesthetic", "DDPO", "full")
     assert (full.sampling.solver, full.sampling.eta, full.optimizer.lr) == ("ddim", 1.0, 1e-4)
 
 
 def test_the_action_is_shown_as_a_probability():
     recipe = task_recipe("action", "VADER", "tiny")
-    assert recipe.evaluation.monitors[0].options == {"checkpoint": "tiny", "output": "probability"}
+    shown = recipe.evaluation.metrics[-1]
+    assert (shown.name, shown.options) == ("action", {"checkpoint": "tiny", "output": "probability"})
+    assert [part.name for part in recipe.evaluation.metrics] == ["judge", "gold", "action"]
     assert TASKS["action"].measure == "action"
 
 
@@ -225,12 +230,12 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
 
 def test_a_run_is_known_by_its_recipe_not_by_its_name(tmp_path):
     run_toy(tmp_path, seeds=1)
-    shelf = Shelf(tmp_path / "runs")
+    store = RunStore(tmp_path / "runs")
     same = with_seed(changed(toy_recipe(), name="another"), 3)
-    assert shelf.place(same).name == "toy-arm-seed3"
+    assert store.place(same).name == "toy-arm-seed3"
     other = changed(toy_recipe(), name="toy-arm-seed3", optimizer={"lr": 0.5})
-    assert shelf.place(other).name == "toy-arm-seed3-2"
-    assert shelf.place(changed(other, name="x")).name == "toy-arm-seed3-2"
+    assert store.place(other).name == "toy-arm-seed3-2"
+    assert store.place(changed(other, name="x")).name == "toy-arm-seed3-2"
 
 
 def test_a_failed_run_says_why_and_where(tmp_path):
@@ -387,7 +392,7 @@ def test_figure4_measures_the_gap(tmp_path):
     assert [gap["mean"] for gap in result["gaps"]] == pytest.approx([0.14, 0.22, 0.38])
     assert [gain["values"] for gain in result["gains"]["DDPO"]] == [pytest.approx([0.1, 0.1])] * 3
     assert result["gaps"][0]["spread"] == pytest.approx(0, abs=1e-9)  # both seeds gain the same from where they start
-    grows, gains = pages.WORDS["figure4"](result)
+    grows, gains = WORDS["figure4"](result)
     assert "0.14 ± 0.00 at 24, 0.22 ± 0.00 at 32 and 0.38 ± 0.00 at 48 pixels: it grows with every size" in grows
     assert gains.endswith("the policy gradient 0.10 ± 0.00, 0.10 ± 0.00 and 0.10 ± 0.00 in 8.")
     assert figure4.table(result).splitlines()[2] == "| 24 | 3.10 ± 0.14 | 3.34 ± 0.14 | 3.20 ± 0.14 | 0.14 ± 0.00 |"
@@ -407,7 +412,7 @@ def with_train_prompts(trained, gain: float) -> list[Trained]:
         for run in one.runs:
             file = run.path / "train-prompts" / "evaluation.json"
             file.parent.mkdir()
-            points = [{"reward": 5.0, "monitors": {}}, {"reward": 5.0 + gain, "monitors": {}}]
+            points = [{"reward": 5.0, "figures": {}}, {"reward": 5.0 + gain, "figures": {}}]
             file.write_text(json.dumps({"points": points}))
     return trained
 
@@ -429,10 +434,15 @@ def test_table1_measures_generalisation(tmp_path):
 # ---------------------------------------------------------------- the page and the command
 
 
-def test_page_has_our_numbers_beside_the_paper_s(tmp_path):
-    runs, out = tmp_path / "runs", tmp_path / "out"
-    result = figure7.summarise(trained_arms(figure7.STUDY, runs, fast_and_slow, only="aesthetic"))
-    write_result(figure7.STUDY, result, Options(only="aesthetic", seeds=2), out)
+@pytest.fixture
+def out(tmp_path):
+    """A folder of results: figure 7 of one reward."""
+    result = figure7.summarise(trained_arms(figure7.STUDY, tmp_path / "runs", fast_and_slow, only="aesthetic"))
+    write_result(figure7.STUDY, result, Options(only="aesthetic", seeds=2), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_page_says_what_the_numbers_are(tmp_path, out):
     page = write_page(out, tmp_path / "docs" / "results.md").read_text()
     words = " ".join(page.split())  # the page breaks its lines
     assert "DDPO's best is 4.5 (+0.4), VADER's 7.1. VADER is as good after 2 queries, 10% of DDPO's" in words
@@ -443,8 +453,41 @@ def test_page_has_our_numbers_beside_the_paper_s(tmp_path):
     assert "![Sample and compute efficiency](assets/results/figure7-aesthetic.png)" in page
     assert (tmp_path / "docs" / "assets" / "results" / "figure7-aesthetic.json").exists()
     assert "Not run yet: `vader reproduce table1`." in page
-    assert "| VADER | 7.31 | 7.12 | 0.33 | 0.32 | 0.79 | 7.83 | 7.64 |" in page
-    assert "figure7-aesthetic.png" in write_page(out, out / "results.md").read_text()
+    assert "![Sample and compute efficiency](figure7-aesthetic.png)" in write_page(out, out / "results.md").read_text()
+
+
+WRITTEN = """# Mine
+
+<!-- figure7 -->
+old numbers
+<!-- /figure7 -->
+
+A word on \\1 of it.
+
+<!-- table1 -->
+kept, as there is nothing new
+<!-- /table1 -->
+"""
+
+
+def test_a_written_page_is_refreshed_between_its_marks(tmp_path, out):
+    path = tmp_path / "results.md"
+    path.write_text(WRITTEN)
+    page = write_page(out, path).read_text()
+    assert "old numbers" not in page
+    assert "| aesthetic score | DDPO | 4.10 ± 0.14 |" in page
+    for kept in ("# Mine\n", "A word on \\1 of it.", "kept, as there is nothing new", "<!-- /figure7 -->\n\nA word"):
+        assert kept in page
+    assert write_page(out, path).read_text() == page
+    path.write_text("<!-- figure7 -->")
+    with pytest.raises(UserError, match=r"results\.md has <!-- figure7 --> and no <!-- /figure7 --> after it"):
+        write_page(out, path)
+
+
+def test_the_results_page_is_what_its_numbers_say(tmp_path):
+    docs = Path(__file__).parents[1] / "docs"
+    copy = shutil.copytree(docs, tmp_path / "docs")
+    assert write_page(copy / "assets" / "results", copy / "results.md").read_text() == (docs / "results.md").read_text()
 
 
 def test_command_reproduces_without_training_what_is_there(tmp_path, capsys, monkeypatch):

@@ -157,4 +157,4 @@ def test_every_kinetics_label_finds_itself_in_a_prompt(shared, action):
 
 
 def test_missing_weights_are_an_error():
-    assert "no model at './nowhere'" in error_of(lambda: Action(checkpoint="./nowhere"))
+    assert "'./nowhere' is no folder here" in error_of(lambda: Action(checkpoint="./nowhere"))

@@ -126,5 +126,5 @@ def test_a_file_without_a_head_is_an_error(tensors):
 def test_tiny_means_the_tiny_worlds_tower_and_head(monkeypatch, tmp_path):
     make_tiny_clip(tmp_path / "clip")
     make_head(tmp_path / "aesthetic_head.safetensors")
-    monkeypatch.setattr("vader.tinyworld.WEIGHTS", tmp_path)
+    monkeypatch.setattr("vader.files.hub.TINY_WEIGHTS", tmp_path)
     assert Aesthetic(checkpoint="tiny")(torch.rand(2, 1, 3, 16, 16), ["", ""]).shape == (2,)

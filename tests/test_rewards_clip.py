@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from reward_factories import FEATURES, make_tiny_clip
 from vader.errors import UserError
 from vader.files.open_clip import clean, clip_config, rename_open_clip
 from vader.rewards import clip
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize
+from vader.tinyworld import split
 
 HEADS = (16, 16)  # of the parity fixture's towers; shapes don't tell
 
@@ -132,6 +137,40 @@ def test_a_prompt_is_encoded_once_and_again_after_a_move(tmp_path):
 
 def test_prompts_are_cleaned_as_open_clip_does():
     assert clean("  a caf\u00e9 &amp;amp; bar,\n\t 2 &lt; 3 ") == "a caf\u00e9 & bar, 2 < 3"
+    assert clean("\u201ca \ufb01sh\u201d on a dog\u2019s bowl") == '"a fish" on a dog\'s bowl'
+    assert clean("a dog\u00e2\u20ac\u2122s bowl") == "a dog's bowl"  # UTF-8 that was read as Windows-1252
+
+
+def test_the_tiny_worlds_prompts_are_clean_already():
+    assert all(clean(text) == text for text in [*split.train_prompts(), *split.test_prompts()])
+
+
+def byte_tokenizer(folder: Path, words: Sequence[str]) -> str:
+    """CLIP's tokenizer of all bytes and some words, in the order and with the merges that CLIP's file would have."""
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary, merges = [*letters, *(f"{letter}</w>" for letter in letters)], []
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for left, right in zip(accumulate(parts), parts[1:], strict=False):
+            merges.append(f"{left} {right}")
+            vocabulary.append(left + right)
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges)) + "\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "bos_token": vocabulary[-2], "eos_token": vocabulary[-1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": vocabulary[-1]}))
+    return str(folder)
+
+
+def test_a_typographic_apostrophe_gives_the_ids_of_a_plain_one(tmp_path):
+    """Without repair it is two or three tokens of bytes, and the `s` behind it a word."""
+    folder = byte_tokenizer(tmp_path / "clip", ["dog", "'s", "bowl"])
+    tokenize = clip.load_tokenizer(folder)
+    ids = tokenize("a dog\u2019s bowl")[0].tolist()
+    assert len(ids) == 6
+    assert ids == tokenize("a dog's bowl")[0].tolist()
+    assert len(AutoTokenizer.from_pretrained(folder)("a dog\u2019s bowl").input_ids) >= 8
 
 
 def test_old_files_with_position_ids_load(tmp_path):
@@ -149,13 +188,13 @@ def test_missing_weights_are_an_error(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"it lacks 1 weights, as visual_projection\.weight"):
+    with pytest.raises(UserError, match=r"CLIP of .* is not whole: it lacks 1 weights \(visual_projection\.weight"):
         clip.load_image_tower(str(folder))
 
 
 @pytest.mark.parametrize("load", [clip.load_clip, clip.load_image_tower, clip.load_tokenizer])
 def test_missing_folder_is_an_error(load, tmp_path):
-    with pytest.raises(UserError, match="no model at"):
+    with pytest.raises(UserError, match="is no folder here"):
         load(str(tmp_path / "nothing"))
 
 
@@ -169,5 +208,5 @@ def test_files_that_are_no_clip_are_errors(tmp_path):
     with pytest.raises(UserError, match="no weight file at"):
         clip.load_clip(str(tmp_path / "missing.pt"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no CLIP could be loaded"):
+    with pytest.raises(UserError, match="cannot load CLIP of checkpoint"):
         clip.load_clip(str(tmp_path / "empty"))

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
-from vader.recipe import MIXES, RewardSection
-from vader.rewards import FrameReward, RewardMix, build_mix, load_reward, reward_names
+from vader.nouns import Clip, as_prompts
+from vader.rewards import AllFrames, FrameReward, Frames, RewardMix, build_mix, load_reward, reward_names
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.hps import HPS
-from vader.rewards.registry import BUILT_IN, part_names, reward_class
+from vader.rewards.registry import BUILT_IN, MIXES, Named, part_names, reward_class
 
 OWN = """
 import torch
@@ -52,15 +52,18 @@ def test_own_reward_is_loaded_frozen_with_its_options(own):
 def test_mix_of_a_recipe(own, tmp_path):
     clip, head = make_tiny_clip(tmp_path / "clip"), make_head(tmp_path / "head.safetensors")
     sections = [
-        RewardSection(name="aesthetic", weight=0.5, checkpoint=str(clip), head=str(head)),
-        RewardSection(name=own),
-        RewardSection(name=own, weight=-2.0, strength=2.0),
+        Named("aesthetic", 0.5, options={"checkpoint": str(clip), "head": str(head)}),
+        Named(own, sees="all"),
+        Named(own, -2.0, options={"strength": 2.0}),
     ]
     mix = build_mix(sections)
     assert isinstance(mix, RewardMix)
     assert mix.weights == {"aesthetic": 0.5, "Redness": 1.0, "Redness_2": -2.0}
-    parts = mix.parts(torch.rand(2, 1, 3, 16, 16), ["", ""])
-    torch.testing.assert_close(parts["Redness_2"], 2 * parts["Redness"])
+    assert mix.shown == {"aesthetic": Frames(1), "Redness": AllFrames(), "Redness_2": Frames(1)}
+    clip, prompts = Clip.whole(torch.rand(2, 1, 3, 16, 16), 8.0), as_prompts(["", ""])
+    scores = {name: reward.score(clip, prompts) for name, reward in mix.items()}
+    torch.testing.assert_close(scores["Redness_2"], 2 * scores["Redness"])
+    torch.testing.assert_close(mix.score(clip, prompts), 0.5 * scores["aesthetic"] - 3 * scores["Redness"])
 
 
 def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch):
@@ -68,7 +71,7 @@ def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch
     tensors = load_file(head)
     save_file(tensors | {"layers.4.bias": tensors["layers.4.bias"] - 20}, head)  # below the paper's target of 10
     monkeypatch.setattr("vader.rewards.aesthetic.HEAD", head)
-    mix = build_mix([RewardSection(name="hps_aesthetic", checkpoint=clip, weight=2.0)])
+    mix = build_mix([Named("hps_aesthetic", 2.0, options={"checkpoint": clip})])
     frames, prompts = torch.rand(2, 2, 3, 12, 20, requires_grad=True), ["red", "a blue"]
     hps = HPS(checkpoint=clip, resize="squash").freeze()(frames, prompts)
     aesthetic = Aesthetic(clip, head, resize="squash").freeze()(frames, prompts)
@@ -82,7 +85,7 @@ def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch
 
 
 def test_a_mix_loads_like_a_reward(own, monkeypatch):
-    monkeypatch.setitem(MIXES, "reds", ({"name": own, "weight": 0.5}, {"name": own, "weight": -2.0}))
+    monkeypatch.setitem(MIXES, "reds", (Named(own, 0.5), Named(own, -2.0)))
     mix = load_reward("reds", strength=3.0)
     assert mix.weights == {"Redness": 0.5, "Redness_2": -2.0}
     assert mix.sensible_range == (-4.0, 1.0)
@@ -119,7 +122,7 @@ def test_every_built_in_reward_has_a_line_of_description():
         ("aesthetic", {"target": "ten"}, "reward 'aesthetic': target is 'ten': input should be a valid number"),
         ("aesthetic", {"resize": "stretch"}, "resize is 'stretch': input should be 'crop', 'squash' or 'pad'"),
         ("hps", {"version": "v3"}, "version is 'v3': input should be 'v2.0' or 'v2.1'"),
-        ("aesthetic", {"checkpoint": "./nowhere"}, "no model at './nowhere'"),
+        ("aesthetic", {"checkpoint": "./nowhere"}, "checkpoint './nowhere' is no folder here"),
     ],
 )
 def test_mistakes_are_one_line(name, options, message):
@@ -130,6 +133,6 @@ def test_mistakes_are_one_line(name, options, message):
 
 
 def test_missing_tiny_weights_are_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("vader.tinyworld.WEIGHTS", tmp_path)
+    monkeypatch.setattr("vader.files.hub.TINY_WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="the tiny world has no weights 'clip'"):
         load_reward("aesthetic", checkpoint="tiny")

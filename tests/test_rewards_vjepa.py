@@ -353,7 +353,7 @@ def test_vjepa2_takes_the_size_that_is_asked_for(tmp_path):
         ({"masks": 0}, "masks is 0: input should be greater than 0"),
         ({"heads": 5}, "its 24 and 12 features do not split over 5 heads"),
         ({"checkpoint": "./nowhere.pth.tar"}, "no weight file at './nowhere.pth.tar'"),
-        ({"checkpoint": "vitl"}, "no model at 'vitl'"),
+        ({"checkpoint": "vitl"}, "'vitl' is no folder here"),
     ],
 )
 def test_mistakes_are_one_line(file, options, message):
@@ -375,7 +375,7 @@ def test_foreign_and_broken_files_are_named(tmp_path, networks):
     parts = {part: dict(networks.get_submodule(part).state_dict()) for part in PARTS}
     del parts["predictor"]["mask_tokens.1"]
     torch.save(parts, tmp_path / "broken.pth.tar")
-    with pytest.raises(UserError, match=r"1 tensors are missing, unknown or misshapen, as predictor.mask_tokens.1"):
+    with pytest.raises(UserError, match=r"is not whole: it lacks 1 weights \(predictor.mask_tokens.1"):
         load_jepa(str(tmp_path / "broken.pth.tar"), heads=2)
 
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from transformers import CLIPVisionModelWithProjection
 
-from vader import tinyworld
 from vader.errors import UserError
+from vader.files.hub import tiny_weights
 from vader.files.images import prompt_images
 from vader.models import Guidance, load_model
 from vader.models.svd import StableVideoDiffusion
@@ -95,7 +95,7 @@ def test_a_fresh_vae_decodes_every_frame_by_itself() -> None:
 
 @torch.no_grad()
 def test_the_large_image_encoder_sees_enlarged_pictures_as_the_small_one_sees_them() -> None:
-    clip = tinyworld.weights_path("clip")
+    clip = tiny_weights("clip")
     small = CLIPVisionModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval()
     images = torch.randn(4, 3, 32, 32)
     enlarged = images.repeat_interleave(7, 2).repeat_interleave(7, 3)
@@ -135,7 +135,7 @@ def test_a_few_steps_leave_a_folder_that_diffusers_loads_too(cache, tmp_path, mo
     monkeypatch.setattr(svd, "SAMPLING_STEPS", 2)
     short = Schedule(steps=2, lr=1e-3, warmup=1, cooldown=1)
     plan = svd.Plan(short, short, short, batch=2, pool=64, judged=2)
-    paths = tinyworld.weights_path("modelscope") / "vae", tinyworld.weights_path("clip")
+    paths = tiny_weights("modelscope") / "vae", tiny_weights("clip")
     quality = svd.build(tmp_path / "svd", tmp_path, *paths, plan)
     assert {"psnr_db", "color", "motion", "vividness"} <= quality.keys()
     assert sum(file.stat().st_size for file in (tmp_path / "svd").rglob("*")) < 9e6

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vader.files.hub import TINY_WEIGHTS
 from vader.models.base import Guidance, VideoSize
 from vader.models.registry import load_model
+from vader.nouns import Prompt
 from vader.pretrain.vjepa import shuffled
-from vader.prompts import Prompt
 from vader.recipe import load_recipe, recipe_names
 from vader.rewards.registry import load_reward
 from vader.sampling.walk import sample_videos
-from vader.tinyworld import WEIGHTS, split
+from vader.tinyworld import split
 from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
@@ -147,7 +148,7 @@ def test_the_generator_alone_decides_a_scene() -> None:
 
 
 def test_shipped_configs_name_no_folder_of_a_machine() -> None:
-    configs = list(WEIGHTS.rglob("*.json"))
+    configs = list(TINY_WEIGHTS.rglob("*.json"))
     assert configs
     assert not [path.name for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
 

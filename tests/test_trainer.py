@@ -22,7 +22,8 @@ from toys import ToyModel, Warmth
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import RunError, UserError
-from vader.runs.reader import ADAPTER, read_run
+from vader.runs.folder import ADAPTER
+from vader.runs.reader import read_run
 from vader.training.trainer import train
 
 # ---- numbers ----
@@ -80,28 +81,28 @@ class Greedy(FrameReward):
 """
 
 
-def test_monitors_are_scored_and_change_no_other_number(tmp_path, monkeypatch, plain_run):
+def test_rewards_as_metrics_are_scored_and_change_no_other_number(tmp_path, monkeypatch, plain_run):
     (tmp_path / "greedy.py").write_text(GREEDY)
     monkeypatch.syspath_prepend(tmp_path)
-    monitors = "[{name: 'greedy:Greedy'}, {name: 'toys:Stillness'}, {name: 'toys:Warmth'}]"
-    train(toy_recipe(f"evaluation.monitors={monitors}"), tmp_path)
-    lines, monitored = metrics(tmp_path / "toy"), []
+    watched = "[{name: 'greedy:Greedy'}, {name: 'toys:Stillness'}, {name: 'toys:Warmth'}]"
+    train(toy_recipe(f"evaluation.metrics={watched}"), tmp_path)
+    lines, figures = metrics(tmp_path / "toy"), []
     for line in lines:
         if line["kind"] == "evaluation":
-            monitored.append(line.pop("monitors"))
-            assert {name: monitored[-1][name] for name in line["parts"]} == line["parts"]
-    assert [list(found) for found in monitored] == [["Greedy", "Stillness", "Warmth"]] * 3
+            figures.append(line.pop("figures"))
+            assert {name: figures[-1][name] for name in line["parts"]} == pytest.approx(line["parts"], abs=1e-6)
+    assert [list(found) for found in figures] == [["Greedy", "Stillness", "Warmth"]] * 3
     assert lines == metrics(plain_run)
     assert adapter(tmp_path / "toy") == adapter(plain_run)
-    assert read_run(tmp_path / "toy").evaluations[-1].monitors == monitored[-1]
+    assert read_run(tmp_path / "toy").evaluations[-1].figures == figures[-1]
 
 
-def test_a_monitor_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, capsys):
+def test_a_metric_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, capsys):
     asked = ["train", str(TOY), "--runs", str(tmp_path)]
-    assert main([*asked, "evaluation.monitors=[{name: pikscore}]"]) == 2
-    assert "unknown reward 'pikscore': did you mean 'pickscore'?" in capsys.readouterr().err
+    assert main([*asked, "evaluation.metrics=[{name: pikscore}]"]) == 2
+    assert "unknown metric 'pikscore': did you mean 'pickscore'?" in capsys.readouterr().err
     few = ["video.frames=1", "algorithm.frames.sample=1", "rewards=[{name: 'toys:Warmth'}]"]
-    assert main([*asked, *few, "evaluation.monitors=[{name: 'toys:Stillness'}]"]) == 2
+    assert main([*asked, *few, "evaluation.metrics=[{name: 'toys:Stillness'}]"]) == 2
     assert "reward 'Stillness' needs at least 2 frames" in capsys.readouterr().err
     assert not (tmp_path / "toy").exists()
 
@@ -374,22 +375,22 @@ def test_a_tracker_gets_every_step_and_the_run_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monitor = "evaluation.monitors=[{name: 'toys:Stillness'}]"
-    recipe = toy_recipe("train.trackers=[tensorboard]", "train.max_skipped=1", monitor)
+    metric = "evaluation.metrics=[{name: 'toys:Stillness'}]"
+    recipe = toy_recipe("train.trackers=[tensorboard]", "train.max_skipped=1", metric)
     with monkeypatch.context() as patch:
         failing_in(patch, {4}, not_a_number)
         with pytest.raises(RunError):
             train(recipe, tmp_path)
     train(recipe, tmp_path)
     run = tmp_path / "toy"
-    found, monitors = {}, {}
+    found, figures = {}, {}
     for folder in {path.parent for path in run.rglob("events.out*")}:
         events = EventAccumulator(str(folder)).Reload()
         if events.Tags()["scalars"]:
             found |= {event.step: event.value for event in events.Scalars("train/reward")}
-            monitors |= {event.step: event.value for event in events.Scalars("monitors/Stillness")}
+            figures |= {event.step: event.value for event in events.Scalars("figures/Stillness")}
     rewards = {line["step"]: line["reward"] for line in metrics(run) if line["kind"] == "train"}
-    assert monitors == pytest.approx({e.step: e.monitors["Stillness"] for e in read_run(run).evaluations})
+    assert figures == pytest.approx({e.step: e.figures["Stillness"] for e in read_run(run).evaluations})
     assert {s: r for s, r in found.items() if s != 4} == pytest.approx({s: r for s, r in rewards.items() if s != 4})
 
 

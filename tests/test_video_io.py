@@ -10,7 +10,6 @@ from PIL import Image
 
 from vader.errors import UserError
 from vader.files.video import (
-    aside,
     contact_sheet,
     frame_strip,
     read_video,
@@ -88,21 +87,6 @@ def test_videos_of_others_keep_their_size_even_with_our_comment(tmp_path):
         container.mux(stream.encode(av.VideoFrame.from_ndarray(to_bytes(scene(1, 64))[0], format="rgb24")))
         container.mux(stream.encode())
     assert read_video(tmp_path / "resized.mp4").shape == (1, 3, 64, 64)
-
-
-def fail_midway(path) -> None:
-    with aside(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError("midway")
-
-
-def test_writing_is_atomic(tmp_path):
-    path = write_mp4(tmp_path / "video.mp4", scene(), 8)
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="midway"):
-        fail_midway(path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
 def test_unwritable_place_is_the_users_mistake(tmp_path):

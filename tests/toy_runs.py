@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from vader.recipe import Recipe, load_recipe
-from vader.runs.reader import ADAPTER
+from vader.runs.folder import ADAPTER
 
 TOY = Path(__file__).with_name("toy.yaml")
 TIMINGS = ("seconds", "total_seconds", "compute_seconds", "peak_memory")  # may differ between two runs of a recipe
@@ -47,7 +47,8 @@ def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, A
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if key not in ("kind", "parts")} | line["parts"]
+    alone = {key: value for key, value in line.items() if key not in ("kind", "parts", "figures")}
+    return alone | line["parts"] | line.get("figures", {})
 
 
 def adapter(folder: Path) -> dict[str, bytes | dict[str, str]]:

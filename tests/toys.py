@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vader.models.base import Condition, VideoModel, VideoSize
-from vader.rewards.base import ClipReward, FrameReward
-from vader.solvers.scheduler_config import solver_from_config
+from vader.models.base import VideoModel
+from vader.nouns import Clip, Condition, Prompt, VideoSize
+from vader.rewards import AllFrames, FrameReward, Reward
 
 DDIM = {
     "_class_name": "DDIMScheduler",
@@ -47,25 +47,28 @@ class ToyModel(VideoModel):
     family = "toy"
     lora_targets = ("to_q", "to_out")
 
-    def __init__(self, eta: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+    scheduler = DDIM
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(1)
-        self.denoiser = ToyDenoiser().to(dtype).requires_grad_(False).eval()
+        self.denoisers = {"unet": ToyDenoiser().to(dtype).requires_grad_(False).eval()}
         self.vae = nn.ConvTranspose2d(4, 3, 4, stride=4).to(dtype).requires_grad_(False).eval()
         self.vae.weight.data *= 0.2
-        self.solver = solver_from_config(DDIM, eta=eta)
 
     @classmethod
-    def load(
-        cls, checkpoint: str, *, dtype: torch.dtype, solver: str = "auto", eta: float = 0.0, spacing: str = "auto"
-    ):
-        return cls(eta, dtype)
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32):
+        return cls(dtype)
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"unet": self.denoiser, "vae": self.vae}
+        return {**self.denoisers, "vae": self.vae}
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
-        text = torch.tensor([[float(ord(c) % 7) / 7 for c in p.ljust(6)[:6]] for p in prompts]).to(self.vae.weight)
-        return Condition({"text": text}, {"text": torch.zeros_like(text)})
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        cond, uncond = (self._embed([getattr(prompt, key) for prompt in prompts]) for key in ("text", "negative"))
+        return Condition({"text": cond}, {"text": uncond})
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        letters = [[float(ord(c) % 7) / 7 for c in text.ljust(6)[:6]] if text else [0.0] * 6 for text in texts]
+        return torch.tensor(letters).to(self.vae.weight)
 
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         return (4, size.frames, size.height // 4, size.width // 4)
@@ -112,20 +115,22 @@ class GaussianModel(ToyModel):
 
     lora_targets = ("to_q",)
 
-    def __init__(self, eta: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(eta, dtype)
-        self.denoiser = GaussianDenoiser().to(dtype).requires_grad_(False).eval()
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(dtype)
+        self.denoisers = {"unet": GaussianDenoiser().to(dtype).requires_grad_(False).eval()}
 
 
 class Warmth(FrameReward):
     """Red minus blue, with a curve so that its gradient depends on the pixels."""
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return torch.sin(3 * (images[:, 0] - images[:, 2])).mean(dim=(1, 2))
 
 
-class Stillness(ClipReward):
+class Stillness(Reward):
     """Minus the squared change from frame to frame."""
 
-    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        return -(frames[:, 1:] - frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))
+    needs = AllFrames(least=2)
+
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        return -(clip.frames[:, 1:] - clip.frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))

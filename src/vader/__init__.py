@@ -16,23 +16,32 @@ if TYPE_CHECKING:
     from vader.algorithms.base import Algorithm as Algorithm
     from vader.errors import RunError as RunError
     from vader.errors import UserError as UserError
+    from vader.evaluation.metrics.base import Metric as Metric
     from vader.files.video import read_video as read_video
     from vader.files.video import write_mp4 as write_mp4
     from vader.models import load_adapter as load_adapter
     from vader.models import load_into as load_into
-    from vader.models.base import Condition as Condition
-    from vader.models.base import Guidance as Guidance
     from vader.models.base import VideoModel as VideoModel
-    from vader.models.base import VideoSize as VideoSize
     from vader.models.registry import load_model as load_model
     from vader.networks.adapter import merge_adapter as merge_adapter
+    from vader.networks.techniques import Technique as Technique
+    from vader.nouns import Clip as Clip
+    from vader.nouns import Condition as Condition
+    from vader.nouns import Prompt as Prompt
+    from vader.nouns import VideoSize as VideoSize
     from vader.recipe import Recipe as Recipe
     from vader.recipe import load_recipe as load_recipe
-    from vader.rewards.base import ClipReward as ClipReward
     from vader.rewards.base import FrameReward as FrameReward
+    from vader.rewards.base import Reward as Reward
     from vader.rewards.base import RewardMix as RewardMix
+    from vader.rewards.needs import AllFrames as AllFrames
+    from vader.rewards.needs import Frames as Frames
+    from vader.rewards.needs import PerSecond as PerSecond
     from vader.rewards.registry import load_reward as load_reward
-    from vader.sampling.walk import sample_videos as sample  # noqa: F401
+    from vader.sampling.guidance import Guidance as Guidance
+    from vader.sampling.policies import View as View
+    from vader.sampling.videos import sample_videos as sample  # noqa: F401
+    from vader.sampling.walk import Walk as Walk
     from vader.scoring.files import score_files as score  # noqa: F401
     from vader.solvers.scheduler_config import solver_from_config as solver_from_config
     from vader.training.trainer import TrainResult as TrainResult
@@ -40,17 +49,26 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Algorithm": "vader.algorithms.base",
-    "ClipReward": "vader.rewards.base",
-    "Condition": "vader.models.base",
+    "Reward": "vader.rewards.base",
+    "AllFrames": "vader.rewards.needs",
+    "Clip": "vader.nouns",
+    "Condition": "vader.nouns",
+    "Frames": "vader.rewards.needs",
+    "Metric": "vader.evaluation.metrics.base",
+    "PerSecond": "vader.rewards.needs",
+    "Prompt": "vader.nouns",
+    "Technique": "vader.networks.techniques",
+    "View": "vader.sampling.policies",
+    "Walk": "vader.sampling.walk",
     "FrameReward": "vader.rewards.base",
-    "Guidance": "vader.models.base",
+    "Guidance": "vader.sampling.guidance",
     "Recipe": "vader.recipe",
     "RewardMix": "vader.rewards.base",
     "RunError": "vader.errors",
     "TrainResult": "vader.training.trainer",
     "UserError": "vader.errors",
     "VideoModel": "vader.models.base",
-    "VideoSize": "vader.models.base",
+    "VideoSize": "vader.nouns",
     "load_adapter": "vader.models",
     "load_into": "vader.models",
     "load_model": "vader.models.registry",
@@ -58,7 +76,7 @@ _HOMES = {
     "load_reward": "vader.rewards.registry",
     "merge_adapter": "vader.networks.adapter",
     "read_video": "vader.files.video",
-    "sample": "vader.sampling.walk:sample_videos",
+    "sample": "vader.sampling.videos:sample_videos",
     "score": "vader.scoring.files:score_files",
     "solver_from_config": "vader.solvers.scheduler_config",
     "train": "vader.training.trainer",

@@ -14,7 +14,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
-from types import ModuleType
+from contextlib import suppress
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -179,12 +180,15 @@ def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, option
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The type hints of a signature; none where they name what only a type checker imports."""
-    try:
-        signature = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-        return get_type_hints(signature, include_extras=True)
-    except NameError:
-        return {}
+    """The type hints of a signature, but for those that name what only a type checker imports."""
+    signature = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    function = inspect.unwrap(signature)
+    hints: dict[str, Any] = {}
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        alone = SimpleNamespace(__annotations__={name: hint})
+        with suppress(NameError):
+            hints |= get_type_hints(alone, globalns=function.__globals__, include_extras=True)
+    return hints
 
 
 def _validated(hint: Any, value: Any, label: str) -> Any:

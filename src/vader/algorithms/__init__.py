@@ -1,14 +1,18 @@
-"""Alignment algorithms by name, or by `module:Class`."""
+"""Alignment algorithms by name, or by `module:Class`. In goes a recipe, out comes what steps on batches."""
 
 from __future__ import annotations
 
-from vader.algorithms.base import Algorithm
+from vader.algorithms.base import Algorithm, Metrics
 from vader.algorithms.ddpo import DDPO
 from vader.algorithms.diffusion_dpo import DiffusionDPO
 from vader.algorithms.reward_gradient import RewardGradient
+from vader.engine.batch import Batch
+from vader.engine.engine import Engine
 from vader.errors import UserError, nearest
-from vader.plugins import load_object
+from vader.plugins import checked_options, complete, instantiate, load_object
 from vader.recipe import Recipe
+
+__all__ = ["Algorithm", "Batch", "Engine", "Metrics", "algorithm_names", "load_algorithm", "resolved"]
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "reward_gradient": RewardGradient,
@@ -26,15 +30,29 @@ def algorithm_names() -> dict[str, str]:
     }
 
 
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The class behind a name. Raises `UserError` if there is none."""
+    if ":" in name:
+        return load_object(name, "algorithm", Algorithm)
+    if name not in ALGORITHMS:
+        raise UserError(f"unknown algorithm {name!r}: {nearest(name, ALGORITHMS)}, or your own as module:Class")
+    return ALGORITHMS[name]
+
+
 def load_algorithm(recipe: Recipe) -> Algorithm:
-    """The algorithm that the recipe names.
+    """The algorithm that the recipe names, its settings checked.
 
     Raises:
-        UserError: there is none of that name, or a file that it needs is not right.
+        UserError: there is none of that name, a setting is wrong, or a file that it needs is not right.
     """
-    name = recipe.algorithm.name
-    if ":" in name:
-        return load_object(name, "algorithm", Algorithm)(recipe)
-    if name not in ALGORITHMS:
-        raise UserError(f"unknown algorithm {name!r}: {nearest(name, ALGORITHMS)}")
-    return ALGORITHMS[name](recipe)
+    part = recipe.algorithm
+    found = algorithm_class(part.name)
+    return found(instantiate(found.Settings, f"algorithm {part.name!r}", part.options), recipe)
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with every setting of its algorithm, so that it says all of a run; errors as `load_algorithm`."""
+    found = algorithm_class(recipe.algorithm.name)
+    given = checked_options(found.Settings, f"algorithm {recipe.algorithm.name!r}", recipe.algorithm.options)
+    whole = {"name": recipe.algorithm.name, **complete(found.Settings, given)}
+    return recipe.model_copy(update={"algorithm": type(recipe.algorithm).model_validate(whole)})

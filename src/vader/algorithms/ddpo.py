@@ -11,30 +11,46 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
+from vader.algorithms.base import Algorithm, Metrics, require_share
 from vader.algorithms.rollouts import Update, gather_prompts, gather_scores, score
+from vader.engine.batch import Batch
+from vader.engine.engine import Engine
 from vader.errors import UserError
-from vader.files.images import image_of
-from vader.networks.memory import offload_activations
+from vader.nouns import Prompt, flat
 from vader.recipe import Recipe
-from vader.sampling.walk import Chain
+from vader.sampling.walk import Place, Walk
 
 TINY = 1e-6  # added to standard deviations of rewards
 
 
-def log_probability(sample: Tensor, mean: Tensor, std: float) -> Tensor:
+@dataclass(frozen=True)
+class DDPOSettings:
+    """Settings of algorithm 'ddpo'."""
+
+    videos_per_prompt: PositiveInt = 1
+    minibatches: PositiveInt = 2  # optimiser steps in which a batch is gone through
+    inner_epochs: PositiveInt = 1  # how often it is gone through
+    clip_range: PositiveFloat = 1e-4  # of the ratio of probabilities, PPO's epsilon
+    advantage_clip: PositiveFloat = 5.0
+    min_std: NonNegativeFloat = 0.0  # of a step's fresh noise: steps with less are not trained
+    prompt_buffer: PositiveInt = 32  # latest rewards of a prompt that make its mean and standard deviation
+    prompt_min_count: PositiveInt = 16  # with fewer of them, those of the batch do
+
+
+def log_probability(sample: Any, mean: Any, std: float) -> Tensor:
     """Log-density of samples `[B, ...]` under N(mean, std^2 I), averaged over their dimensions: `[B]`.
 
     The average, which DDPO's authors use in place of the sum, makes one clip range fit all sizes of latents.
     """
-    squares = ((sample - mean) / std).square().flatten(1).mean(dim=1)
+    squares = ((flat(sample) - flat(mean)) / std).square().mean(dim=1)
     return -squares / 2 - math.log(std) - math.log(2 * math.pi) / 2
 
 
@@ -50,14 +66,14 @@ class PromptStatistics:
 
     def __init__(self, size: int, min_count: int) -> None:
         self.size, self.min_count = size, min_count
-        self.rewards: dict[str, deque[float]] = {}
+        self.rewards: dict[str, deque[float]] = {}  # by all that a prompt is, as text, which checkpoints hold
 
-    def advantages(self, prompts: Sequence[str], rewards: Tensor) -> Tensor:
+    def advantages(self, prompts: Sequence[Prompt], rewards: Tensor) -> Tensor:
         """Remembers rewards `[B]`, and normalises each by mean and standard deviation of those of its prompt.
 
         While there are fewer than `min_count` of its prompt, the batch's mean and standard deviation do instead.
         """
-        keys, values = [_key(prompt) for prompt in prompts], rewards.double().tolist()
+        keys, values = [repr(prompt) for prompt in prompts], rewards.double().tolist()
         for key, value in zip(keys, values, strict=True):
             self.rewards.setdefault(key, deque(maxlen=self.size)).append(value)
         found = [self._normalised(key, value, values) for key, value in zip(keys, values, strict=True)]
@@ -74,51 +90,36 @@ class PromptStatistics:
         self.rewards = {key: deque(rewards, maxlen=self.size) for key, rewards in state.items()}
 
 
-def _key(prompt: str) -> str:
-    """What makes two prompts the same: text and, for image-to-video, picture."""
-    image = image_of(prompt)
-    return str(prompt) if image is None else f"{prompt}\n{image}"
-
-
 @dataclass(frozen=True)
 class Rollout:
     """Sampling chains of B videos of T steps, as they were walked.
 
     Attributes:
-        latents: T + 1 times `[B, ...]`: before each step, and the final ones.
-        states: what the solver remembered before each step.
+        places: T + 1 of them: before each step, and the final one.
         log_probs: `[B]` of each step to train, by its number. A step without noise has no density.
     """
 
     batch: Batch
-    chain: Chain
-    latents: list[Tensor]
-    states: list[Any] = field(default_factory=list)
-    log_probs: dict[int, Tensor] = field(default_factory=dict)
+    walk: Walk
+    places: list[Place]
+    log_probs: dict[int, Tensor]
 
     def log_probs_now(self, i: int) -> Tensor:
         """Log-probabilities `[B]` of what was done at step i, under the model as it is, with graph."""
-        chain, latents = self.chain, self.latents[i]
-        prediction = chain.predict(i, latents)
-        unused = torch.zeros_like(latents)  # a step's mean does not depend on its noise
-        step = chain.model.solver.step(chain.schedule, i, latents, prediction, unused, self.states[i])
-        return log_probability(self.latents[i + 1], step.mean, step.std)
+        again = self.walk.step(self.places[i])
+        return log_probability(self.places[i + 1].latents, again.mean, again.std)
 
 
-@torch.no_grad()
 def roll_out(engine: Engine, batch: Batch, min_std: float = 0.0) -> Rollout:
     """Samples a batch's videos and keeps the way; steps that add less noise than `min_std` are not to be trained."""
-    chain, noise = engine.chain(batch.prompts), engine.noise("train", batch)
-    rollout, state = Rollout(batch, chain, [chain.start(noise)]), None
-    for i in range(len(chain.schedule)):
-        latents = rollout.latents[-1]
-        step = chain.advance(i, latents, chain.predict(i, latents), noise, state)
-        if step.std > 0 and step.std >= min_std:
-            rollout.log_probs[i] = log_probability(step.next, step.mean, step.std)
-        rollout.latents.append(step.next)
-        rollout.states.append(state)
-        state = step.state
-    return rollout
+    walk = engine.training_walk(batch)
+    places = walk.path()
+    log_probs = {
+        i: log_probability(place.latents, place.mean, place.std)
+        for i, place in enumerate(places[1:])
+        if place.std > 0 and place.std >= min_std
+    }
+    return Rollout(batch, walk, places, log_probs)
 
 
 @dataclass
@@ -129,14 +130,13 @@ class Drift:
     clipped: float = 0.0
     divergence: float = 0.0
 
-    def add(self, ratio: Tensor, clip_range: float) -> None:
-        self.count += len(ratio)
-        self.clipped += ((ratio - 1).abs() > clip_range).sum().item()
-        self.divergence += (ratio.log().square() / 2).sum().item()  # of the averaged log-probabilities
+    def add(self, ratio: Tensor, counts: Tensor, clip_range: float) -> None:
+        self.count += counts.sum().item()
+        self.clipped += (((ratio - 1).abs() > clip_range) * counts).sum().item()
+        self.divergence += (ratio.log().square() / 2 * counts).sum().item()  # of the averaged log-probabilities
 
     def means(self, engine: Engine) -> dict[str, float]:
-        sums = torch.tensor([self.count, self.clipped, self.divergence], dtype=torch.float64)
-        count, clipped, divergence = engine.sum_over_processes(sums.to(engine.accelerator.device)).tolist()
+        count, clipped, divergence = engine.sums([self.count, self.clipped, self.divergence])
         return {"clipped_ratios": clipped / count, "divergence": divergence / count}
 
 
@@ -147,24 +147,38 @@ class DDPO(Algorithm):
     time. A micro-batch is trained on as it was sampled, so its ratio is exactly 1 until the first update.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.settings = recipe.algorithm.ddpo
-        self.videos_per_prompt = self.settings.videos_per_prompt
-        self.statistics = PromptStatistics(self.settings.prompt_buffer, self.settings.prompt_min_count)
+    Settings = DDPOSettings
+
+    def __init__(self, settings: DDPOSettings, recipe: Recipe) -> None:
+        super().__init__(settings, recipe)
+        if recipe.sampling.eta == 0:
+            raise UserError(
+                "algorithm 'ddpo' learns from the noise in sampling steps, but sampling.eta is 0: set it above 0, to 1"
+            )
+        if settings.prompt_min_count > settings.prompt_buffer:
+            raise UserError(
+                f"algorithm.prompt_min_count is {settings.prompt_min_count} but algorithm.prompt_buffer is "
+                f"{settings.prompt_buffer}: no prompt will ever have so many rewards"
+            )
+        for key in ("minibatches", "videos_per_prompt"):
+            require_share(key, getattr(settings, key), recipe.train.batch)
+        self.videos_per_prompt = settings.videos_per_prompt
+        self.statistics = PromptStatistics(settings.prompt_buffer, settings.prompt_min_count)
 
     def check(self, engine: Engine) -> None:
         """See `Algorithm.check`: a deterministic chain has no probabilities, and some step must be left to train."""
-        if not engine.model.solver.stochastic:
+        sampler = engine.sampler
+        if not sampler.solver.stochastic:
             raise UserError(
                 "algorithm 'ddpo' learns from the noise in sampling steps, and this solver adds none: "
-                "set sampling.eta above 0 and sampling.solver to another than dpm"
+                "set sampling.eta above 0 and sampling.solver to another than dpm and unipc"
             )
-        schedule = engine.model.solver.schedule(engine.recipe.sampling.steps, engine.size)
-        most, least = float(schedule.tables["std"].max()), self.settings.min_std
-        if most < least:
+        intervals = zip(sampler.schedule.starts, sampler.schedule.ends, strict=True)
+        most = max(sampler.solver.std(here, there) for here, there in intervals)
+        if most < self.settings.min_std:
             raise UserError(
-                f"algorithm.ddpo.min_std is {least:g}, but no sampling step adds more than {most:.2g}: lower it"
+                f"algorithm.min_std is {self.settings.min_std:g}, but no sampling step adds more than {most:.2g}: "
+                "lower it"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,10 +189,9 @@ class DDPO(Algorithm):
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
         least = self.settings.min_std
-        with engine.clock("sample"):
-            minibatches = [[roll_out(engine, part, least) for part in parts] for parts in self._split(engine, batch)]
+        minibatches = [[roll_out(engine, part, least) for part in parts] for parts in self._split(engine, batch)]
         rollouts = [rollout for minibatch in minibatches for rollout in minibatch]
-        rows = torch.cat([score(engine, rollout.batch, rollout.latents[-1]) for rollout in rollouts])
+        rows = torch.cat([score(engine, rollout.batch, rollout.places[-1].latents) for rollout in rollouts])
         scores = gather_scores(engine, batch, [i for rollout in rollouts for i in rollout.batch.indices], rows)
         prompts = gather_prompts(batch)
         if not scores.finite:
@@ -191,21 +204,31 @@ class DDPO(Algorithm):
         return scores.metrics(updates, drift.means(engine))
 
     def _split(self, engine: Engine, batch: Batch) -> list[list[Batch]]:
-        """This process's micro-batches of each minibatch; which videos are in one does not depend on processes."""
-        count = self.settings.minibatches
-        chosen = [[place for place, i in enumerate(batch.indices) if i % count == number] for number in range(count)]
-        return [list(engine.micro_batches(batch.select(places))) for places in chosen]
+        """This process's micro-batches of each minibatch; which videos are in one does not depend on processes.
+
+        Shares that are short by a video are filled up, so that all processes make as many network passes.
+        """
+        count, share = self.settings.minibatches, len(batch.prompts)
+        starts = range(0, batch.total, share)  # of each process's videos
+        most = [max(len(_of_minibatch(start, share, count, number)) for start in starts) for number in range(count)]
+        chosen = [_of_minibatch(batch.indices[0], share, count, number) for number in range(count)]
+        filled = [batch.select(places).padded(size, batch) for places, size in zip(chosen, most, strict=True)]
+        return [list(engine.micro_batches(part)) for part in filled]
 
     def _update(self, engine: Engine, minibatch: list[Rollout], advantages: Tensor, drift: Drift) -> Update:
         """One optimiser step on the mean loss over a minibatch's videos, of all processes, and their steps."""
         videos = len(advantages) // self.settings.minibatches
         for rollout in minibatch:
             mine = advantages[list(rollout.batch.indices)]
+            counts = mine.new_tensor(rollout.batch.counts)
             for i, old in rollout.log_probs.items():
+                loss, ratio = clipped_loss(rollout.log_probs_now(i), old, mine, self.settings.clip_range)
                 with engine.clock("gradient"):
-                    with offload_activations(rollout.chain.offload):
-                        log_probs = rollout.log_probs_now(i)
-                    loss, ratio = clipped_loss(log_probs, old, mine, self.settings.clip_range)
-                    engine.scaler.scale(loss.sum() / (videos * len(rollout.log_probs))).backward()
-                drift.add(ratio.detach(), self.settings.clip_range)
+                    engine.scaler.scale((loss * counts).sum() / (videos * len(rollout.log_probs))).backward()
+                drift.add(ratio.detach(), counts, self.settings.clip_range)
         return Update(*engine.optimise())
+
+
+def _of_minibatch(start: int, share: int, count: int, number: int) -> list[int]:
+    """The places, in a process's share of videos that begins at `start`, of those that belong to a minibatch."""
+    return [place for place in range(share) if (start + place) % count == number]

@@ -10,21 +10,38 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vader import randomness
-from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
+from vader.algorithms.base import Algorithm, Metrics, require_share
 from vader.algorithms.preferences import Pair, PreferenceFile, ReplayBuffer
 from vader.algorithms.rollouts import Scores, Update, gather_prompts, gather_scores, score
-from vader.models.base import Guidance, VideoSize
-from vader.networks.adapter import adapter_disabled
-from vader.networks.memory import offload_activations
+from vader.engine.batch import Batch
+from vader.engine.collectives import even_items
+from vader.engine.engine import Engine
+from vader.errors import UserError
+from vader.networks.adapter import adapters_disabled
+from vader.nouns import VideoSize, flat, map_latents
 from vader.recipe import Recipe
-from vader.sampling.walk import Chain, Noise, sample_latents
+from vader.sampling.guidance import NoGuidance
+from vader.sampling.walk import Walk
+
+
+@dataclass(frozen=True)
+class DPOSettings:
+    """Settings of algorithm 'diffusion_dpo'."""
+
+    beta: PositiveFloat = 5000.0  # how strongly the frozen base holds the model
+    videos_per_prompt: Annotated[int, Field(ge=2)] = 2  # online
+    capacity: Annotated[int, Field(ge=2)] = 256  # online: latest videos of which pairs are made
+    updates: PositiveInt = 4  # optimiser steps a batch
+    pairs: PositiveInt = 8  # pairs an optimiser step
+    preferences: str | None = None  # a file of pairs: nothing is sampled and ranked in training
 
 
 def dpo_loss(errors: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -45,16 +62,16 @@ def dpo_loss(errors: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Te
     return -logsigmoid(beta / 2 * margin), margin
 
 
-def noise_errors(chain: Chain, i: int, clean: Tensor, noise: Tensor) -> Tensor:
+def noise_errors(walk: Walk, i: int, clean: Any, noise: Any) -> Tensor:
     """Mean squared error `[B]` of the noise estimate for clean latents `[B, ...]` noised to where step i starts.
 
     It is the noise whatever the denoiser predicts (noise, velocity, ...), so that the weight of a noise level is the
     same for all families.
     """
-    solver = chain.model.solver
-    noisy = solver.renoise(chain.schedule, i, clean, noise)
-    estimate = solver.noise_estimate(chain.schedule, i, noisy, chain.predict(i, noisy))
-    return (noise - estimate).square().flatten(1).mean(dim=1)
+    noisy = walk.renoised(clean, i, noise).latents
+    here, estimates = walk.start_of(i), walk.sampler.solver.estimates
+    found = map_latents(lambda x, prediction: estimates(x, prediction, here)[1], noisy, walk.predict(i, noisy))
+    return (flat(noise) - flat(found)).square().mean(dim=1)
 
 
 @dataclass
@@ -71,8 +88,7 @@ class Preferred:
         self.right += int(margin.item() > 0)
 
     def means(self, engine: Engine) -> dict[str, float]:
-        sums = torch.tensor([self.pairs, self.loss, self.right], dtype=torch.float64)
-        pairs, loss, right = engine.sum_over_processes(sums.to(engine.accelerator.device)).tolist()
+        pairs, loss, right = engine.sums([self.pairs, self.loss, self.right])
         return {"loss": loss / pairs, "accuracy": right / pairs} if pairs else {}
 
 
@@ -83,14 +99,21 @@ class DiffusionDPO(Algorithm):
     prediction is trained.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.settings = recipe.algorithm.dpo
-        self.pairs: ReplayBuffer | PreferenceFile = ReplayBuffer(self.settings.capacity)
-        if self.settings.preferences is not None:
-            self.pairs = PreferenceFile(Path(self.settings.preferences), VideoSize(**recipe.video.model_dump()))
-        else:
-            self.videos_per_prompt = self.settings.videos_per_prompt
+    Settings = DPOSettings
+
+    def __init__(self, settings: DPOSettings, recipe: Recipe) -> None:
+        super().__init__(settings, recipe)
+        self.pairs: ReplayBuffer | PreferenceFile = ReplayBuffer(settings.capacity)
+        if settings.preferences is not None:
+            self.pairs = PreferenceFile(Path(settings.preferences), VideoSize(**recipe.video.model_dump()))
+            return
+        require_share("videos_per_prompt", settings.videos_per_prompt, recipe.train.batch)
+        if settings.capacity < recipe.train.batch:
+            raise UserError(
+                f"algorithm.capacity is {settings.capacity} but train.batch is {recipe.train.batch}: "
+                "keep at least one batch"
+            )
+        self.videos_per_prompt = settings.videos_per_prompt
 
     def check(self, engine: Engine) -> None:
         """See `Algorithm.check`: a preference file asks for a model that encodes videos."""
@@ -111,7 +134,9 @@ class DiffusionDPO(Algorithm):
         """See `Algorithm.state_bytes`: a full buffer's latents, in float32."""
         if not isinstance(self.pairs, ReplayBuffer):
             return 0
-        return 4 * self.settings.capacity * math.prod(engine.model.noise_shape(engine.size))
+        shape = engine.model.noise_shape(engine.size)
+        numbers = sum(map(math.prod, shape.values())) if isinstance(shape, dict) else math.prod(shape)
+        return 4 * self.settings.capacity * numbers
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
         scores = self._collect(engine, batch)
@@ -132,7 +157,7 @@ class DiffusionDPO(Algorithm):
             return Scores(nothing, dict.fromkeys(engine.reward.rewards, nothing), nothing)
         latents, rows = zip(*(_sample(engine, part) for part in engine.micro_batches(batch)), strict=True)
         scores = gather_scores(engine, batch, batch.indices, torch.cat(rows))
-        everywhere = engine.gather(torch.cat(latents), batch.indices, batch.total)
+        everywhere = map_latents(lambda *parts: engine.gather(torch.cat(parts), batch.indices, batch.total), *latents)
         prompts = gather_prompts(batch)
         if scores.finite:
             self.pairs.add(prompts, scores.rewards, everywhere)
@@ -143,35 +168,33 @@ class DiffusionDPO(Algorithm):
         count, seed = self.settings.pairs, self.recipe.train.seed
         drawn = torch.randint(len(self.pairs), (count,), generator=randomness.generator(seed, "dpo/pair", step, update))
         accelerator = engine.accelerator
-        for place in range(count)[accelerator.process_index :: accelerator.num_processes]:
+        for place, counts in even_items(range(count), accelerator.process_index, accelerator.num_processes):
             pair = self.pairs.pick(engine, int(drawn[place]))
+            loss, margin = self._loss(engine, pair, step, update * count + place)
             with engine.clock("gradient"):
-                loss, margin = self._loss(engine, pair, step, update * count + place)
-                engine.scaler.scale(loss / count).backward()
-            preferred.add(loss.detach(), margin.detach())
+                engine.scaler.scale(counts * loss / count).backward()
+            if counts:
+                preferred.add(loss.detach(), margin.detach())
         return Update(*engine.optimise())
 
     def _loss(self, engine: Engine, pair: Pair, step: int, number: int) -> tuple[Tensor, Tensor]:
         """The loss of a pair at a random step of the sampling chain, under random noise, and its margin."""
-        chain = replace(engine.chain([pair.prompt, pair.prompt]), guidance=Guidance())
         rng = randomness.generator(self.recipe.train.seed, "dpo/time", step, number)
-        i = int(torch.randint(len(chain.schedule), (), generator=rng))
-        noise = _shared_noise(engine, step, number)
-        with adapter_disabled(engine.model.denoiser):
-            reference = noise_errors(chain, i, pair.latents, noise)
-        with offload_activations(chain.offload):
-            errors = noise_errors(chain, i, pair.latents, noise)
+        i = int(torch.randint(len(engine.sampler.schedule), (), generator=rng))
+        both, seed = [pair.prompt, pair.prompt], self.recipe.train.seed
+        walk = engine.walk(both, seed, "dpo", step, (number, number))  # of one number: the same noise twice
+        walk = replace(walk, sampler=replace(engine.sampler, guidance=NoGuidance()))
+        noise = walk.noise.draw("pair")
+        with engine.clock("gradient"):
+            with adapters_disabled(engine.model.denoisers):
+                reference = noise_errors(walk, i, pair.latents, noise)
+            with engine.memory.gradient_step():
+                errors = noise_errors(walk, i, pair.latents, noise)
         return dpo_loss(errors, reference, self.settings.beta)
 
 
-def _sample(engine: Engine, batch: Batch) -> tuple[Tensor, Tensor]:
+def _sample(engine: Engine, batch: Batch) -> tuple[Any, Tensor]:
     """Final latents `[B, ...]` of a micro-batch, and a row of scores for each video."""
-    with engine.clock("sample"):
-        latents = sample_latents(engine.chain(batch.prompts), engine.noise("train", batch))
+    walk = engine.training_walk(batch)
+    latents = walk.frozen(len(walk)).latents
     return latents, score(engine, batch, latents)
-
-
-def _shared_noise(engine: Engine, step: int, number: int) -> Tensor:
-    """The same noise twice, `[2, ...]`: pair `number` of a step has its own."""
-    shape, seed = engine.model.noise_shape(engine.size), engine.recipe.train.seed
-    return Noise(shape, seed, "dpo", step, (number, number), engine.model.device).draw("pair")

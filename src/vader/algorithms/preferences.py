@@ -11,8 +11,8 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vader.algorithms.base import Engine
+from vader.engine.engine import Engine
 from vader.errors import UserError, nearest
 from vader.files.video import read_video, stream_frames
-from vader.models.base import VideoSize
-from vader.prompts import Prompt
+from vader.nouns import Prompt, VideoSize, map_latents
 
 COLUMNS = ("prompt", "winner", "loser", "image")
 
@@ -33,8 +32,8 @@ COLUMNS = ("prompt", "winner", "loser", "image")
 class Pair:
     """Final latents `[2, ...]` of two videos of one prompt, the preferred one first."""
 
-    prompt: str
-    latents: Tensor
+    prompt: Prompt
+    latents: Any
 
 
 class Pairs(ABC):
@@ -54,9 +53,9 @@ class Pairs(ABC):
 
 @dataclass(frozen=True)
 class Entry:
-    prompt: str
+    prompt: Prompt
     reward: float
-    latents: Tensor  # on the CPU
+    latents: Any  # on the CPU
 
 
 class ReplayBuffer(Pairs):
@@ -69,15 +68,17 @@ class ReplayBuffer(Pairs):
     def __len__(self) -> int:
         return len(self.ranked)
 
-    def add(self, prompts: Sequence[str], rewards: Tensor, latents: Tensor) -> None:
+    def add(self, prompts: Sequence[Prompt], rewards: Tensor, latents: Any) -> None:
         """B videos more: rewards `[B]`, latents `[B, ...]`; as many of the oldest go as there is no room for."""
-        rows = zip(prompts, rewards.tolist(), latents.cpu().unbind(), strict=True)
-        self.entries.extend(Entry(prompt, reward, video.clone()) for prompt, reward, video in rows)
+        for row, (prompt, reward) in enumerate(zip(prompts, rewards.tolist(), strict=True)):
+            video = map_latents(lambda x, row=row: x[row].cpu().clone(), latents)
+            self.entries.append(Entry(prompt, reward, video))
         self.ranked = _ranked(list(self.entries))
 
     def pick(self, engine: Engine, number: int) -> Pair:
         winner, loser = (self.entries[place] for place in self.ranked[number].tolist())
-        return Pair(winner.prompt, torch.stack([winner.latents, loser.latents]).to(engine.model.device))
+        device = engine.model.device
+        return Pair(winner.prompt, map_latents(lambda *two: torch.stack(two).to(device), winner.latents, loser.latents))
 
     def state_dict(self) -> dict[str, Any]:
         prompts = [_packed(entry.prompt) for entry in self.entries]
@@ -93,23 +94,21 @@ class ReplayBuffer(Pairs):
 
 def _ranked(entries: Sequence[Entry]) -> Tensor:
     """Places `[P, 2]` of all winners and losers of one prompt."""
-    keys = [tuple(_packed(entry.prompt)) for entry in entries]
+    keys = [entry.prompt for entry in entries]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     prompts = torch.tensor([numbers[key] for key in keys])
     rewards = torch.tensor([entry.reward for entry in entries], dtype=torch.float64)
     return ((prompts[:, None] == prompts) & (rewards[:, None] > rewards)).nonzero()
 
 
-def _packed(prompt: str) -> list[str | None]:
+def _packed(prompt: Prompt) -> dict[str, str | None]:
     """A prompt as plain texts, which checkpoints hold."""
-    if not isinstance(prompt, Prompt):
-        return [prompt, None, None]
-    return [str(prompt), prompt.label, str(prompt.image) if prompt.image else None]
+    return {name: None if value is None else str(value) for name, value in asdict(prompt).items()}
 
 
-def _unpacked(packed: Sequence[Any]) -> Prompt:
-    text, label, image = packed
-    return Prompt(text, label, Path(image) if image else None)
+def _unpacked(packed: Mapping[str, Any]) -> Prompt:
+    pictures = {name: packed[name] and Path(packed[name]) for name in ("image", "last_image")}
+    return Prompt(**{**packed, **pictures})
 
 
 # ---- from a file ----

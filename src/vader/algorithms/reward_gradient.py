@@ -2,17 +2,90 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from vader import randomness
-from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
-from vader.sampling.policies import Plan, draw_plan
-from vader.sampling.walk import View, views
-from vader.scoring.frames import choose_frames
-from vader.scoring.scorer import Scored, Scorer, split_backward
+from vader.algorithms.base import Algorithm, Metrics
+from vader.engine.batch import Batch
+from vader.engine.engine import Engine
+from vader.errors import UserError
+from vader.networks.adapter import adapters_disabled
+from vader.nouns import flat
+from vader.plugins import Part
+from vader.recipe import Recipe
+from vader.sampling.policies import load_policy
+from vader.sampling.rehearsal import rehearse
+from vader.sampling.walk import Walk
+from vader.scoring.scorer import Scored
+
+
+@dataclass(frozen=True)
+class RewardGradientSettings:
+    """Settings of algorithm 'reward_gradient'."""
+
+    policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
+    split_backward: bool = True  # through rewards and decoder piece by piece, then once through the chain
+    base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's predictions
+
+
+class RewardGradient(Algorithm):
+    """Sample, score some frames, and send the reward's gradient through the policy's denoising steps."""
+
+    Settings = RewardGradientSettings
+
+    def __init__(self, settings: RewardGradientSettings, recipe: Recipe) -> None:
+        super().__init__(settings, recipe)
+        self.policy = load_policy(settings.policy.name, settings.policy.options)
+        self.active = rehearse(self.policy, recipe.sampling.steps)
+
+    def check(self, engine: Engine) -> None:
+        """See `Algorithm.check`: every denoiser with an adapter must get gradient."""
+        model, starts = engine.model, engine.sampler.schedule.starts
+        reached = {model.expert(starts[i].time) for i in self.active}
+        if missed := [name for name in engine.adapted if name not in reached]:
+            raise UserError(
+                f"the policy {self.settings.policy.name!r} never reaches {missed[0]!r}, which denoises other steps "
+                f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
+                f"[{', '.join(sorted(reached))}]"
+            )
+
+    def step(self, engine: Engine, batch: Batch) -> Metrics:
+        tally = Tally()
+        for part in engine.micro_batches(batch):
+            distance = BaseDistance() if self.settings.base_distance else None
+            walk = engine.training_walk(part, on_gradient=distance)
+            for view in self.policy(walk, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
+                weight = torch.ones(len(part.prompts), device=engine.model.device) * view.weight / batch.total
+                scale = engine.scaler.scale(weight)
+                loss, scored = self._score(engine, part, view.latents, scale)
+                pull = distance.taken() if distance else torch.zeros_like(scale)
+                with engine.clock("gradient"):
+                    (loss + self.settings.base_distance * (scale * pull).sum()).backward()
+                tally.add(scored, pull)
+        return self._finish(engine, tally)
+
+    def _score(self, engine: Engine, batch: Batch, latents: Any, scale: Tensor) -> tuple[Tensor, Scored]:
+        """What to differentiate: its gradient is that of minus the mean reward, as far as these videos go."""
+        with engine.clock("decode_reward"):
+            if not self.settings.split_backward:
+                return engine.scorer.graph(latents, batch.prompts, engine.shown(batch), scale)
+            gradient, scored = engine.scorer.pull(latents, batch.prompts, engine.shown(batch), scale)
+            return (flat(latents) * flat(gradient)).sum(), scored
+
+    def _finish(self, engine: Engine, tally: Tally) -> Metrics:
+        names = list(engine.reward.rewards)
+        found = [tally.videos, tally.total, tally.clamped, tally.distance, *(tally.parts[name] for name in names)]
+        videos, *sums = engine.sums(found)
+        reward, clamped, distance, *parts = (value / videos for value in sums)
+        norm, taken = engine.optimise(all(map(math.isfinite, (reward, clamped, distance, *parts))))
+        extra = {"base_distance": distance} if self.settings.base_distance else {}
+        return Metrics(reward, dict(zip(names, parts, strict=True)), int(videos), norm, clamped, not taken, extra)
 
 
 @dataclass
@@ -30,65 +103,25 @@ class Tally:
         self.videos += count
         self.total += scored.total.sum().item()
         self.clamped += scored.clamped.item() * count
-        self.distance += distance.item()
+        self.distance += distance.sum().item()
         for name, part in scored.parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.sum().item()
 
 
-class RewardGradient(Algorithm):
-    """Sample, decode some frames, score them, and send the reward's gradient through the plan's denoising steps."""
+class BaseDistance:
+    """Mean squared distance of predictions to the frozen base's, `[B]`, summed over steps: a pull towards the base."""
 
-    def step(self, engine: Engine, batch: Batch) -> Metrics:
-        recipe = self.recipe
-        rng = randomness.generator(recipe.train.seed, "policy", batch.step)
-        plan = draw_plan(recipe.algorithm.policy, recipe.sampling.steps, rng)
-        tally = Tally()
-        for part in engine.micro_batches(batch):
-            self._accumulate(engine, part, plan, tally)
-        return self._finish(engine, tally)
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
 
-    def _accumulate(self, engine: Engine, batch: Batch, plan: Plan, tally: Tally) -> None:
-        """Adds the gradient of minus the mean reward over the global batch, as far as these videos go."""
-        chain = engine.chain(batch.prompts, base_distance=self.recipe.algorithm.base_distance > 0)
-        frames = choose_frames(
-            self.recipe.algorithm.frames, self.recipe.video.frames, self.recipe.train.seed, batch.step, batch.indices
-        )
-        scale = engine.scaler.scale(torch.ones((), device=engine.model.device)) / (batch.total * plan.views)
-        for view in views(chain, engine.noise("train", batch), plan, engine.clock):
-            scored = self._backpropagate(engine, batch, view, frames.to(engine.model.device), scale)
-            tally.add(scored, view.distance.detach())
+    def __call__(self, walk: Walk, i: int, latents: Any, prediction: Any) -> None:
+        with adapters_disabled(walk.sampler.model.denoisers):
+            base = walk.predict(i, latents)
+        distance = (flat(prediction) - flat(base)).square().mean(dim=1)
+        self.sum = distance if self.sum is None else self.sum + distance
 
-    def _backpropagate(self, engine: Engine, batch: Batch, view: View, frames: Tensor, scale: Tensor) -> Scored:
-        """Adds the gradient of one view; a pull towards the base, if asked for, goes the same way."""
-        scorer = Scorer(engine.model, engine.reward, batch.prompts)
-        pull = self.recipe.algorithm.base_distance * scale * view.distance
-        with engine.clock("decode_reward"):
-            if self.recipe.algorithm.split_backward:
-                chunk = self.recipe.algorithm.frames.chunk
-                gradient, scored = split_backward(scorer, view.latents, frames, chunk, scale)
-                loss = (view.latents * gradient).sum()
-            else:
-                total, scored = scorer(view.latents, frames)
-                loss = -scale * total.sum()
-        with engine.clock("gradient"):
-            (loss + pull).backward()
-        return scored
-
-    def _finish(self, engine: Engine, tally: Tally) -> Metrics:
-        names = list(engine.reward.rewards)
-        sums = [tally.videos, tally.total, tally.clamped, tally.distance, *(tally.parts[name] for name in names)]
-        sums = engine.sum_over_processes(
-            torch.tensor(sums, dtype=torch.float64, device=engine.accelerator.device)
-        ).tolist()
-        videos, means = int(sums[0]), [value / sums[0] for value in sums[1:]]
-        finite = bool(torch.tensor(means).isfinite().all())
-        norm, taken = engine.optimise(finite)
-        return Metrics(
-            reward=means[0],
-            parts=dict(zip(names, means[3:], strict=True)),
-            queries=videos,
-            grad_norm=norm,
-            clamped=means[1],
-            skipped=not taken,
-            extra={"base_distance": means[2]} if self.recipe.algorithm.base_distance else {},
-        )
+    def taken(self) -> Tensor:
+        """The sum since the last time, with graph."""
+        found, self.sum = self.sum, None
+        assert found is not None  # a view has come, so there was a step with gradient
+        return found

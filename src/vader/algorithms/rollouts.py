@@ -10,15 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from vader.algorithms.base import Batch, Engine, Metrics
-from vader.scoring.frames import choose_frames
-from vader.scoring.scorer import Scorer
+from vader.algorithms.base import Metrics
+from vader.engine.batch import Batch
+from vader.engine.engine import Engine
+from vader.nouns import Prompt
 
 
 class Update(NamedTuple):
@@ -54,15 +55,10 @@ class Scores:
         )
 
 
-@torch.no_grad()
-def score(engine: Engine, batch: Batch, latents: Tensor) -> Tensor:
+def score(engine: Engine, batch: Batch, latents: Any) -> Tensor:
     """Decodes and scores final latents `[B, ...]`: `[B, 2 + parts]`, a video's reward, clamped share and parts."""
-    settings, recipe = engine.recipe.algorithm.frames, engine.recipe
-    frames = choose_frames(settings, recipe.video.frames, recipe.train.seed, batch.step, batch.indices)
     with engine.clock("decode_reward"):
-        chunks = frames.to(latents.device).split(settings.chunk, dim=1)
-        raw = torch.cat([engine.model.decode_unclamped(latents, chunk) for chunk in chunks], dim=1)
-        _, scored = Scorer(engine.model, engine.reward, batch.prompts).score(raw)
+        scored = engine.scorer.score(latents, batch.prompts, engine.shown(batch))
     return torch.stack([scored.total, scored.clamped.expand_as(scored.total), *scored.parts.values()], dim=1)
 
 
@@ -72,6 +68,6 @@ def gather_scores(engine: Engine, batch: Batch, indices: Sequence[int], rows: Te
     return Scores(columns[0], dict(zip(engine.reward.rewards, columns[2:], strict=True)), columns[1])
 
 
-def gather_prompts(batch: Batch) -> list[str]:
+def gather_prompts(batch: Batch) -> list[Prompt]:
     """The prompts of the whole global batch, in order."""
     return gather_object(list(batch.prompts))

@@ -7,7 +7,6 @@ at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,6 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own by default) and returns its exit status."""
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # its warnings speak of its own insides
     try:
         status = get_command(app).main(arguments, prog_name="vader", standalone_mode=False)
     except UsageError as error:

@@ -13,7 +13,7 @@ from vader.cli.root import app
 from vader.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from vader.models.base import VideoSize
+    from vader.nouns import VideoSize
     from vader.tools.check import Check
 
 check_app = typer.Typer(help="Prove that a reward or a model of your own keeps its contract, before hours are spent.")
@@ -44,14 +44,13 @@ def check_model(
     """Check a model: shapes, ranges, batch independence, frozen weights, a gradient that reaches the adapter."""
     video = _video_size(size)
     section = model_section(spec)
-    from vader.recipe import SamplingSection
     from vader.tools import check
 
-    _print_checks(check.check_model(load_with_adapter(section, SamplingSection(), adapter=None), video))
+    _print_checks(check.check_model(load_with_adapter(section, adapter=None), video))
 
 
 def _video_size(text: str) -> VideoSize:
-    from vader.models.base import VideoSize
+    from vader.nouns import VideoSize
 
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", text):
         raise UserError(f"size {text!r}: write FRAMESxHEIGHTxWIDTH, as in 16x256x256")

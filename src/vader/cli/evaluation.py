@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import model_section, print_wide, reward_section
+from vader.cli.parts import metric_part, model_section, print_wide
 from vader.cli.root import app
 from vader.errors import UserError
 
 if TYPE_CHECKING:
     from vader.evaluation.evaluate import Source
+    from vader.plugins import Part
     from vader.recipe import Recipe
 
 
-@app.command(epilog="Example: vader evaluate runs/tiny --videos 32 --seeds 3 --monitor hps:checkpoint=tiny")
+@app.command(epilog="Example: vader evaluate runs/tiny --videos 32 --seeds 3 --metric hps:checkpoint=tiny")
 def evaluate(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder, as in runs/tiny.")] = None,
     adapter: Annotated[
@@ -33,9 +34,9 @@ def evaluate(
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="SET", help="Other prompts than the recipe's held-out ones.")
     ] = None,
-    monitors: Annotated[
+    metrics: Annotated[
         list[str] | None,
-        typer.Option("--monitor", metavar="NAME[:KEY=VALUE,...]", help="A reward that was not trained on; repeatable."),
+        typer.Option("--metric", metavar="NAME[:KEY=VALUE,...]", help="Beside the recipe's metrics; repeatable."),
     ] = None,
     videos: Annotated[int, typer.Option("--videos", min=1, help="How many prompts, from the first.")] = 16,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Videos of each prompt.")] = 2,
@@ -43,12 +44,12 @@ def evaluate(
         Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/evaluation, or evaluation without a run.")
     ] = None,
 ) -> None:
-    """Evaluate a run's checkpoints against its base: reward, monitors, the judge's gold, diversity over seeds."""
-    watched = [reward_section(spec) for spec in monitors or []]
+    """Evaluate a run's checkpoints against its base: reward, the figures of metrics, diversity over seeds."""
+    further = [metric_part(spec) for spec in metrics or []]
     if run is not None and (adapter or recipe or model):
         raise UserError("a run has its own recipe, model and adapters: give RUN, or --adapter, --recipe and --model")
     resolved, sources = _of_run(run) if run else _of_adapter(adapter, recipe, model)
-    resolved = _asked(resolved, prompts, watched)
+    resolved = _asked(resolved, prompts, further)
     from rich.table import Table
 
     from vader.evaluation.evaluate import build_bench, evaluate_sources, table, write_evaluation
@@ -57,7 +58,7 @@ def evaluate(
     points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
     written = write_evaluation(bench, points, out or (run / "evaluation" if run else Path("evaluation")))
     head, rows = table(points)
-    shown = Table(*head)
+    shown = Table(*map(escape, head))
     for row in rows:
         shown.add_row(*map(escape, row))
     print_wide(shown)
@@ -83,8 +84,8 @@ def _of_adapter(adapter: Path | None, recipe: str | None, model: str | None) -> 
     return resolved.model_copy(update={"model": section}), sources_of_adapter(adapter)
 
 
-def _asked(recipe: Recipe, prompts: str | None, monitors: list) -> Recipe:
-    """The recipe with the command line's prompts and further monitors."""
+def _asked(recipe: Recipe, prompts: str | None, metrics: list[Part]) -> Recipe:
+    """The recipe with the command line's prompts and further metrics."""
     held_out = recipe.prompts.model_copy(update={"test": prompts or recipe.prompts.test})
-    evaluation = recipe.evaluation.model_copy(update={"monitors": (*recipe.evaluation.monitors, *monitors)})
+    evaluation = recipe.evaluation.model_copy(update={"metrics": (*recipe.evaluation.metrics, *metrics)})
     return recipe.model_copy(update={"prompts": held_out, "evaluation": evaluation})

@@ -12,7 +12,9 @@ from vader.errors import UserError, nearest
 
 @app.command("list", epilog="Example: vader list recipes")
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, rewards, prompts, recipes or algorithms.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="models, rewards, metrics, prompts, recipes or algorithms.")
+    ],
 ) -> None:
     """List what is built in and can be named in a recipe."""
     if kind not in LISTINGS:
@@ -33,6 +35,12 @@ def _rewards() -> dict[str, str]:
     from vader.rewards.registry import reward_names
 
     return reward_names()
+
+
+def _metrics() -> dict[str, str]:
+    from vader.evaluation.metrics.registry import metric_names
+
+    return metric_names()
 
 
 def _prompt_sets() -> dict[str, str]:
@@ -58,6 +66,7 @@ def _algorithms() -> dict[str, str]:
 LISTINGS = {
     "models": _models,
     "rewards": _rewards,
+    "metrics": _metrics,
     "prompts": _prompt_sets,
     "recipes": _recipes,
     "algorithms": _algorithms,

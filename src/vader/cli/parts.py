@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vader.models.base import VideoModel
-    from vader.recipe import ModelSection, RewardSection, SamplingSection
+    from vader.plugins import Part
+    from vader.recipe import ModelSection, RewardSection
 
 
 def model_section(spec: str) -> ModelSection:
@@ -31,31 +32,20 @@ def model_section(spec: str) -> ModelSection:
     return ModelSection(family=family, checkpoint=checkpoint)
 
 
-def load_with_adapter(section: ModelSection, sampling: SamplingSection, adapter: Path | None) -> VideoModel:
+def load_with_adapter(section: ModelSection, adapter: Path | None) -> VideoModel:
+    """A model on this machine's device, with an adapter if there is one."""
+    from vader.engine.device import best_device, frozen_dtype
     from vader.models.registry import load_model
-    from vader.networks.adapter import adapter_file, load_adapter
+    from vader.networks.adapter_files import adapter_files, load_adapters
 
     if adapter is not None:
-        adapter_file(adapter)  # before anything large is loaded
-    model = load_model(
-        section.family,
-        section.checkpoint,
-        precision=section.precision,
-        device=device(),
-        solver=sampling.solver,
-        eta=sampling.eta,
-        spacing=sampling.spacing,
-        options=section.options,
-    )
+        adapter_files(adapter)  # before anything large is loaded
+    device = best_device()
+    dtype = frozen_dtype(section.precision, device)
+    model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
     if adapter is not None:
-        load_adapter(model.denoiser, adapter)
+        load_adapters(model.denoisers, adapter)
     return model
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def with_changes(section: Any, **changes: Any) -> Any:
@@ -74,16 +64,29 @@ def reward_section(spec: str) -> RewardSection:
     """`name` or `name:key=value,key=value`; a name of one's own has a colon itself: `module:Class`."""
     from pydantic import ValidationError
 
-    from vader.recipe import RewardSection, parse_value
+    from vader.recipe import RewardSection
+
+    try:
+        return RewardSection.model_validate(_parsed("reward", spec))
+    except ValidationError:
+        raise UserError(f"reward {spec!r}: its weight must be a number") from None
+
+
+def metric_part(spec: str) -> Part:
+    """A metric, written as `reward_section` reads rewards."""
+    from vader.plugins import Part
+
+    return Part.model_validate(_parsed("metric", spec))
+
+
+def _parsed(kind: str, spec: str) -> dict[str, Any]:
+    from vader.recipe import parse_value
 
     match = re.fullmatch(r"([^=]+?)(?::([^:=]+=.*))?", spec)
     pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair] if match else []
     if not match or not all(equals for _, equals, _ in pairs):
-        raise UserError(f"reward {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
-    try:
-        return RewardSection.model_validate({"name": match[1]} | {key: parse_value(value) for key, _, value in pairs})
-    except ValidationError:
-        raise UserError(f"reward {spec!r}: its weight must be a number") from None
+        raise UserError(f"{kind} {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
+    return {"name": match[1]} | {key: parse_value(value) for key, _, value in pairs}
 
 
 def print_wide(table: Table) -> None:

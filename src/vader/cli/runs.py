@@ -41,26 +41,32 @@ def export(
     if merged == adapter:
         raise UserError("export what? give one of --merged and --adapter")
     _require_run(run)
+    from vader.runs.folder import RunFolder
     from vader.tools.export import export_adapter, export_merged
 
-    trained = run / "adapter"
+    trained = RunFolder(run).adapter
     written = [export_merged(_base_model(run), trained, out)] if merged else export_adapter(trained, out)
     print(*written, sep="\n")
 
 
 def _require_run(run: Path) -> None:
-    if not (run / "recipe.yaml").is_file():
+    from vader.runs.folder import RunFolder
+
+    if not RunFolder(run).recipe.is_file():
         raise UserError(f"{str(run)!r} is no run's folder: there is no recipe.yaml in it")
 
 
 def _base_model(run: Path) -> VideoModel:
     """The model that a run started from, on the CPU; in float32 unless its recipe wants otherwise."""
-    from vader.models.registry import load_model
-    from vader.recipe import load_recipe
+    import torch
 
-    section = load_recipe(str(run / "recipe.yaml"), []).model
-    precision = "fp32" if section.precision == "auto" else section.precision
-    return load_model(section.family, section.checkpoint, precision=precision, options=section.options)
+    from vader.engine.build import load_base
+    from vader.engine.device import frozen_dtype
+    from vader.recipe import load_recipe
+    from vader.runs.folder import RunFolder
+
+    recipe = load_recipe(str(RunFolder(run).recipe), [])
+    return load_base(recipe, frozen_dtype(recipe.model.precision, torch.device("cpu")))
 
 
 @app.command(epilog="Example: vader compare runs/tiny runs/tiny-ddpo runs/tiny-dpo --out comparison")
@@ -73,11 +79,12 @@ def compare(
     """Compare runs on one page: reward over steps, reward queries and compute time, peak memory, a table."""
     from rich.table import Table
 
-    from vader.evaluation.compare import COLUMNS, compare_runs, read_entries, table_rows
+    from vader.evaluation.compare import compare_runs, read_entries, table_of
 
     written = compare_runs(runs, out)
-    table = Table(*COLUMNS)
-    for row in table_rows(read_entries(runs)):
+    head, rows = table_of(read_entries(runs))
+    table = Table(*map(escape, head))
+    for row in rows:
         table.add_row(*map(escape, row))
     print_wide(table)
     print(*written, sep="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,8 @@ from vader.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vader.recipe import ModelSection, SamplingSection, VideoSection
+    from vader.nouns import Prompt
+    from vader.recipe import Recipe
 
 
 @app.command(
@@ -44,6 +46,9 @@ def sample(
     seed: Annotated[int, typer.Option("--seed", help="Of the noise: same seed, same videos.")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale.")] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", metavar="TEXT", help="What guidance leads away from.")
+    ] = None,
     frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames a video.")] = None,
     height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels.")] = None,
@@ -53,28 +58,32 @@ def sample(
     """Generate videos with a base model, or with an adapter on it: an mp4 each and a contact sheet."""
     texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
-    model_section, video, sampling = _sections_to_sample(recipe, model, size_asked)
-    video, sampling = with_changes(video, fps=fps), with_changes(sampling, steps=steps, guidance=guidance)
+    resolved = _recipe_to_sample(recipe, model, size_asked)
+    video = with_changes(resolved.video, fps=fps)
+    sampling = with_changes(resolved.sampling, steps=steps, guidance=guidance, negative=negative)
+    resolved = resolved.model_copy(update={"video": video, "sampling": sampling})
     make_folder(out)
-    from vader.models.base import Guidance, VideoSize
+    from vader.engine.build import build_solver, load_recipe_guidance, video_size
     from vader.models.registry import model_class
-    from vader.sampling.walk import sample_videos
+    from vader.prompts import with_negative
+    from vader.sampling.videos import sample_videos
 
-    model_class(model_section.family).check_prompts(texts)
-
-    loaded = load_with_adapter(model_section, sampling, adapter)
-    size = VideoSize(video.frames, video.height, video.width, video.fps)
-    scale = Guidance(sampling.guidance, sampling.guidance_batched)
-    videos = sample_videos(loaded, texts, size, sampling.steps, scale, seed, batch)
-    for path in _write_videos(videos, texts, size.fps, out):
+    texts = with_negative(texts, sampling.negative)
+    model_class(resolved.model.family).check_prompts(texts)
+    strategy = load_recipe_guidance(resolved)
+    loaded = load_with_adapter(resolved.model, adapter)
+    solver = build_solver(resolved, loaded)
+    videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
+    for path in _write_videos(videos, list(map(str, texts)), video.fps, out):
         print(path)
 
 
-def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path]) -> Sequence[str]:
+def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path]) -> list[Prompt]:
     """Texts, or pictures, or as many of the one as of the other."""
-    from vader.prompts import Prompt, load_prompts
+    from vader.nouns import as_prompts
+    from vader.prompts import load_prompts
 
-    texts = [*prompts, *(load_prompts(file) if file else [])]
+    texts = as_prompts([*prompts, *(load_prompts(file) if file else [])])
     pictures = [picture for path in images for picture in load_prompts(str(path))]
     if not texts and not pictures:
         raise UserError('nothing to sample: give prompts in quotes, as in vader sample "a dog runs", or --file FILE')
@@ -82,22 +91,20 @@ def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path])
         return pictures or texts
     if len(texts) != len(pictures):
         raise UserError(f"{len(pictures)} images and {len(texts)} prompts: give as many of both, or images alone")
-    return [Prompt(text, image=picture.image) for text, picture in zip(texts, pictures, strict=True)]
+    return [replace(text, image=picture.image) for text, picture in zip(texts, pictures, strict=True)]
 
 
-def _sections_to_sample(
-    recipe: str | None, model: str | None, size: dict[str, int | None]
-) -> tuple[ModelSection, VideoSection, SamplingSection]:
-    """What a recipe says of model, size and sampling, with the command line's own model and size in their places."""
-    from vader.recipe import SamplingSection, VideoSection, load_recipe
+def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int | None]) -> Recipe:
+    """A recipe's model, size and sampling, with the command line's own model and size in their places."""
+    from vader.recipe import SamplingSection, load_recipe
 
-    own_model = model_section(model) if model else None
-    if recipe or not own_model:
-        base = load_recipe(recipe or "tiny", [])
-        return own_model or base.model, with_changes(base.video, **size), base.sampling
-    if missing := [f"--{name}" for name, value in size.items() if value is None]:
-        raise UserError(f"--model alone leaves the size open: give {', '.join(missing)}, or a --recipe that has it")
-    return own_model, VideoSection.model_validate(size), SamplingSection()
+    base = load_recipe(recipe or "tiny", [])
+    own_model = model_section(model) if model else base.model
+    if model and not recipe:
+        if missing := [f"--{name}" for name, value in size.items() if value is None]:
+            raise UserError(f"--model alone leaves the size open: give {', '.join(missing)}, or a --recipe that has it")
+        base = base.model_copy(update={"sampling": SamplingSection()})
+    return base.model_copy(update={"model": own_model, "video": with_changes(base.video, **size)})
 
 
 def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:

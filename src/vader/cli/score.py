@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import device, print_wide, reward_section
+from vader.cli.parts import print_wide, reward_section
 from vader.cli.root import app
 from vader.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from vader.nouns import Prompt
     from vader.scoring.files import FileScore, PartScore
 
 
@@ -42,12 +43,14 @@ def score(
 ) -> None:
     """Score videos by rewards. Files that cannot be read are reported and the others scored; exit status 1 then."""
     sections = [reward_section(spec) for spec in rewards]
+    from vader.engine.device import best_device
     from vader.rewards.registry import build_mix
     from vader.scoring.files import find_videos, score_files
 
     videos = find_videos(paths)
     texts = _prompts_to_score(videos, prompt, prompts)
-    mix = build_mix(sections).to(device())
+    mix = build_mix(sections)
+    mix.to(best_device())
     with _progress(len(videos)) as advance:
         scores = score_files(videos, mix, texts, max_frames, lambda _: advance())
     print(_scores_as_json(scores)) if as_json else _print_scores(scores)
@@ -56,7 +59,7 @@ def score(
         raise RunError(f"{len(unreadable)} of {len(scores)} videos could not be scored")
 
 
-def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -> Sequence[str]:
+def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -> Sequence[str | Prompt]:
     from vader.prompts import load_prompts
 
     if prompt is not None and file is not None:

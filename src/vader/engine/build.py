@@ -1,82 +1,135 @@
-"""Builds what a recipe names: rewards, base model with adapter, optimiser, processes. Read by training and evaluation.
+"""Builds what a recipe names: rewards, base model with adapters, sampler, optimiser, processes.
 
-In goes a recipe, out come an `Engine`, or the parts of one. What is quick to check is checked first.
+In goes a recipe, out come an `Engine`, or a `Setup` that only samples and scores. Device and dtype are decided here,
+once; what is quick to check is checked first.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 
-from vader.algorithms.base import Clock, Engine
+from vader.engine.device import frozen_dtype
+from vader.engine.engine import Clock, Engine, Setup
 from vader.errors import UserError
 from vader.models.base import VideoModel
-from vader.models.registry import frozen_dtype, load_model, model_options
-from vader.networks.adapter import adapter_parameters, add_adapter
-from vader.networks.memory import checkpoint_blocks
-from vader.recipe import FramesSection, Recipe
-from vader.rewards.base import RewardMix
+from vader.models.registry import load_model, model_class, model_options
+from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
+from vader.networks.prepare import prepare
+from vader.networks.techniques import Role, load_techniques
+from vader.nouns import VideoSize
+from vader.recipe import Recipe
 from vader.rewards.registry import build_mix
-from vader.scoring.frames import check_frames
+from vader.sampling.guidance import Guidance, load_guidance
+from vader.sampling.videos import make_sampler, solver_of
+from vader.sampling.walk import Sampler
+from vader.scoring.scorer import Scorer
+from vader.solvers import Solver
 
 
 def build_engine(recipe: Recipe, folder: Path) -> Engine:
-    """Loads rewards and model on this process's device, and attaches the adapter.
+    """Loads rewards and model on this process's device, attaches the adapters and prepares the networks.
 
     Raises:
         UserError: a part of the recipe cannot be loaded here, or a reward would see too few frames.
     """
+    memory = load_techniques(recipe.memory)
     accelerator = _accelerator(recipe, folder)
-    device = accelerator.device
-    dtype = frozen_dtype(recipe.model.precision, device)
-    model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
-    reward = build_mix(recipe.rewards).to(device).to_precision(dtype)
-    check_frames(recipe.algorithm.frames, recipe.video.frames, reward)
-    model = load_base(recipe, device)
-    parameters = _attach_adapter(recipe, model)
-    settings = recipe.optimizer
+    setup = _loaded(recipe, accelerator)
+    attach_fresh(recipe, setup.model)
+    prepare(_networks(setup), memory)
+    _moved(setup)
+    parameters, settings = parameters_of(setup.model.denoisers), recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Engine(recipe, model, reward, accelerator, parameters, optimizer, scaler, Clock(device))
+    device = accelerator.device
+    half = frozen_dtype(recipe.model.precision, device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    return Engine(
+        setup.sampler, setup.scorer, accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device)
+    )
 
 
-def load_base(recipe: Recipe, device: torch.device) -> VideoModel:
-    """The recipe's base model with its sampling. Raises `UserError` as `load_model`."""
-    section, sampling = recipe.model, recipe.sampling
-    return load_model(
-        section.family, section.checkpoint, precision=section.precision, device=device, solver=sampling.solver,
-        eta=sampling.eta, spacing=sampling.spacing, options=section.options,
+def build_setup(recipe: Recipe, accelerator: Accelerator) -> Setup:
+    """The recipe's model and rewards on the accelerator's device, to sample and score; errors as `build_engine`."""
+    return _moved(_loaded(recipe, accelerator))
+
+
+def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
+    """Model and rewards in their precision, on the CPU still: what shards them does so before they are moved."""
+    dtype, size = frozen_dtype(recipe.model.precision, accelerator.device), video_size(recipe)
+    model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
+    guidance = load_recipe_guidance(recipe)
+    mix = build_mix(recipe.rewards).to_precision(dtype)
+    mix.check_size(size)
+    model = load_base(recipe, dtype)
+    return Setup(build_sampler(recipe, model, guidance), Scorer(model, mix, size, recipe.scoring.chunk), accelerator)
+
+
+def _moved(setup: Setup) -> Setup:
+    setup.model.to(setup.accelerator.device)
+    setup.reward.to(setup.accelerator.device)
+    return setup
+
+
+def video_size(recipe: Recipe) -> VideoSize:
+    return VideoSize(**recipe.video.model_dump())
+
+
+def load_base(recipe: Recipe, dtype: torch.dtype) -> VideoModel:
+    """The recipe's base model, on the CPU. Raises `UserError` as `load_model`."""
+    section = recipe.model
+    return load_model(section.family, section.checkpoint, dtype=dtype, options=section.options)
+
+
+def load_recipe_guidance(recipe: Recipe) -> Guidance:
+    """The recipe's guidance: a number is the scale of the strategy that the family was made for."""
+    asked = recipe.sampling.guidance
+    if isinstance(asked, float | int):
+        return load_guidance(model_class(recipe.model.family).guidance, {"scale": float(asked)})
+    return load_guidance(asked.name, asked.options)
+
+
+def build_solver(recipe: Recipe, model: VideoModel) -> Solver:
+    """The solver that the checkpoint's scheduler settings and the recipe name together."""
+    sampling = recipe.sampling
+    return solver_of(model, eta=sampling.eta, kind=sampling.solver, spacing=sampling.spacing, shift=sampling.shift)
+
+
+def build_sampler(recipe: Recipe, model: VideoModel, guidance: Guidance) -> Sampler:
+    """How the recipe samples from its model."""
+    sampling = recipe.sampling
+    return make_sampler(
+        model, video_size(recipe), sampling.steps, guidance, build_solver(recipe, model),
+        sampling.guidance_batched, sampling.guidance_detach_uncond,
     )  # fmt: skip
 
 
-def load_monitors(recipe: Recipe, test_prompts: Sequence[str]) -> RewardMix:
-    """The rewards that score held-out videos and are never trained on. Raises `UserError` as `build_run`."""
-    monitors = build_mix(recipe.evaluation.monitors)
-    check_frames(FramesSection(sample="all"), recipe.video.frames, monitors)
-    monitors.check_prompts(test_prompts)
-    return monitors
-
-
 def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
-    """Attaches the recipe's adapter as it is before the first step."""
+    """Attaches the recipe's adapters as they are before the first step."""
     adapter = recipe.adapter
-    add_adapter(model.denoiser, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
+    chosen = chosen_denoisers(model.denoisers, adapter.denoisers)
+    add_adapters(chosen, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
 
 
-def _attach_adapter(recipe: Recipe, model: VideoModel) -> list[torch.nn.Parameter]:
-    """Attaches the recipe's adapter and gradient checkpointing; returns what is trained."""
-    attach_fresh(recipe, model)
-    if recipe.memory.checkpointing:
-        for network in model.networks().values():
-            checkpoint_blocks(network)
-    return adapter_parameters(model.denoiser)
+def _networks(setup: Setup) -> list[tuple[torch.nn.Module, Role]]:
+    """Every network with what it is for."""
+    device, model = setup.accelerator.device, setup.model
+    networks = [(network, Role(_kind(model, name), name, device)) for name, network in model.networks().items()]
+    return [*networks, *((reward, Role("reward", name, device)) for name, reward in setup.reward.items())]
+
+
+def _kind(model: VideoModel, name: str) -> Literal["denoiser", "decoder", "text"]:
+    """What a component of a model does, by its name in checkpoints."""
+    if name in model.denoisers:
+        return "denoiser"
+    return "decoder" if "vae" in name else "text"
 
 
 def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:

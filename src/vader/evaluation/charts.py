@@ -7,14 +7,14 @@ that they stay readable on a phone. Colours come from the page's style sheet thr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
 from typing import Literal
 
 from vader.evaluation.formats import decimals, fixed, plain
-from vader.runs.reader import Run
+from vader.runs.reader import Evaluation, Run
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ def held_out_series(run: Run, axis: Axis, label: str, style: str = "held-out", v
         x = [float(getattr(evaluation, axis)) for evaluation in held_out]
     rewards, errors = ([getattr(evaluation, of) for evaluation in held_out] for of in ("reward", "stderr"))
     return Series(label, style, x, rewards, errors, points=True, values=values)
+
+
+def figure_names(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Every figure that any of them has, in the order in which they first appear."""
+    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.figures))
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure is a share, drawn from 0 to 1: those of the tiny world's judge are."""
+    return name.split("/")[0].split("_")[0] in ("judge", "gold")
 
 
 def reward_series(run: Run, axis: Literal["step", "queries"] = "step") -> list[Series]:

@@ -6,6 +6,7 @@ In go the folders of runs, finished or not; out come `compare.html`, which is se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,15 +14,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 from vader.errors import UserError
-from vader.evaluation.charts import AXES, Axis, Series, held_out_series, legend, line_chart
+from vader.evaluation.charts import (
+    AXES,
+    Axis,
+    Series,
+    figure_names,
+    held_out_series,
+    is_share,
+    legend,
+    line_chart,
+)
 from vader.evaluation.formats import decimals, duration, fixed, signed
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
 from vader.evaluation.report import html_page, note, section
-from vader.files.video import aside
-from vader.runs.reader import Run, read_run
+from vader.files.atomic import atomic_write
+from vader.runs.reader import Evaluation, Run, read_run
 
 GB = 1e9
-COLUMNS = ("run", "algorithm", "before", "after", "change", "steps", "reward queries", "compute time", "peak memory")
+COSTS = ("run", "algorithm", "before", "after", "change", "steps", "reward queries", "compute time", "peak memory")
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> list[Path]:
     """
     entries = read_entries(folders)
     page = out / "compare.html"
-    with aside(page) as temporary:
+    with atomic_write(page) as temporary:
         temporary.write_text(comparison_page(entries), encoding="utf-8")
     return [page, *draw_comparison(entries, [out / "compare.png", out / "compare.svg"])]
 
@@ -65,12 +75,17 @@ def curves_over(entries: Sequence[Entry], axis: Axis) -> list[Series]:
     return [held_out_series(entry.run, axis, entry.label, entry.style, values=False) for entry in entries]
 
 
-def table_rows(entries: Sequence[Entry]) -> list[list[str]]:
-    """The cells of the final table under `COLUMNS`."""
-    return [_row(entry) for entry in entries]
+def table_of(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the final table: rewards, costs, and every figure that any of the runs has."""
+    figures = _figures(entries)
+    return [*COSTS, *figures], [_row(entry, figures) for entry in entries]
 
 
-def _row(entry: Entry) -> list[str]:
+def _figures(entries: Sequence[Entry]) -> list[str]:
+    return figure_names(evaluation for entry in entries for evaluation in entry.run.evaluations)
+
+
+def _row(entry: Entry, figures: Sequence[str]) -> list[str]:
     run = entry.run
     before, after = run.evaluations[0], run.evaluations[-1]
     places = decimals([before.reward, after.reward])
@@ -84,7 +99,15 @@ def _row(entry: Entry) -> list[str]:
         f"{after.queries:,}",
         duration(run.compute_seconds(after.step)),
         f"{fixed(run.peak_memory / GB, 2)} GB",
+        *(_figure(name, before, after) for name in figures),
     ]
+
+
+def _figure(name: str, before: Evaluation, after: Evaluation) -> str:
+    """ "0.41 → 0.78"; empty where the run has no such figure."""
+    values = [evaluation.figures.get(name, math.nan) for evaluation in (before, after)]
+    places = decimals([*values, 1.0 if is_share(name) else 0.0])
+    return " → ".join(fixed(value, places) for value in values) if any(map(math.isfinite, values)) else ""
 
 
 # ---- the page ----
@@ -99,7 +122,8 @@ def comparison_page(entries: Sequence[Entry]) -> str:
         f"standard error. Time is that of training alone.</p>{notes}</header>"
     )
     foot = f"<footer>Written by vader {version('vader')}.</footer>"
-    return html_page("Runs compared · VADER", head + _curves(entries) + _memory(entries) + _table(entries) + foot)
+    parts = (_curves, _figure_curves, _memory, _table)
+    return html_page("Runs compared · VADER", head + "".join(part(entries) for part in parts) + foot)
 
 
 def _cautions(entries: Sequence[Entry]) -> Iterator[str]:
@@ -130,6 +154,27 @@ def _chart(series: Sequence[Series], label: str) -> str:
     return f'<div class="card"><h4>over {label}</h4>{line_chart(series, f"Reward over {label}", label)}</div>'
 
 
+def _figure_curves(entries: Sequence[Entry]) -> str:
+    """A small chart a figure: every run that has it, over steps. The legend is that of the rewards."""
+    cards = "".join(_figure_chart(name, entries) for name in _figures(entries))
+    return section("Figures", f'<div class="smalls">{cards}</div>') if cards else ""
+
+
+def _figure_chart(name: str, entries: Sequence[Entry]) -> str:
+    lines = [_figure_line(name, entry) for entry in entries]
+    drawn = [line for line in lines if any(map(math.isfinite, line.y))]
+    if not drawn:
+        return ""
+    chart = line_chart(drawn, f"{name} over steps", "", "small", (0.0, 1.0) if is_share(name) else None)
+    return f'<div class="card"><h4>{escape(name)}</h4>{chart}</div>'
+
+
+def _figure_line(name: str, entry: Entry) -> Series:
+    found = [evaluation for evaluation in entry.run.evaluations if name in evaluation.figures]
+    steps, values = [one.step for one in found], [one.figures[name] for one in found]
+    return Series(entry.label, entry.style, steps, values, points=True, values=False)
+
+
 def _memory(entries: Sequence[Entry]) -> str:
     trained = [entry for entry in entries if entry.run.train]
     most = max((entry.run.peak_memory for entry in trained), default=0.0)
@@ -142,8 +187,9 @@ def _memory(entries: Sequence[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table_rows(entries))
+    columns, cells = table_of(entries)
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return section("Table", f'<div class="card scroll">{table}</div>')
 

@@ -1,84 +1,142 @@
 """Scores held-out prompts under fixed noise, so that evaluations of one run differ by the adapter alone.
 
-In go a run's setup and the prompts, out come one record a video, the same on every process, and the summary
-that the metrics file holds.
+In go a run's setup, prompts and metrics; out come one record a video, the same on every process, and the figures of the
+whole set. All processes make the same number of network passes. Pixels go to the main process alone, and only where
+they are shown or a metric measures the set: elsewhere a video is forgotten once it is scored.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from vader.algorithms.base import Setup
+from vader.engine.collectives import even_shares
+from vader.engine.engine import Setup
+from vader.evaluation.metrics.base import Metrics
+from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
-from vader.rewards.base import RewardMix
-from vader.sampling.walk import sample_videos
-from vader.tinyworld.judge import judge_prompts
+from vader.nouns import Clip, Prompt
+from vader.runs.log import write_lines
 
 
-@dataclass
+@dataclass(frozen=True)
 class VideoScore:
-    """One held-out video: its rewards, its monitors, the judge's findings, and its pixels `[F, 3, H, W]` if shown."""
+    """One held-out video: its reward and the mix's parts, the figures of metrics, and, where kept, the video itself."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     reward: float
     parts: dict[str, float]
-    monitors: dict[str, float]
-    judge: dict[str, float]
-    pixels: Tensor | None
+    figures: dict[str, float]
+    clip: Clip | None  # of one video, on the CPU
+
+    def record(self) -> dict[str, Any]:
+        """The video as a line of a run's `evaluations/step-*.jsonl`."""
+        beside = {"negative": self.prompt.negative, "label": self.prompt.label}
+        return {
+            "index": self.index,
+            "prompt": str(self.prompt),
+            **{name: text for name, text in beside.items() if text},
+            "reward": self.reward,
+            "parts": self.parts,
+            "figures": self.figures,
+        }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """An evaluation: its videos by index, and the figures of all together."""
+
+    videos: list[VideoScore]
+    over_set: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """Mean reward with its spread over videos, mean parts, and the table of figures where there are any."""
+        rewards = [video.reward for video in self.videos]
+        spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
+        figures = mean_of([video.figures for video in self.videos]) | self.over_set
+        return {
+            "reward": fmean(rewards),
+            "std": spread,
+            "stderr": spread / math.sqrt(len(rewards)),
+            "videos": len(rewards),
+            "parts": mean_of([video.parts for video in self.videos]),
+            **({"figures": figures} if figures else {}),
+        }
+
+
+def mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number by name; all records have the same names."""
+    return {name: fmean(record[name] for record in records) for name in records[0]}
+
+
+# ---- measuring ----
+
+
+def evaluate(
+    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: Metrics, shown: int, batch: int
+) -> HeldOut:
+    """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
+
+    Args:
+        seed: of the noise; a video's own depends on it and on the video's index alone.
+        shown: how many videos the main process keeps, from the first; all, if a metric measures the set.
+        batch: how many are sampled at once.
+    """
+    videos = score_videos(setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch)
+    return HeldOut(videos, set_figures(setup.accelerator, metrics, videos))
 
 
 @torch.no_grad()
-def evaluate(setup: Setup, prompts: Sequence[str], count: int, monitors: RewardMix) -> list[VideoScore]:
-    """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
+def score_videos(
+    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: Metrics, shown: int, batch: int
+) -> list[VideoScore]:
+    """The videos of `evaluate` by index, without what measures them together."""
+    accelerator, kept = setup.accelerator, count if metrics.of_sets else shown
+    found: dict[int, VideoScore] = {}
+    for indices in even_shares(count, accelerator.process_index, accelerator.num_processes, batch):
+        scored = _score(setup, [prompts[index % len(prompts)] for index in indices], indices, seed, metrics, kept)
+        found |= {video.index: video for video in _gathered(accelerator, scored)}  # what came twice is the same
+    return [found[index] for index in sorted(found)]
 
-    Monitors are rewards that nothing is trained on: a monitor that falls while the reward rises tells of hacking.
-    """
-    accelerator, batch = setup.accelerator, setup.recipe.evaluation.batch
-    mine = list(range(count))[accelerator.process_index :: accelerator.num_processes]
-    batches = [mine[i : i + batch] for i in range(0, len(mine), batch)]
-    scores = [score for indices in batches for score in _score(setup, prompts, indices, monitors)]
-    gathered = gather_object(scores) if accelerator.num_processes > 1 else scores
-    return sorted(gathered, key=lambda score: score.index)
+
+@torch.no_grad()
+def set_figures(accelerator: Accelerator, metrics: Metrics, videos: Sequence[VideoScore]) -> dict[str, float]:
+    """Figures of all videos together: measured by the main process, which has the pixels, and told to all."""
+    if not metrics.of_sets:
+        return {}
+    found: list[dict[str, float]] = [{}]
+    if accelerator.is_main_process:
+        clips = [video.clip for video in videos if video.clip is not None]
+        found = [metrics.over_set(clips, [video.prompt for video in videos])]
+    return broadcast_object_list(found)[0] if accelerator.num_processes > 1 else found[0]
 
 
-def _score(setup: Setup, prompts: Sequence[str], indices: list[int], monitors: RewardMix) -> list[VideoScore]:
-    texts = [prompts[index % len(prompts)] for index in indices]
-    recipe = setup.recipe
-    videos = sample_videos(
-        setup.model,
-        texts,
-        setup.size,
-        recipe.sampling.steps,
-        setup.guidance,
-        recipe.train.seed,
-        batch=len(texts),
-        indices=indices,
-    )
-    pixels = videos.to(setup.model.device)
-    parts, monitored = setup.reward.parts(pixels, texts), monitors.parts(pixels, texts)
-    total = setup.reward.total(parts).tolist()
-    judged = judge_prompts(videos, texts) if recipe.evaluation.judge else {}
+def _score(
+    setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: Metrics, kept: int
+) -> list[VideoScore]:
+    """One batch on this process; the clips of the first `kept` videos stay."""
+    walk = setup.walk(prompts, seed, "sample", 0, indices)
+    clip = setup.scorer.decode(walk.frozen(len(walk)).latents)
+    scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
     return [
         VideoScore(
             index=index,
-            prompt=texts[i],
-            reward=total[i],
-            parts=_of_video(parts, i),
-            monitors=_of_video(monitored, i),
-            judge=_of_video(judged, i),
-            pixels=videos[i] if index < recipe.evaluation.shown else None,
+            prompt=prompts[i],
+            reward=scored.total[i].item(),
+            parts=_of_video(scored.parts, i),
+            figures=_of_video(figures, i),
+            clip=_alone(clip, i) if index < kept else None,
         )
         for i, index in enumerate(indices)
     ]
@@ -88,39 +146,41 @@ def _of_video(found: Mapping[str, Tensor], i: int) -> dict[str, float]:
     return {name: values[i].item() for name, values in found.items()}
 
 
-def summary(scores: list[VideoScore]) -> dict[str, Any]:
-    """Mean reward with its spread over videos, mean parts; mean monitors and judgements where there are any."""
-    rewards = [score.reward for score in scores]
-    spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
-    found: dict[str, Any] = {
-        "reward": fmean(rewards),
-        "std": spread,
-        "stderr": spread / math.sqrt(len(rewards)),
-        "videos": len(scores),
-        "parts": _means([score.parts for score in scores]),
-    }
-    beside = {
-        "monitors": _means([score.monitors for score in scores]),
-        "judge": _means([score.judge for score in scores]),
-    }
-    return found | {name: means for name, means in beside.items() if means}
+def _alone(clip: Clip, i: int) -> Clip:
+    """One video with memory of its own, so that it does not keep its batch."""
+    one = clip[i : i + 1]
+    return replace(one, frames=one.frames.clone())
 
 
-def _means(records: list[dict[str, float]]) -> dict[str, float]:
-    return {name: fmean(record[name] for record in records) for name in records[0]}
+def _gathered(accelerator: Accelerator, scored: list[VideoScore]) -> list[VideoScore]:
+    """A batch of every process; clips reach the main process alone, batch by batch, so that no other holds more."""
+    if accelerator.num_processes == 1:
+        return scored
+    everyone = gather_object([replace(video, clip=None) for video in scored])
+    clips: list[Any] = [None] * accelerator.num_processes
+    own = {video.index: video.clip for video in scored if video.clip is not None}
+    torch.distributed.gather_object(own, clips if accelerator.is_main_process else None)
+    if not accelerator.is_main_process:
+        return everyone
+    by_index = {index: clip for some in clips for index, clip in some.items()}
+    return [replace(video, clip=by_index.get(video.index)) for video in everyone]
 
 
-def write_samples(folder: Path, scores: list[VideoScore], fps: int) -> None:
-    """Writes the shown videos and the list of their prompts to `folder`, whole or not at all."""
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+# ---- what is left of it on disk ----
+
+
+def write_scores(path: Path, videos: Iterable[VideoScore]) -> None:
+    """Writes one JSON line a video, whole or not at all."""
+    write_lines(path, (video.record() for video in videos))
+
+
+def write_samples(folder: Path, videos: Iterable[VideoScore], fps: int) -> None:
+    """Writes videos and the list of their prompts to `folder`, whole or not at all."""
     listed = []
-    for score in scores:
-        if score.pixels is not None:
-            name = f"{score.index:03d}.mp4"
-            write_mp4(aside / name, score.pixels, fps)
-            listed.append({"file": name, "prompt": score.prompt, "reward": score.reward})
-    (aside / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with atomic_folder(folder) as temporary:
+        for video in videos:
+            if video.clip is not None:
+                name = f"{video.index:03d}.mp4"
+                write_mp4(temporary / name, video.clip.frames[0], fps)
+                listed.append({"file": name, "prompt": str(video.prompt), "reward": video.reward})
+        (temporary / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")

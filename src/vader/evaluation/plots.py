@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vader.errors import UserError
 from vader.evaluation.charts import Series, reward_series
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.runs.reader import read_run
 
 COLOURS = {"faint": "#d5cfc4", "train": "#a08f74", "held-out": "#0b7a6b"}
@@ -45,7 +45,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes it as what the path's suffix says, `.png` or `.svg`."""
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip("."))
     return Path(path)
 

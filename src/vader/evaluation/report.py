@@ -18,9 +18,9 @@ from statistics import fmean, median
 from string import Template
 from typing import Literal
 
-from vader.evaluation.charts import AXES, Series, legend, line_chart, reward_series
+from vader.evaluation.charts import AXES, Series, figure_names, is_share, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.recipe import Recipe
 from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
 
@@ -41,8 +41,8 @@ def write_report(run_dir: str | Path) -> Path:
         UserError: the folder is no run's, one of its files is damaged, or it cannot be written to.
     """
     run = read_run(run_dir)
-    path = run.path / "report.html"
-    with aside(path) as temporary:
+    path = run.folder.report
+    with atomic_write(path) as temporary:
         temporary.write_text(report_page(run), encoding="utf-8")
     return path
 
@@ -71,7 +71,7 @@ def header(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """The held-out reward before and after and what it took, beside the figures of each reward and of the judge."""
+    """The held-out reward before and after and what it took, beside each reward of a mix and the metrics' figures."""
     first_card = (_hero(run.evaluations[0], run.evaluations[-1]) if run.evaluations else "") + _facts(run)
     second_card = _comparisons(run.evaluations[0], run.evaluations[-1]) if len(run.evaluations) > 1 else ""
     cards = f'<div class="card hero">{first_card}</div>' if first_card else ""
@@ -81,9 +81,8 @@ def headline(run: Run) -> str:
 
 def _comparisons(before: Evaluation, after: Evaluation) -> str:
     parts = _comparison("Rewards, unweighted", before.parts, after.parts) if len(before.parts) > 1 else ""
-    monitors = _comparison("Monitors<small>rewards that were not trained on</small>", before.monitors, after.monitors)
-    judge = "Judge<small>figures that were not trained on</small>"
-    return parts + monitors + _comparison(judge, before.judge, after.judge, scale=1.0)
+    figures = "Figures<small>what was not trained on</small>"
+    return parts + _comparison(figures, before.figures, after.figures)
 
 
 def _described(recipe: Recipe) -> str:
@@ -100,10 +99,13 @@ def _weight(weight: float) -> str:
 
 
 def _method(recipe: Recipe) -> str:
+    """The algorithm, and of one that has a policy this with its options, as far as the recipe says them."""
     algorithm = recipe.algorithm
-    if algorithm.name != "reward_gradient":
+    policy = algorithm.options.get("policy")
+    if not isinstance(policy, Mapping):
         return algorithm.name
-    return f"reward gradient (policy {algorithm.policy.name}, K = {algorithm.policy.k})"
+    options = "".join(f", {key} = {value}" for key, value in policy.items() if key != "name")
+    return f"{algorithm.name} (policy {policy['name']}{options})"
 
 
 def _missing(run: Run) -> Iterator[str]:
@@ -149,17 +151,17 @@ def _change(before: float, after: float, places: int) -> str:
     return f'<span class="change {kind}">{signed(change, places)}</span>'
 
 
-def _comparison(title: str, before: Mapping[str, float], after: Mapping[str, float], scale: float = 0.0) -> str:
-    """A table of figures before and after; empty without figures. `scale` is their usual size, for the decimals."""
+def _comparison(title: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """A table of figures before and after; empty without figures."""
     if not after:
         return ""
-    rows = "".join(_comparison_row(name, before.get(name, math.nan), value, scale) for name, value in after.items())
+    rows = "".join(_comparison_row(name, before.get(name, math.nan), value) for name, value in after.items())
     head = "<thead><tr><th></th><th>before</th><th>after</th><th>change</th></tr></thead>"
     return f"<table><caption>{title}</caption>{head}<tbody>{rows}</tbody></table>"
 
 
-def _comparison_row(name: str, before: float, after: float, scale: float) -> str:
-    places = decimals([before, after, scale])
+def _comparison_row(name: str, before: float, after: float) -> str:
+    places = decimals([before, after, 1.0 if is_share(name) else 0.0])
     return (
         f'<tr><th scope="row">{escape(name)}</th><td>{fixed(before, places)}</td>'
         f'<td class="strong">{fixed(after, places)}</td><td>{_change(before, after, places)}</td></tr>'
@@ -245,7 +247,7 @@ def _video(sample: Sample, when: str, reward: str) -> str:
 
 
 def curves(run: Run) -> str:
-    """The reward over steps and over reward queries, then its parts, the judge, and what tells of healthy training."""
+    """The reward over steps and over reward queries, then its parts, figures, and what tells of healthy training."""
     series = reward_series(run)
     if not series:
         return section("Reward", note("No step has been logged yet."))
@@ -254,8 +256,7 @@ def curves(run: Run) -> str:
         for axis in _REPORT_AXES
     )
     smalls = _small_charts("Each reward", _part_series(run))
-    smalls += _small_charts("Monitors, on held-out prompts", _beside_series(run, "monitors"))
-    smalls += _small_charts("Judge, on held-out prompts", _beside_series(run, "judge"), (0.0, 1.0))
+    smalls += _small_charts("Figures, on held-out prompts", _figure_series(run))
     smalls += _small_charts("Health of the training", _health_series(run))
     table = _evaluation_table(run.evaluations) if run.evaluations else ""
     return section("Reward", f'<div class="card">{legend(series)}{large}</div>{table}{smalls}', beside=_AXIS)
@@ -281,12 +282,13 @@ def _part_series(run: Run) -> dict[str, list[Series]]:
     }
 
 
-def _beside_series(run: Run, kind: Literal["monitors", "judge"]) -> dict[str, list[Series]]:
+def _figure_series(run: Run) -> dict[str, list[Series]]:
     """What held-out videos were measured by without being trained on it."""
-    measured = [evaluation for evaluation in run.evaluations if getattr(evaluation, kind)]
-    figures = [getattr(evaluation, kind) for evaluation in measured]
-    names = figures[0] if figures else {}
-    return {name: [_over_steps("held-out", measured, [one[name] for one in figures])] for name in names}
+    measured = run.evaluations
+    return {
+        name: [_over_steps("held-out", measured, [one.figures.get(name, math.nan) for one in measured])]
+        for name in figure_names(measured)
+    }
 
 
 def _health_series(run: Run) -> dict[str, list[Series]]:
@@ -302,17 +304,17 @@ def _over_steps(style: str, records: Sequence[TrainStep] | Sequence[Evaluation],
     return Series(style, style, [record.step for record in records], values, points=style == "held-out")
 
 
-def _small_charts(title: str, charts: Mapping[str, list[Series]], y_range: tuple[float, float] | None = None) -> str:
+def _small_charts(title: str, charts: Mapping[str, list[Series]]) -> str:
     """A titled row of small charts; lines without a finite point are left out, and so is a row without lines."""
-    cards = "".join(_small_chart(name, series, y_range) for name, series in charts.items())
+    cards = "".join(_small_chart(name, series) for name, series in charts.items())
     return f'<h3>{title}</h3><div class="smalls">{cards}</div>' if cards else ""
 
 
-def _small_chart(name: str, series: list[Series], y_range: tuple[float, float] | None) -> str:
+def _small_chart(name: str, series: list[Series]) -> str:
     drawn = [one for one in series if any(map(math.isfinite, one.y))]
     if not drawn:
         return ""
-    chart = line_chart(drawn, f"{name} over steps", "", "small", y_range)
+    chart = line_chart(drawn, f"{name} over steps", "", "small", (0.0, 1.0) if is_share(name) else None)
     return f'<div class="card"><h4>{escape(name)}</h4>{chart}</div>'
 
 

@@ -1,58 +1,138 @@
-"""A checkpoint in diffusers' pipeline layout, in a folder or on the hub: one subfolder a component.
+"""Where weights lie, and transformers' and diffusers' own networks from there.
 
-In comes what a recipe names (`tiny`, a folder, a hub id); out come single components, frozen and in eval
-mode, or a `UserError` that says which part is missing.
+In comes what a recipe names in one word: `tiny` (the tiny world's own), a folder, a file, a hub id `owner/repo`, or one
+file there, `owner/repo/file`. Out come paths, settings and whole networks, frozen and in eval mode, or one `UserError`
+that says which part is missing. A checkpoint in diffusers' layout is a folder with a subfolder for each component.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+import diffusers
+import huggingface_hub.utils
 import torch
 import transformers
 from diffusers.models import ModelMixin
 from huggingface_hub import hf_hub_download, model_info, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from vader import tinyworld
-from vader.errors import UserError
+from vader.errors import UserError, nearest
 from vader.plugins import one_line
 
+TINY = "tiny"
+TINY_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
 Result = TypeVar("Result")
-Network = TypeVar("Network", bound=nn.Module)
 
 
-def resolve(checkpoint: str, family: str) -> str:
-    """The folder or hub id behind what the user wrote; `tiny` and `tiny/<family>` are the tiny world's own weights,
-    `tiny/<family>-<variant>` another set of them.
+def _hush() -> None:
+    """The libraries' warnings and bars speak of their own insides; those of downloads stay, and so do users' wishes."""
+    downloads = not huggingface_hub.utils.are_progress_bars_disabled()
+    for name, logging in (("TRANSFORMERS", transformers.utils.logging), ("DIFFUSERS", diffusers.utils.logging)):
+        if f"{name}_VERBOSITY" not in os.environ:
+            logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    if downloads:  # transformers turns them off with its own
+        huggingface_hub.utils.enable_progress_bars()
+
+
+_hush()
+
+
+# ---- where ----
+
+
+def tiny_weights(name: str) -> Path:
+    """Where the package keeps the tiny world's weights `name`: "modelscope", "clip", "aesthetic_head.safetensors".
 
     Raises:
-        UserError: it is neither a folder nor could it be a hub id.
+        UserError: there are no such weights.
     """
-    if checkpoint in ("tiny", f"tiny/{family}") or checkpoint.startswith(f"tiny/{family}-"):
-        return str(tinyworld.weights_path(family if checkpoint == "tiny" else checkpoint.removeprefix("tiny/")))
+    path = TINY_WEIGHTS / name
+    if not path.exists():
+        known = [entry.name for entry in TINY_WEIGHTS.glob("*")]
+        raise UserError(f"the tiny world has no weights {name!r}: {nearest(name, known)}")
+    return path
+
+
+def _is_tiny(source: str, name: str) -> bool:
+    return source in (TINY, f"{TINY}/{name}") or source.startswith(f"{TINY}/{name}-")
+
+
+def resolve(checkpoint: str, tiny: str) -> str:
+    """The folder or hub id behind what the user wrote.
+
+    Args:
+        tiny: the tiny world's weights that `tiny` and `tiny/<name>` stand for; `tiny/<name>-<variant>` is another set.
+
+    Raises:
+        UserError: it is neither a folder nor a hub id that is cached here or that the hub has.
+    """
+    if _is_tiny(checkpoint, tiny):
+        return str(tiny_weights(tiny if checkpoint == TINY else checkpoint.removeprefix(f"{TINY}/")))
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return str(path)
     if path.exists():
-        raise UserError(
-            f"checkpoint {checkpoint!r} is a file: name the folder that holds its components (unet/, vae/ ...)"
-        )
+        raise UserError(f"checkpoint {checkpoint!r} is a file: name the folder that it is in, or a hub id")
     if not HUB_ID.fullmatch(checkpoint):
         raise UserError(
-            f"checkpoint {checkpoint!r} is no folder here and no hub id: use 'tiny', a folder or 'user/name'"
+            f"checkpoint {checkpoint!r} is no folder here and no hub id: use 'tiny', a folder or 'owner/name'"
         )
     _check_hub(checkpoint)
     return checkpoint
+
+
+def find_file(source: str, tiny: str) -> Path:
+    """A single weight file, downloaded if `source` is `owner/repo/file`; `tiny` names the tiny world's own.
+
+    Raises:
+        UserError: there is no such file here, nor on the hub.
+    """
+    if _is_tiny(source, tiny):
+        return tiny_weights(tiny)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    owner_and_repo, file = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
+    if not file or not HUB_ID.fullmatch(owner_and_repo):
+        raise UserError(f"no weight file at {source!r}: give a file that exists or a hub file like owner/repo/file")
+    try:
+        return Path(hf_hub_download(owner_and_repo, file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source!r} is no file here, and the hub did not give it: {one_line(error)}") from error
+
+
+def find_component(source: str, subfolder: str, file: str) -> Path:
+    """A component's file, downloaded from a hub id; the subfolder of a checkpoint that is one component is "".
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    name = PurePosixPath(subfolder, file).as_posix()
+    if Path(source).is_dir():
+        return Path(source, name)
+    return _translated(lambda: Path(hf_hub_download(source, name)), source, name)
+
+
+def check_components(source: str, components: dict[str, str]) -> None:
+    """Before anything is loaded: a folder has every component (subfolder -> a file that must be in it).
+
+    Raises:
+        UserError: naming the first missing file.
+    """
+    folder = Path(source)
+    for subfolder, file in components.items():
+        if folder.is_dir() and not (folder / subfolder / file).is_file():
+            raise UserError(f"checkpoint {source!r} is not whole: {subfolder}/{file} is missing")
 
 
 def _check_hub(hub_id: str) -> None:
@@ -69,101 +149,69 @@ def _check_hub(hub_id: str) -> None:
             ) from error
 
 
-def check_components(source: str, components: dict[str, str]) -> None:
-    """Before anything is loaded: a folder has every component (subfolder -> a file that must be in it).
-
-    Raises:
-        UserError: naming the first missing file.
-    """
-    folder = Path(source)
-    for subfolder, file in components.items():
-        if folder.is_dir() and not (folder / subfolder / file).is_file():
-            raise UserError(f"checkpoint {source!r} is not whole: {subfolder}/{file} is missing")
-
-
-def find_file(source: str, subfolder: str, file: str) -> Path:
-    """A component's file, downloaded from a hub id; the subfolder of a checkpoint that is one component is "".
-
-    Raises:
-        UserError: the hub does not give it.
-    """
-    name = PurePosixPath(subfolder, file).as_posix()
-    if Path(source).is_dir():
-        return Path(source, name)
-    return _translated(lambda: Path(hf_hub_download(source, name)), source, name)
+# ---- what ----
 
 
 def load_config(source: str, subfolder: str, file: str = "config.json") -> dict[str, Any]:
     """A component's JSON settings."""
-    path = find_file(source, subfolder, file)
+    path = find_component(source, subfolder, file)
     return _translated(lambda: json.loads(path.read_text()), source, f"{subfolder}/{file}".lstrip("/"))
 
 
-def load_tensors(source: str, subfolder: str, file: str = "model.safetensors") -> dict[str, Tensor]:
-    """The tensors of a component's weight file."""
-    path = find_file(source, subfolder, file)
-    return _translated(lambda: load_file(path), source, f"{subfolder}/{file}".lstrip("/"))
-
-
-def fill(
-    network: Network, weights: Mapping[str, Tensor], dtype: torch.dtype, label: str, keep: Collection[str] = ()
-) -> Network:
-    """Gives a network of our own, built on the meta device, its weights: frozen, in eval mode, in `dtype`.
-
-    Args:
-        weights: exactly the network's state dict, by name and shape.
-        label: what they are, for the error: "transformer of checkpoint 'x'".
-        keep: names of those that stay in their own precision.
-
-    Raises:
-        UserError: naming the first weight that is missing, unknown or of another shape.
-    """
-    expected = network.state_dict()
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise UserError(f"{label} is not whole: it lacks {len(missing)} weights ({missing[0]} ...)")
-    if unknown := sorted(weights.keys() - expected.keys()):
-        raise UserError(f"{label} is of another kind: it has {len(unknown)} unknown weights ({unknown[0]} ...)")
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            shapes = f"{list(weight.shape)}, should be {list(expected[name].shape)}"
-            raise UserError(f"{label} does not fit its config.json: {name} is {shapes}")
-    cast = {name: weight if name in keep else weight.to(dtype) for name, weight in weights.items()}
-    network.load_state_dict(cast, assign=True)
-    return network.eval().requires_grad_(False)
-
-
 def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype, **options: Any) -> Any:
-    """One network of the checkpoint: frozen, in eval mode, floating-point weights in `dtype`.
+    """One network of a checkpoint of a base model, of exactly that class.
 
     Args:
-        options: of the library's `from_pretrained`, beside `dtype`.
+        options: as in `load_pretrained`.
 
     Raises:
-        UserError: it cannot be read, is of another class, or lacks weights.
+        UserError: as `load_pretrained`, or it is of another class.
     """
     config, part = load_config(source, subfolder), subfolder or "network"
     classes = config.get("architectures") or [config.get("_class_name")]
     if network.__name__ not in classes:
         raise UserError(f"checkpoint {source!r} is of another family: its {part} is no {network.__name__}")
+    return load_pretrained(network, source, part, dtype=dtype, subfolder=subfolder, **options)
+
+
+def load_pretrained(
+    network: type[Any], source: str | None, part: str, *, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
+    """A network of transformers or diffusers: frozen, in eval mode, every weight found (random ones say nothing).
+
+    Its weights are in `dtype`, but for those that its class keeps in float32.
+
+    Args:
+        source: a folder or hub id; None: the options have `config` and `state_dict`.
+        part: what it is, for errors: "unet", "CLIP"; without a source also where it is from.
+        options: more for the library's `from_pretrained`.
+
+    Raises:
+        UserError: it cannot be read, or lacks weights.
+    """
     options["torch_dtype" if issubclass(network, ModelMixin) else DTYPE] = dtype
-    loaded, report = _translated(
-        lambda: network.from_pretrained(source, subfolder=subfolder, output_loading_info=True, **options),
-        source,
-        part,
-    )
+    loaded, report = from_pretrained(network, source, part, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
-        raise UserError(f"checkpoint {source!r} is not whole: {part} lacks {len(missing)} weights ({missing[0]} ...)")
-    quantized = "quantization_config" in options  # it has its types, and refuses others
-    return (loaded if quantized else loaded.to(dtype)).eval().requires_grad_(False)
+        raise UserError(f"{_named(part, source)} is not whole: it lacks {len(missing)} weights ({missing[0]} ...)")
+    return loaded.eval().requires_grad_(False)
 
 
-def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str) -> Any:
-    return _translated(lambda: tokenizer.from_pretrained(source, subfolder=subfolder), source, subfolder or "tokenizer")
+def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str = "") -> Any:
+    return from_pretrained(tokenizer, source, subfolder or "tokenizer", subfolder=subfolder)
 
 
-def _translated(load: Callable[[], Result], source: str, part: str) -> Result:
+def from_pretrained(cls: type[Any], source: str | None, part: str, **options: Any) -> Any:
+    """`cls.from_pretrained(source)`, whose failures are one `UserError`."""
+    return _translated(lambda: cls.from_pretrained(source, **options), source, part)
+
+
+def _translated(load: Callable[[], Result], source: str | None, part: str) -> Result:
     """Calls a library's loader; its long errors become one line that names the component."""
     try:
         return load()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load {part} of checkpoint {source!r}: {one_line(error)}") from error
+        raise UserError(f"cannot load {_named(part, source)}: {one_line(error)}") from error
+
+
+def _named(part: str, source: str | None) -> str:
+    return part if source is None else f"{part} of checkpoint {source!r}"

@@ -6,7 +6,7 @@ without transparency (laid on white), scaled to cover the video and cut to it ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,32 +16,29 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.prompts.prompt import Prompt
+from vader.nouns import Prompt
 
 WHITE = (255, 255, 255, 255)
 
 
-def image_of(prompt: str) -> Path | None:
-    """The picture that a prompt carries; a plain text carries none."""
-    return prompt.image if isinstance(prompt, Prompt) else None
-
-
-def prompt_images(prompts: Sequence[str], height: int, width: int) -> Tensor:
+def prompt_images(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
     """The pictures of B prompts, cut to the size of the video: float32 `[B, 3, height, width]` in [0, 1].
 
     Raises:
         UserError: a prompt carries none, or its file cannot be read.
     """
-    paths = [(prompt, image_of(prompt)) for prompt in prompts]
-    for prompt, path in paths:
-        if path is None:
-            raise UserError(f"prompt {prompt!r} has no image, and the model starts from one: use a set of pictures")
-    return torch.stack([read_picture(path, height, width) for _, path in paths if path is not None])
+    return torch.stack([read_picture(_image_of(prompt), height, width) for prompt in prompts])
 
 
-def check_pictures(prompts: Sequence[str]) -> None:
+def _image_of(prompt: Prompt) -> Path:
+    if prompt.image is None:
+        raise UserError(f"prompt {prompt.text!r} has no image, and the model starts from one: use a set of pictures")
+    return prompt.image
+
+
+def check_pictures(paths: Iterable[Path]) -> None:
     """Raises `UserError` for the first picture that does not exist or is none; looks at their first bytes alone."""
-    for path in filter(None, map(image_of, prompts)):
+    for path in paths:
         with _opened(path):
             pass
 
@@ -56,6 +53,11 @@ def read_picture(path: Path, height: int, width: int) -> Tensor:
         upright = _on_white(ImageOps.exif_transpose(image))
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted).copy()).movedim(-1, 0).float() / 255
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Standardises each channel of `[N, 3, H, W]`, as vision networks want their pixels."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import ftfy
 import torch
 from torch import Tensor
 from transformers import CLIPConfig
@@ -112,5 +113,8 @@ def _tower_config(
 
 
 def clean(prompt: str) -> str:
-    """A prompt as open_clip cleans it (less its repair of wrong encodings): HTML unescaped, white space collapsed."""
-    return " ".join(html.unescape(html.unescape(prompt)).split())
+    """A prompt as CLIP's and open_clip's tokenizers clean it: text mended, HTML unescaped, white space collapsed.
+
+    Mended are wrong encodings, and typographic quotes and ligatures become the plain ones that CLIP was trained on.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())

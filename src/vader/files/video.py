@@ -1,13 +1,11 @@
 """Videos in and out of files: mp4 for people, PNG frames and contact sheets, and any video file as a tensor.
 
 In and out go pixels `[F, 3, H, W]` in [0, 1]. Small videos are enlarged for the eye; the file remembers
-by how much, so that reading it back gives the pixels that were sampled. Every file appears whole or not
-at all: it is written aside and renamed.
+by how much, so that reading it back gives the pixels that were sampled. Every file appears whole or not at all.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_write
 
 EYE = 256  # pixels: smaller videos are enlarged towards this
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
@@ -51,7 +50,7 @@ def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None 
     height, width = frames.shape[-2:]
     factor = upscale or enlargement(height, width)
     images = to_bytes(_evened(enlarged(frames, factor)))
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         _encode(temporary, images, Fraction(fps).limit_denominator(1001), _mark(height, width, factor))
     return Path(path)
 
@@ -85,6 +84,23 @@ def stream_frames(path: str | Path, max_frames: int | None = None) -> Iterator[T
         if image.shape != first.shape:
             raise UserError(f"the frames of {path} differ in size: {_size(first)} and {_size(image)}")
         yield image
+
+
+def frame_rate(path: str | Path, max_frames: int | None = None) -> float | None:
+    """Frames a second of a video file, as `stream_frames` gives them; None for a folder of frames, which tells none.
+
+    Raises:
+        UserError: unreadable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return None
+    with _readable(path), av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+    if rate is None or max_frames is None:
+        return None if rate is None else float(rate)
+    count = _count_frames(path)
+    return float(rate) * len(subsampled(count, max_frames)) / count
 
 
 def subsampled(count: int, limit: int | None) -> list[int]:
@@ -131,25 +147,9 @@ def contact_sheet(videos: Tensor, captions: Sequence[str], path: str | Path) -> 
 
 
 def write_png(path: str | Path, image: Image.Image) -> Path:
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
     return Path(path)
-
-
-@contextmanager
-def aside(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and goes when it does not."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def enlargement(height: int, width: int, side: int = EYE) -> int:
@@ -208,13 +208,19 @@ def _unmark(comment: str, height: int, width: int) -> tuple[int, int, int]:
 
 def _file_images(path: Path, max_frames: int | None) -> Iterator[Tensor]:
     """Decodes a file, twice when only some frames are wanted: containers don't tell their frame count reliably."""
-    try:
+    with _readable(path):
         chosen = None if max_frames is None else set(subsampled(_count_frames(path), max_frames))
         with av.open(str(path)) as container:
             comment = container.metadata.get("comment", "")
             for i, frame in enumerate(container.decode(video=0)):
                 if chosen is None or i in chosen:
                     yield _as_sampled(_to_pixels(frame.to_ndarray(format="rgb24")), comment)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
         raise UserError(
             f"{path} is no video that can be read: give an mp4, webm or gif, or a folder of frames"

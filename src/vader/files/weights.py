@@ -1,23 +1,76 @@
-"""Weight files that strangers made: safetensors or torch checkpoints in, what they hold out.
+"""Weights that strangers made: read without running code, put into networks to the last name.
 
-Code in a pickle is never run: torch's restricted reader takes tensors and plain containers, and refuses all else.
+In go safetensors files or torch checkpoints, out comes what they hold, or a network filled with exactly that. Code in a
+pickle is never run: torch's restricted reader takes tensors and plain containers, and refuses all else.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from vader.errors import UserError
 from vader.plugins import one_line
 
 ZIP_START = b"PK"  # of torch's checkpoints since 1.6
+Network = TypeVar("Network", bound=nn.Module)
+
+
+# ---- filling ----
+
+
+def fill(
+    network: Network, weights: Mapping[str, Tensor], dtype: torch.dtype, label: str, keep: Collection[str] = ()
+) -> Network:
+    """Gives a network of our own, built on the meta device, its weights: frozen, in eval mode, in `dtype`.
+
+    Args:
+        weights: exactly the network's state dict, by name and shape.
+        label: what they are, for errors: "transformer of checkpoint 'x'".
+        keep: names of those that stay in their own precision.
+
+    Raises:
+        UserError: as `check_weights`.
+    """
+    check_weights(weights, network.state_dict(), label)
+    kept = {name for name, weight in weights.items() if name in keep or not weight.is_floating_point()}
+    cast = {name: weight if name in kept else weight.to(dtype) for name, weight in weights.items()}
+    network.load_state_dict(cast, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], label: str) -> None:
+    """Raises `UserError`, naming the first weight that is missing, unknown or of another shape than expected."""
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise UserError(f"{label} is not whole: it lacks {len(missing)} weights ({missing[0]} ...)")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise UserError(f"{label} is of another kind: it has {len(unknown)} unknown weights ({unknown[0]} ...)")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            shapes = f"{list(weight.shape)}, should be {list(expected[name].shape)}"
+            raise UserError(f"{label} is of another architecture: {name} is {shapes}")
+
+
+# ---- reading ----
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a torch checkpoint (bare, or under `state_dict`), without `module.`.
+
+    Raises:
+        UserError: as `read_weights`.
+    """
+    content = read_weights(path)
+    tensors = content.get("state_dict", content)
+    return {name.removeprefix("module."): value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """The contract of a base model: prompts in, condition out; latents in, prediction or pixels out.
 
-A family (ModelScope, ...) says how its denoiser is called and how its latents become pixels. Guidance
-is the same for all and lives here. Bring your own: subclass `VideoModel`, name it `module:Class`.
+A family (ModelScope, ...) says how its denoisers are called and how its latents become pixels. How videos are sampled
+from it (solver, guidance, where gradient enters) is none of its business: it only tells its checkpoint's own scheduler
+settings, and which strategy of guidance it was made for. Bring your own: subclass `VideoModel`, name it `module:Class`.
 
-Shapes: B videos, F frames, C channels, H x W pixels. Latents have the family's own layout, float32
-outside the networks. Pixels are float32 `[B, F, 3, H, W]` in [0, 1].
+Shapes: B videos, F frames, C channels, H x W pixels. Latents have the family's own layout, float32 outside the
+networks; a family may have several by name (video and audio). Pixels are float32 `[B, F, 3, H, W]` in [0, 1].
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,50 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.files.images import check_pictures, image_of
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import Kind
-
-
-@dataclass(frozen=True)
-class VideoSize:
-    """The size of a video in pixels and frames; fps is for models that are conditioned on it and for files."""
-
-    frames: int
-    height: int
-    width: int
-    fps: int = 8
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (`VideoModel.guide`); scale 1 needs no unconditional branch.
-
-    `batched` runs both branches as one batch (faster) or one after the other (less memory).
-    `detach_uncond` stops the gradient of the unconditional branch.
-    """
-
-    scale: float = 1.0
-    batched: bool = True
-    detach_uncond: bool = False
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the denoiser is conditioned on, encoded once: tensors `[B, ...]` by name, with their unconditional twins."""
-
-    cond: dict[str, Tensor]
-    uncond: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.cond.values())))
-
-    def __getitem__(self, index: slice | Sequence[int]) -> Condition:
-        return Condition({k: v[index] for k, v in self.cond.items()}, {k: v[index] for k, v in self.uncond.items()})
-
-    def both(self) -> dict[str, Tensor]:
-        """Conditional rows first, then unconditional ones: `[2B, ...]`."""
-        return {name: torch.cat([self.cond[name], self.uncond[name]]) for name in self.cond}
+from vader.files.images import check_pictures
+from vader.nouns import Audio, Condition, Prompt, VideoSize
 
 
 def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
@@ -81,38 +39,45 @@ def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
 
 
 class VideoModel(ABC):
-    """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapter."""
+    """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapters.
+
+    Attributes:
+        family: its name.
+        lora_targets: the layers that an adapter goes to unless the recipe names others.
+        takes_images: whether a video starts from a picture (image-to-video).
+        guidance: the strategy it was made for, by name (`vader.sampling.guidance`).
+        frame_axis: which axis of the latents counts frames.
+        sigmas: of a flow model, the levels that its pipeline asks for, as `solver_from_config` takes them.
+        denoisers: the networks that carry adapters, by component name; experts come in the order of their use.
+        scheduler: the checkpoint's own scheduler settings, as `solver_from_config` reads them.
+    """
 
     family: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    takes_images: ClassVar[bool] = False  # whether a video starts from a picture (image-to-video)
+    takes_images: ClassVar[bool] = False
+    guidance: ClassVar[str] = "cfg"
+    frame_axis: ClassVar[int] = 2
+    sigmas: ClassVar[str | None] = None
 
-    denoiser: nn.Module  # carries the adapter
-    solver: Solver  # built from the checkpoint's own scheduler settings
+    denoisers: dict[str, nn.Module]
+    scheduler: Mapping[str, Any]
 
     @classmethod
     @abstractmethod
-    def load(
-        cls,
-        checkpoint: str,
-        *,
-        dtype: torch.dtype = torch.float32,
-        solver: Kind = "auto",
-        eta: float = 0.0,
-        spacing: str = "auto",
-    ) -> VideoModel:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> VideoModel:
         """Loads a checkpoint on the CPU: every network frozen, in eval mode, its weights in `dtype`.
+
+        A family's further parameters are options of the recipe (`model.options`).
 
         Args:
             checkpoint: what the recipe names: a folder, a file or a hub id; a family may define words of its own.
-            solver, eta, spacing: how to sample, as `solver_from_config` takes them (`solver` is its `kind`).
 
         Raises:
             UserError: there is no such checkpoint, or it is not of this family.
         """
 
     @classmethod
-    def check_prompts(cls, prompts: Sequence[str]) -> None:
+    def check_prompts(cls, prompts: Sequence[Prompt]) -> None:
         """Before anything is loaded: prompts carry pictures where the family starts from them, and none elsewhere.
 
         Raises:
@@ -120,43 +85,65 @@ class VideoModel(ABC):
         """
         family = f"models of the family {cls.family!r}"
         for prompt in prompts:
-            if image_of(prompt) is None and cls.takes_images:
-                raise UserError(f"{family} start from images, but prompt {prompt!r} has none: use a set of pictures")
-            if image_of(prompt) is not None and not cls.takes_images:
-                raise UserError(f"{family} take no images, but prompt {prompt!r} has one: use a set of texts")
-        check_pictures(prompts)
+            if prompt.image is None and cls.takes_images:
+                raise UserError(
+                    f"{family} start from images, but prompt {prompt.text!r} has none: use a set of pictures"
+                )
+            if prompt.image is not None and not cls.takes_images:
+                raise UserError(f"{family} take no images, but prompt {prompt.text!r} has one: use a set of texts")
+        check_pictures([picture for prompt in prompts if (picture := prompt.image)])
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
-        """Encodes B prompts, without gradient.
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        """Encodes B prompts, without gradient; the unconditional twins are their negative texts.
 
         Args:
             prompts: one a video.
-            images: `[B, 3, H, W]` in [0, 1], for image-to-video.
-            size: of the videos, for families whose denoiser is told it (fps, resolution); sampling and training
-                always give it.
+            size: of the videos, for families whose denoiser is told it (fps, resolution).
+            images: `[B, 3, H, W]` in [0, 1] to start from; None: those that the prompts carry.
         """
 
-    def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 (most families have nothing to do)
+    def prepare(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (most families have nothing to do)
         """Told every prompt before a run or a batch of samples begins.
 
         A family whose text encoder is too large to stay in memory encodes them here, and drops it.
         """
 
     @abstractmethod
-    def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
-        """The shape of one video's latents.
+    def noise_shape(self, size: VideoSize) -> Any:
+        """The shape of one video's latents, or a dictionary of shapes.
 
         Raises:
             UserError: the model cannot make videos of this size.
         """
 
-    @abstractmethod
-    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """One pass of the denoiser: scaled latents `[N, ...]`, one time (scalar), inputs `[N, ...]` -> like latents."""
+    def tokens(self, size: VideoSize) -> int:
+        """How many tokens a video is to the denoiser, for checkpoints whose noise levels depend on it.
+
+        Raises:
+            UserError: this family does not say; one with such a checkpoint overrides this.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not say its tokens, on which its noise levels depend: add `tokens`"
+        )
 
     @abstractmethod
-    def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
+    def denoise(self, latents: Any, time: Tensor, inputs: dict[str, Tensor]) -> Any:
+        """One pass: scaled latents `[N, ...]`, one time (scalar), inputs `[N, ...]` -> the prediction, like latents.
+
+        Where there are several denoisers, the one that `expert` names of this time works.
+        """
+
+    def expert(self, time: float) -> str:
+        """Which of the denoisers a time belongs to, as `denoise` is told it; families with several override this."""
+        return next(iter(self.denoisers))
+
+    def windows(self, size: VideoSize) -> Sequence[range]:
+        """The frames that are decoded together, window by window; one by one unless a family overrides this."""
+        return [range(frame, frame + 1) for frame in range(size.frames)]
+
+    @abstractmethod
+    def decode_unclamped(self, latents: Any, frames: Tensor | None = None) -> Tensor:
         """Pixels of the chosen frames before clamping: about [0, 1], may overshoot.
 
         Args:
@@ -164,10 +151,22 @@ class VideoModel(ABC):
             frames: indices `[B, n]` of the frames to decode, each video its own; None for all.
 
         Returns:
-            float32 `[B, n, 3, H, W]`.
+            float32 `[B, n, 3, H, W]`. Only the windows that hold a chosen frame cost anything.
         """
 
-    def encode_video(self, pixels: Tensor) -> Tensor:
+    def decode(self, latents: Any, frames: Tensor | None = None) -> Tensor:
+        """Pixels of the chosen frames, in [0, 1]; see `decode_unclamped`."""
+        return self.decode_unclamped(latents, frames).clamp(0, 1)
+
+    def decode_audio(self, latents: Any) -> Audio:
+        """The videos' sound, differentiable to the latents.
+
+        Raises:
+            UserError: this family makes none; one that does overrides this.
+        """
+        raise UserError(f"models of {type(self).__name__} make no sound, so no reward can listen to it")
+
+    def encode_video(self, pixels: Tensor) -> Any:
         """Pixels `[B, F, 3, H, W]` in [0, 1] as final latents, without gradient: what `decode` takes back.
 
         Raises:
@@ -196,35 +195,10 @@ class VideoModel(ABC):
         """
         return self.diffusers_pipeline().save_pretrained
 
-    def decode(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Pixels of the chosen frames, in [0, 1]; see `decode_unclamped`."""
-        return self.decode_unclamped(latents, frames).clamp(0, 1)
-
-    def predict(self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        """The guided prediction at one time, with a graph wherever the caller's grad mode and weights ask for one."""
-        if guidance.scale == 1.0:
-            return self.denoise(latents, time, condition.cond)
-        return self.guide(*self._branches(latents, time, condition, guidance), guidance.scale)
-
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """The guided prediction, `uncond + scale * (cond - uncond)` (arXiv 2207.12598, eq. 6, scale = 1 + w there)."""
-        return uncond + scale * (cond - uncond)
-
-    def _branches(
-        self, latents: Tensor, time: Tensor, condition: Condition, guidance: Guidance
-    ) -> tuple[Tensor, Tensor]:
-        if guidance.batched and not (guidance.detach_uncond and torch.is_grad_enabled()):
-            cond, uncond = self.denoise(torch.cat([latents, latents]), time, condition.both()).chunk(2)
-            return cond, uncond
-        cond = self.denoise(latents, time, condition.cond)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not guidance.detach_uncond):
-            uncond = self.denoise(latents, time, condition.uncond)
-        return cond, uncond
-
     @property
-    def denoiser_name(self) -> str:
-        """The denoiser's component name: "unet" or "transformer"."""
-        return next(name for name, network in self.networks().items() if network is self.denoiser)
+    def denoiser(self) -> Any:
+        """The first of the denoisers: for families that have one, the one."""
+        return next(iter(self.denoisers.values()))
 
     @property
     def device(self) -> torch.device:

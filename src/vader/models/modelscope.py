@@ -6,7 +6,7 @@ twin, any fine-tune of the same layout). Latents are `[B, C, F, h, w]`, scaled t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -19,10 +19,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
+from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import Kind, solver_from_config
+from vader.models.text import embed_once
+from vader.nouns import Condition, Prompt, VideoSize
 
 COMPONENTS = {
     "unet": "config.json",
@@ -37,8 +37,7 @@ class ModelScope(VideoModel):
     """UNet3D denoiser, image VAE decoded frame by frame, CLIP text encoder."""
 
     family = "modelscope"
-    denoiser: Any  # diffusers' networks carry their settings in ways that type checkers do not see
-    vae: Any
+    vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
 
     def __init__(
         self,
@@ -46,33 +45,21 @@ class ModelScope(VideoModel):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        solver: Solver,
-        scheduler_config: dict,
+        scheduler: Mapping[str, Any],
     ) -> None:
-        self.denoiser = unet
+        self.denoisers = {"unet": unet}
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
-        self.solver = solver
-        self.scheduler_config = scheduler_config
+        self.scheduler = scheduler
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str,
-        *,
-        dtype: torch.dtype = torch.float32,
-        solver: Kind = "auto",
-        eta: float = 0.0,
-        spacing: str = "auto",
-    ) -> ModelScope:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> ModelScope:
         """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id."""
         source = files.resolve(checkpoint, cls.family)
         files.check_components(source, COMPONENTS)
-        scheduler = files.load_config(source, "scheduler", "scheduler_config.json")
         return cls(
-            solver=solver_from_config(scheduler, eta=eta, kind=solver, spacing=spacing),
-            scheduler_config=scheduler,
+            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
             tokenizer=files.load_tokenizer(CLIPTokenizer, source, "tokenizer"),
             text_encoder=files.load_network(CLIPTextModel, source, "text_encoder", dtype),
             vae=files.load_network(AutoencoderKL, source, "vae", dtype),
@@ -80,21 +67,21 @@ class ModelScope(VideoModel):
         )
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
-        """Text embeddings `[B, L, D]`; the unconditional ones are those of the empty prompt.
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        """Text embeddings `[B, L, D]`; the unconditional ones are those of the negative texts.
 
         Raises:
             UserError: images were given; this family makes videos from text alone.
         """
         if images is not None:
             raise UserError("models of the family 'modelscope' take no images: use text prompts")
-        cond = self._embed(prompts)
-        return Condition({"text": cond}, {"text": self._embed([""]).expand_as(cond)})
+        cond, uncond = ([prompt.text for prompt in prompts], [prompt.negative for prompt in prompts])
+        return Condition({"text": self._embed(cond)}, {"text": embed_once(self._embed, uncond)})
 
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
+    def _embed(self, texts: Sequence[str]) -> Tensor:
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         return self.text_encoder(tokens.input_ids.to(self.device))[0]
 
@@ -126,5 +113,5 @@ class ModelScope(VideoModel):
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.denoiser,
-            scheduler=getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config),
+            scheduler=getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler),
         )

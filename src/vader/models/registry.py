@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
 from vader.plugins import checked_options, load_object
-from vader.solvers.scheduler_config import Kind
 
 FAMILIES = {
     "modelscope": "vader.models.modelscope:ModelScope",
@@ -18,9 +17,7 @@ FAMILIES = {
     "svd": "vader.models.svd:StableVideoDiffusion",
     "videocrafter": "vader.models.videocrafter.model:VideoCrafter",
 }
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-CONTRACT = ("checkpoint", "dtype", "solver", "eta", "spacing")  # what every family's `load` takes
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CONTRACT = ("checkpoint", "dtype")  # what every family's `load` takes
 
 
 def model_names() -> list[str]:
@@ -32,11 +29,8 @@ def load_model(
     family: str,
     checkpoint: str,
     *,
-    precision: Precision = "auto",
+    dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    solver: Kind = "auto",
-    eta: float = 0.0,
-    spacing: str = "auto",
     options: Mapping[str, Any] | None = None,
 ) -> VideoModel:
     """Loads a base model, frozen and in eval mode, ready to sample.
@@ -44,16 +38,14 @@ def load_model(
     Args:
         family: a built-in family (`model_names`) or `module:Class`, a subclass of `VideoModel`.
         checkpoint: what the family loads: for built-in ones `tiny`, a folder or a hub id.
-        precision: of the frozen weights; `auto` is bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere.
-        solver, eta, spacing: how to sample, see `solver_from_config`.
+        dtype: of the frozen weights.
         options: what the family's own `load` takes beyond the contract, as svd's `motion_bucket`.
 
     Raises:
         UserError: no such family, class, checkpoint or option.
     """
     own = model_options(family, options or {})
-    dtype = frozen_dtype(precision, torch.device(device))
-    return model_class(family).load(checkpoint, dtype=dtype, solver=solver, eta=eta, spacing=spacing, **own).to(device)
+    return model_class(family).load(checkpoint, dtype=dtype, **own).to(device)
 
 
 def model_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +58,3 @@ def model_class(family: str) -> type[VideoModel]:
     if ":" not in family and family not in FAMILIES:
         raise UserError(f"unknown model family {family!r}: {nearest(family, FAMILIES)}, or your own as 'module:Class'")
     return load_object(FAMILIES.get(family, family), "model", VideoModel)
-
-
-def frozen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The data type of frozen weights on a device."""
-    if precision != "auto":
-        return DTYPES[precision]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -8,7 +8,7 @@ no part; its picture does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -22,12 +22,11 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
+from vader.files.images import normalize, prompt_images
+from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import space_factor
+from vader.nouns import Condition, Prompt, VideoSize
 from vader.randomness import generator
-from vader.rewards.preprocess import normalize
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import Kind, solver_from_config
 
 COMPONENTS = {
     "unet": "config.json",
@@ -36,7 +35,6 @@ COMPONENTS = {
     "feature_extractor": "preprocessor_config.json",
     "scheduler": "scheduler_config.json",
 }
-DEFAULT_FPS = 7
 
 
 class StableVideoDiffusion(VideoModel):
@@ -47,8 +45,9 @@ class StableVideoDiffusion(VideoModel):
 
     family = "svd"
     takes_images = True
-    denoiser: Any  # diffusers' networks carry their settings in ways that type checkers do not see
-    vae: Any
+    guidance = "ramp"
+    frame_axis = 1
+    vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
     image_encoder: Any
 
     def __init__(
@@ -56,18 +55,16 @@ class StableVideoDiffusion(VideoModel):
         unet: UNetSpatioTemporalConditionModel,
         vae: AutoencoderKLTemporalDecoder,
         image_encoder: CLIPVisionModelWithProjection,
-        solver: Solver,
-        scheduler_config: dict[str, Any],
+        scheduler: Mapping[str, Any],
         image_config: dict[str, Any],
         motion_bucket: int = 127,
         noise_augmentation: float = 0.02,
         decode_chunk: int | None = None,
     ) -> None:
-        self.denoiser = unet
+        self.denoisers = {"unet": unet}
         self.vae = vae
         self.image_encoder = image_encoder
-        self.solver = solver
-        self.scheduler_config = scheduler_config
+        self.scheduler = scheduler
         self.image_config = image_config
         self.motion_bucket = motion_bucket
         self.noise_augmentation = noise_augmentation
@@ -79,9 +76,6 @@ class StableVideoDiffusion(VideoModel):
         checkpoint: str,
         *,
         dtype: torch.dtype = torch.float32,
-        solver: Kind = "auto",
-        eta: float = 0.0,
-        spacing: str = "auto",
         motion_bucket: int = 127,
         noise_augmentation: float = 0.02,
         decode_chunk: int | None = None,
@@ -100,10 +94,8 @@ class StableVideoDiffusion(VideoModel):
         _check_options(motion_bucket, noise_augmentation, decode_chunk)
         source = files.resolve(checkpoint, cls.family)
         files.check_components(source, COMPONENTS)
-        scheduler = files.load_config(source, "scheduler", COMPONENTS["scheduler"])
         return cls(
-            solver=solver_from_config(scheduler, eta=eta, kind=solver, spacing=spacing),
-            scheduler_config=scheduler,
+            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
             image_config=files.load_config(source, "feature_extractor", COMPONENTS["feature_extractor"]),
             image_encoder=files.load_network(CLIPVisionModelWithProjection, source, "image_encoder", dtype),
             vae=_load_vae(source, dtype),
@@ -114,7 +106,7 @@ class StableVideoDiffusion(VideoModel):
         )
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
         """The pictures `[B, 3, H, W]` as a CLIP embedding `[B, 1, D]` and as VAE latents `[B, C, h, w]`, and three
         numbers `[B, 3]`: frames a second less one (so the model was trained), motion bucket, noise augmentation.
 
@@ -122,16 +114,17 @@ class StableVideoDiffusion(VideoModel):
         embedding and latents, and the same numbers.
 
         Raises:
-            UserError: no images were given, or of another size than the videos.
+            UserError: a prompt carries no image, or those given are of another size than the videos.
         """
         if images is None:
-            raise UserError("models of the family 'svd' start from images: use a prompt set of pictures")
-        if size is not None and images.shape[-2:] != (size.height, size.width):
+            images = prompt_images(prompts, size.height, size.width)
+        if images.shape[-2:] != (size.height, size.width):
             height, width = images.shape[-2:]
             raise UserError(f"images are {height}x{width}, but the videos {size.height}x{size.width}: make them equal")
         images = images.to(self.device)
-        fps = size.fps if size else DEFAULT_FPS
-        numbers = images.new_tensor([[fps - 1, self.motion_bucket, self.noise_augmentation]]).repeat(len(images), 1)
+        numbers = images.new_tensor([[size.fps - 1, self.motion_bucket, self.noise_augmentation]]).repeat(
+            len(images), 1
+        )
         cond = {"clip": self._embed(images), "image": self._image_latents(images), "numbers": numbers}
         zeros = {name: torch.zeros_like(cond[name]) for name in ("clip", "image")}
         return Condition(cond, {**zeros, "numbers": numbers})
@@ -159,10 +152,10 @@ class StableVideoDiffusion(VideoModel):
         clip, numbers = inputs["clip"].to(dtype), inputs["numbers"]
         return self.denoiser(told, time.to(latents.device), clip, numbers, return_dict=False)[0].to(latents.dtype)
 
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """Guidance by frame: 1 at the first, `scale` at the last (arXiv:2311.15127, section 4.3)."""
-        ramp = torch.linspace(1.0, scale, cond.shape[1], dtype=cond.dtype, device=cond.device)
-        return uncond + ramp[:, None, None, None] * (cond - uncond)
+    def windows(self, size: VideoSize) -> Sequence[range]:
+        """Stretches of `decode_chunk` frames; the last may be shorter."""
+        chunk = self.decode_chunk or size.frames
+        return [range(start, min(start + chunk, size.frames)) for start in range(0, size.frames, chunk)]
 
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped`. The decoder mixes the frames that it decodes together.
@@ -197,7 +190,7 @@ class StableVideoDiffusion(VideoModel):
             vae=self.vae,
             image_encoder=self.image_encoder,
             unet=self.denoiser,
-            scheduler=getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config),
+            scheduler=getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler),
             feature_extractor=CLIPImageProcessor.from_dict(self.image_config),
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import ClassVar, Literal
 
@@ -47,7 +47,7 @@ class Role:
 
     kind: Literal["denoiser", "decoder", "text", "reward"]
     name: str
-    device: torch.device
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Technique:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vader.files.atomic import atomic_write
+
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -103,6 +105,5 @@ def _restore(stateful: dict, checkpoint: Path | None) -> int:
 def _save(stateful: dict, step: int, checkpoint: Path | None) -> None:
     if checkpoint is None:
         return
-    aside = checkpoint.with_suffix(".tmp")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in stateful.items()}}, aside)
-    aside.replace(checkpoint)
+    with atomic_write(checkpoint) as temporary:
+        torch.save({"step": step, **{name: part.state_dict() for name, part in stateful.items()}}, temporary)

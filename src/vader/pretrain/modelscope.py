@@ -23,11 +23,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vader.models.base import Guidance, VideoModel, VideoSize
+from vader.models.base import VideoModel
 from vader.models.modelscope import ModelScope
+from vader.nouns import VideoSize
 from vader.pretrain.loop import Schedule, fit
 from vader.pretrain.text import WIDTH, tokenize
-from vader.sampling.walk import sample_videos
+from vader.sampling.videos import sample_videos
 from vader.tinyworld.judge import judge_prompts
 from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption, render, sample_scenes
 from vader.tinyworld.split import test_prompts
@@ -197,7 +198,7 @@ def fit_stages(
 def judged(model: VideoModel, count: int = 200) -> dict[str, float]:
     """What the judge finds right in videos of `count` held-out prompts, as shares, and their mean vividness."""
     prompts = test_prompts()[:count]
-    videos = sample_videos(model, prompts, VideoSize(8, 32, 32), SAMPLING_STEPS, Guidance(GUIDANCE), SEED, batch=16)
+    videos = sample_videos(model, prompts, VideoSize(8, 32, 32), SAMPLING_STEPS, GUIDANCE, seed=SEED, batch=16)
     return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}
 
 

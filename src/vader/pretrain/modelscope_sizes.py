@@ -15,11 +15,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vader.models.base import Guidance, VideoSize
 from vader.models.modelscope import ModelScope
+from vader.nouns import VideoSize
 from vader.pretrain import modelscope
 from vader.pretrain.loop import Schedule, fit
-from vader.sampling.walk import sample_videos
+from vader.sampling.videos import sample_videos
 from vader.tinyworld.judge import judge_prompts
 from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, render, sample_scenes
 from vader.tinyworld.split import test_prompts
@@ -72,6 +72,6 @@ def judged_at(folder: Path, size: int, count: int) -> dict[str, float]:
     """What the judge finds right in videos of `count` held-out prompts at a size, as shares, and their vividness."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, prompts = ModelScope.load(str(folder)).to(device), test_prompts()[:count]
-    video, guidance = VideoSize(8, size, size), Guidance(modelscope.GUIDANCE)
-    videos = sample_videos(model, prompts, video, modelscope.SAMPLING_STEPS, guidance, SEED, batch=BATCHES[size])
+    video, guidance = VideoSize(8, size, size), modelscope.GUIDANCE
+    videos = sample_videos(model, prompts, video, modelscope.SAMPLING_STEPS, guidance, seed=SEED, batch=BATCHES[size])
     return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}

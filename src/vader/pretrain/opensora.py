@@ -27,15 +27,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from vader.models.base import Guidance, VideoSize
 from vader.models.opensora.model import OpenSora
 from vader.models.opensora.parts import save_part
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.text import prepared
 from vader.models.opensora.vae import SPATIAL_FACTOR, OpenSoraVAE, VAEConfig
+from vader.nouns import VideoSize
 from vader.pretrain.loop import Schedule, fit, generator_for
 from vader.pretrain.text import contrastive_loss, distinct_captions
-from vader.sampling.walk import sample_videos
+from vader.sampling.videos import sample_videos
 from vader.tinyworld.judge import judge_prompts
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
@@ -321,5 +321,5 @@ def build(out: Path, work: Path, image_vae: Path, plan: Plan = DEFAULT) -> dict[
 def judged(folder: Path, count: int) -> dict[str, float]:
     """What the judge finds right in videos of `count` held-out prompts, as shares, and their mean vividness."""
     model, prompts = OpenSora.load(str(folder)), test_prompts()[:count]
-    videos = sample_videos(model, prompts, SIZE, SAMPLING_STEPS, Guidance(GUIDANCE), SEED, batch=16)
+    videos = sample_videos(model, prompts, SIZE, SAMPLING_STEPS, GUIDANCE, seed=SEED, batch=16)
     return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}

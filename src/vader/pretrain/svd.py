@@ -28,12 +28,11 @@ from diffusers.models.resnet import TemporalResnetBlock
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader.models.base import Guidance, VideoSize
 from vader.models.image_vae import encode_frames
 from vader.models.svd import StableVideoDiffusion
+from vader.nouns import Prompt, VideoSize
 from vader.pretrain.loop import Schedule, fit, generator_for
-from vader.sampling.walk import sample_videos
-from vader.solvers.scheduler_config import solver_from_config
+from vader.sampling.videos import sample_videos
 from vader.tinyworld.judge import judge_prompts
 from vader.tinyworld.pictures import test_pictures
 from vader.tinyworld.scenes import Scenes, object_centers, render, sample_scenes
@@ -248,7 +247,7 @@ def assemble(
     unet: UNetSpatioTemporalConditionModel, vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection
 ) -> StableVideoDiffusion:
     scheduler = dict(new_scheduler().config) | {"_class_name": "EulerDiscreteScheduler"}
-    return StableVideoDiffusion(unet, vae, encoder, solver_from_config(scheduler), scheduler, IMAGE_CONFIG)
+    return StableVideoDiffusion(unet, vae, encoder, scheduler, IMAGE_CONFIG)
 
 
 @dataclass
@@ -275,7 +274,7 @@ def encode_pool(model: StableVideoDiffusion, count: int, generator: torch.Genera
     for _ in range(0, count, 64):
         clips, buckets = draw_clips(64, generator)
         model.noise_augmentation = (mean + deviation * torch.randn((), generator=generator)).exp().item()
-        condition = model.encode([""] * 64, clips[:, 0], SIZE).cond
+        condition = model.encode([Prompt("")] * 64, SIZE, clips[:, 0]).cond
         condition["numbers"][:, 1] = buckets
         latents.append(encode_frames(model.vae, clips).movedim(1, 2).half())
         told.append(condition)
@@ -323,7 +322,7 @@ def build(out: Path, work: Path, image_vae: Path, clip: Path, plan: Plan = DEFAU
     def loss(generator: torch.Generator) -> Tensor:
         return denoising_loss(model, *pool.batch(plan.batch, generator), generator)
 
-    model.denoiser = fit(unet, loss, plan.denoiser, SEED + 2, work / "svd.pt")
+    model.denoisers["unet"] = fit(unet, loss, plan.denoiser, SEED + 2, work / "svd.pt")
     write(model, out)
     return {**quality, **judged(out, plan.judged)}
 
@@ -346,5 +345,5 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def judged(folder: Path, count: int) -> dict[str, float]:
     """What the judge finds right in videos from `count` held-out pictures, as shares, and their mean vividness."""
     model, prompts = StableVideoDiffusion.load(str(folder)), test_pictures()[:count]
-    videos = sample_videos(model, prompts, SIZE, SAMPLING_STEPS, Guidance(GUIDANCE), SEED, batch=16)
+    videos = sample_videos(model, prompts, SIZE, SAMPLING_STEPS, GUIDANCE, seed=SEED, batch=16)
     return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}

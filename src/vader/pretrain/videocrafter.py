@@ -20,10 +20,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from vader.models.base import VideoSize
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.models.videocrafter.release import FILE_NAME, write_release
+from vader.nouns import VideoSize, as_prompts
 from vader.pretrain.loop import Schedule
 from vader.pretrain.modelscope import (
     LatentPool,
@@ -188,7 +188,7 @@ def encode_captions(model: VideoCrafter) -> Tensor:
     """Text features of all captions: `[templates, attributes + 1, tokens, width]`; the last row is the empty one."""
     size = VideoSize(8, 32, 32)
     texts = [[*(caption(item, template) for item in ALL_ATTRIBUTES), ""] for template in range(len(CAPTIONS))]
-    return torch.stack([model.encode(each, size=size).cond["text"] for each in texts])
+    return torch.stack([model.encode(as_prompts(each), size).cond["text"] for each in texts])
 
 
 def train(

@@ -6,15 +6,17 @@ Built-in sets are files in `data/`, written for this project, or come from the t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
+from vader.nouns import Prompt, as_prompts
 from vader.plugins import import_plugin
 from vader.prompts.files import READERS, read_folder
-from vader.prompts.prompt import Prompt
 
-__all__ = ["Prompt", "load_prompts", "prompt_set_names"]
+__all__ = ["Prompt", "load_prompts", "prompt_set_names", "with_negative"]
 
 DATA = Path(__file__).parent / "data"
 GENERATED = {
@@ -39,8 +41,9 @@ def load_prompts(spec: str) -> list[Prompt]:
 
     Args:
         spec: a built-in name (`prompt_set_names`); a `.txt` file with a prompt or a picture's path a line; a `.csv`
-            file with the columns `prompt`, `label`, `image`, or a `.jsonl` file with these keys; a picture, or a
-            folder of pictures; or `module:Name`, a list of prompts or a function that returns one.
+            file with some of the columns `prompt`, `label`, `image`, `negative`, `last_image`, or a `.jsonl` file with
+            these keys; a picture, or a folder of pictures; or `module:Name`, a list of texts or `Prompt`s or a function
+            that returns one.
 
     Raises:
         UserError: there is no such set or file, it is not well-formed, or there are no prompts in it.
@@ -61,6 +64,11 @@ def load_prompts(spec: str) -> list[Prompt]:
     )
 
 
+def with_negative(prompts: Sequence[Prompt], negative: str) -> list[Prompt]:
+    """The prompts, `negative` being the negative prompt of those that have none of their own."""
+    return [prompt if prompt.negative else replace(prompt, negative=negative) for prompt in prompts]
+
+
 def _files() -> dict[str, Path]:
     return {path.stem: path for path in DATA.iterdir()}
 
@@ -74,11 +82,11 @@ def _some(prompts: list[Prompt], path: Path) -> list[Prompt]:
 def _from_object(spec: str) -> list[Prompt]:
     named = _named(spec)
     prompts = named() if callable(named) else named
-    if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UserError(f"prompt set {spec!r} is no list of texts: it must be one, or a function that returns one")
+    if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str | Prompt) for prompt in prompts):
+        raise UserError(f"prompt set {spec!r} is no list of prompts: it must be one, or a function that returns one")
     if not prompts:
         raise UserError(f"prompt set {spec!r} is empty: it must hold at least one prompt")
-    return [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+    return as_prompts(prompts)
 
 
 def _named(spec: str) -> Any:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
-from vader.prompts.prompt import Prompt
+from vader.nouns import Prompt
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-COLUMNS = ("prompt", "label", "image")
+COLUMNS = ("prompt", "label", "image", "negative", "last_image")
 
 
 def read_text(path: Path) -> list[Prompt]:
@@ -34,7 +34,7 @@ def read_text(path: Path) -> list[Prompt]:
 
 
 def read_csv(path: Path) -> list[Prompt]:
-    """A table with a header: `prompt` and, if you like, `label` and `image`; `prompt` may be left out beside `image`.
+    """A table with a header: `prompt` and, if you like, the other `COLUMNS`; `prompt` may be left out beside `image`.
 
     Raises:
         UserError: no such file, not text, a column is missing or unknown, a row doesn't fit, a picture is missing.
@@ -123,13 +123,21 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def _prompt(row: Mapping[str, str | None], path: Path, line: int) -> Prompt:
-    text, label, image = ((row.get(name) or "").strip() for name in COLUMNS)
-    if not text and not image:
+    text, label, negative = ((row.get(name) or "").strip() for name in ("prompt", "label", "negative"))
+    image, last_image = (_picture(row.get(name), path, line) for name in ("image", "last_image"))
+    if not text and image is None:
         raise UserError(f"{_at(path, line)} has no prompt: write a text or name an image")
-    picture = path.parent / Path(image).expanduser()
-    if image and not picture.is_file():
+    return Prompt(text or (_words(image) if image else ""), negative, label or None, image, last_image)
+
+
+def _picture(name: str | None, path: Path, line: int) -> Path | None:
+    """The picture of that name, relative to the prompt file; None where none is named."""
+    if not (name and name.strip()):
+        return None
+    picture = path.parent / Path(name.strip()).expanduser()
+    if not picture.is_file():
         raise UserError(f"{_at(path, line)} names the image {str(picture)!r}, which does not exist")
-    return Prompt(text or _words(picture), label or None, picture if image else None)
+    return picture
 
 
 def _at(path: Path, line: int) -> str:

@@ -1,7 +1,8 @@
 """A recipe describes one run wholly: typed models, read from YAML with dotted overrides.
 
-In goes a built-in name or a YAML file, out comes a `Recipe` whose parts fit each other. Unknown keys,
-wrong types and contradictions are `UserError`s of one line that name the key and what it should be.
+In goes a built-in name or a YAML file, out comes a `Recipe` whose keys fit each other. Unknown keys,
+wrong types and contradictions are `UserError`s of one line that name the key and what it should be. What a part
+(an algorithm, a reward, a metric) makes of its options is for the part to say: the recipe knows none of them.
 """
 
 from vader.recipe.files import (
@@ -14,29 +15,16 @@ from vader.recipe.files import (
     recipe_names,
 )
 from vader.recipe.schema import Recipe
-from vader.recipe.sections import (
-    MIXES,
-    FramesSection,
-    ModelSection,
-    PolicySection,
-    RewardSection,
-    SamplingSection,
-    VideoSection,
-    expand_mixes,
-)
+from vader.recipe.sections import ModelSection, RewardSection, SamplingSection, VideoSection
 
 __all__ = [
     "BUILT_IN",
-    "MIXES",
-    "FramesSection",
     "ModelSection",
-    "PolicySection",
     "Recipe",
     "RewardSection",
     "SamplingSection",
     "VideoSection",
     "dump_recipe",
-    "expand_mixes",
     "first_difference",
     "library_versions",
     "load_recipe",

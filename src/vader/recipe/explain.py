@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,15 +38,26 @@ def _locate(loc: Sequence[int | str]) -> tuple[list[int | str], dict[str, Any]]:
 
     A location goes on into the branches of a union, or ends at a key that does not exist.
     """
-    root = node = Recipe.model_json_schema()
+    node = _schema()
     path: list[int | str] = []
     for key in loc:
         below = node.get("items") if isinstance(key, int) else node.get("properties", {}).get(key)
         if below is None:
             break
-        node = root["$defs"][below["$ref"].rpartition("/")[2]] if "$ref" in below else below
+        node = _resolved(below)
         path.append(key)
     return path, node
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Recipe.model_json_schema()
+
+
+def _resolved(node: dict[str, Any]) -> dict[str, Any]:
+    """A schema node, or the one that it refers to."""
+    resolved: dict[str, Any] = _schema()["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+    return resolved
 
 
 def _value_at(data: Any, path: Sequence[int | str]) -> Any:
@@ -61,6 +73,7 @@ def shown(value: Any) -> str:
 
 def _describe(node: dict[str, Any]) -> str:
     """What a JSON schema node accepts, in words."""
+    node = _resolved(node)
     if "anyOf" in node:
         return " or ".join(map(_describe, node["anyOf"]))
     if "enum" in node:
@@ -71,7 +84,7 @@ def _describe(node: dict[str, Any]) -> str:
         case "array":
             return _describe_list(node)
         case "object":
-            return f"a section with the keys {', '.join(_keys(node))}" if "properties" in node else "a section"
+            return _describe_section(node)
         case kind:
             return {"string": "a text", "boolean": "true or false", "null": "null"}[str(kind)]
 
@@ -81,8 +94,15 @@ def _describe_number(node: dict[str, Any], noun: str) -> str:
     return " ".join([noun, *(f"{word} {node[key]:g}" for key, word in bounds.items() if key in node)])
 
 
+def _describe_section(node: dict[str, Any]) -> str:
+    if "properties" not in node:
+        return "a section"
+    if node["additionalProperties"]:
+        return f"a part {{{', '.join(f'{key}: ...' for key in _keys(node))}}} with options of its own"
+    return f"a section with the keys {', '.join(_keys(node))}"
+
+
 def _describe_list(node: dict[str, Any]) -> str:
     if "prefixItems" in node:
         return f"a list of {len(node['prefixItems'])}, each {_describe(node['prefixItems'][0])}"
-    items = node["items"]
-    return "a list of sections" if "$ref" in items else f"a list, each {_describe(items)}"
+    return f"a list, each {_describe(node['items'])}"

@@ -14,7 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from vader.errors import UserError, nearest
+from vader.files.atomic import atomic_write
 from vader.recipe.explain import explain, shown
+from vader.recipe.moved import moved_keys
 from vader.recipe.schema import Recipe
 
 BUILT_IN = Path(__file__).parent / "recipes"
@@ -33,11 +35,15 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `dotted.path=value`, the value in YAML: `optimizer.lr=1e-4`, `rewards.0.weight=0.5`.
 
     Raises:
-        UserError: no such recipe, not YAML, an unknown, missing or mistyped key, or keys that contradict each other.
+        UserError: no such recipe, not YAML, an unknown, missing or mistyped key, a key of the first form of recipes,
+            or keys that contradict each other.
     """
     data = _read(_find(source))
     for override in overrides:
-        _override(data, override)
+        path, value = _parsed(override)
+        _refuse_moved(source, data | _nested(path, value))
+        _override(data, path, value)
+    _refuse_moved(source, data)
     try:
         # Strict JSON mode takes lists for tuples and integers for floats, and converts nothing else.
         return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
@@ -46,14 +52,11 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None:
-    """Writes every key of a recipe as YAML under a comment of versions; `load_recipe` gives back an equal recipe.
-
-    Left out is what belongs to another algorithm than the recipe's.
-    """
+    """Writes every key of a recipe as YAML under a comment of versions; `load_recipe` gives back an equal recipe."""
     header = "# Resolved recipe. Made with " + ", ".join(f"{name} {number}" for name, number in versions.items())
-    keys = recipe.model_dump(mode="json", exclude={"algorithm": recipe.algorithm.foreign()})
-    body = yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{header}\n{body}", encoding="utf-8")
 
 
 def library_versions() -> dict[str, str]:
@@ -120,16 +123,33 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    """Sets one dotted path in raw recipe data; sections on the way that are still at their defaults are opened."""
+def _parsed(override: str) -> tuple[list[str], Any]:
+    """An override's path and value."""
     dotted, equals, text = override.partition("=")
     if not (dotted and equals):
         raise UserError(f"override {override!r} has no value: write dotted.path=value, as in optimizer.lr=1e-4")
-    *parents, last = dotted.split(".")
+    return dotted.split("."), parse_value(text)
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The sections in which there is nothing but this value."""
+    first, *rest = path
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _refuse_moved(source: str, data: Mapping[str, Any]) -> None:
+    for moved in moved_keys(data):
+        raise UserError(f"recipe {source!r}: {moved}")
+
+
+def _override(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets one path in raw recipe data; sections on the way that are still at their defaults are opened."""
+    *parents, last = path
+    dotted = ".".join(path)
     here: Any = data
     for key in parents:
         here = here.setdefault(key, {}) if isinstance(here, dict) else here[_index(here, key, dotted)]
-    here[last if isinstance(here, dict) else _index(here, last, dotted)] = parse_value(text)
+    here[last if isinstance(here, dict) else _index(here, last, dotted)] = value
 
 
 def _index(here: Any, key: str, dotted: str) -> int:

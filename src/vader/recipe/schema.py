@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from vader.errors import UserError
+from vader.plugins import Part
 from vader.recipe import rules
 from vader.recipe.sections import (
     AdapterSection,
     AlgorithmSection,
     EvaluationSection,
-    MemorySection,
     ModelSection,
     OptimizerSection,
     PromptsSection,
     RewardSection,
     SamplingSection,
+    ScoringSection,
     Section,
     TrainSection,
     VideoSection,
-    expand_mixes,
 )
 
 
@@ -33,14 +33,15 @@ class Recipe(Section):
     model: ModelSection
     video: VideoSection
     sampling: SamplingSection = SamplingSection()
-    rewards: Annotated[tuple[RewardSection, ...], Field(min_length=1), AfterValidator(expand_mixes)]
+    rewards: Annotated[tuple[RewardSection, ...], Field(min_length=1)]
     prompts: PromptsSection
+    scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     adapter: AdapterSection = AdapterSection()
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     evaluation: EvaluationSection = EvaluationSection()
-    memory: MemorySection = MemorySection()
+    memory: tuple[Part, ...] = (Part(name="recompute"),)  # techniques that trade time for memory
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -50,14 +51,8 @@ class Recipe(Section):
 
     def _contradictions(self) -> Iterator[str]:
         """What is wrong between keys that are each right alone, as sentences for the user."""
-        algorithm, sampling, batch = self.algorithm, self.sampling, self.train.batch
         yield from rules.of_name(self.name)
-        yield from rules.of_sampling(sampling)
-        yield from rules.of_algorithm(algorithm)
-        yield from rules.of_policy(algorithm.policy, sampling.steps)
-        yield from rules.of_frames(algorithm.frames, self.video.frames)
+        yield from rules.of_sampling(self.sampling)
+        for number, reward in enumerate(self.rewards):
+            yield from rules.of_sees(f"rewards.{number}.sees", reward.sees, self.video.frames)
         yield from rules.of_batch(self.train)
-        if algorithm.name == "ddpo":
-            yield from rules.of_ddpo(algorithm.ddpo, sampling, batch)
-        if algorithm.name == "diffusion_dpo":
-            yield from rules.of_dpo(algorithm.dpo, batch)

@@ -18,15 +18,16 @@ from torch import Tensor
 from transformers import VideoMAEForVideoClassification
 
 from vader.errors import UserError, nearest
-from vader.prompts.prompt import Prompt
-from vader.rewards.base import ClipReward
+from vader.files.hub import load_pretrained, resolve
+from vader.nouns import Clip, Prompt
+from vader.rewards.base import Reward
+from vader.rewards.needs import AllFrames
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resizer, crop, normalize, squash
-from vader.rewards.weights import find_folder, load_pretrained
 
 RESIZERS: dict[str, Resizer] = {"crop": partial(crop, mode="bilinear"), "squash": squash}
 
 
-class Action(ClipReward):
+class Action(Reward):
     """How sure a video classifier is of the prompt's action: the log-probability of its label (VideoMAE)."""
 
     def __init__(
@@ -51,7 +52,7 @@ class Action(ClipReward):
             UserError: weights are missing, the classifier has no such label, or `frames` is odd.
         """
         super().__init__()
-        source = find_folder(checkpoint, "actions")
+        source = resolve(checkpoint, "actions")
         self.model: Any = load_pretrained(VideoMAEForVideoClassification, source, "VideoMAE classifier")
         self.indices = {_plain(name): index for index, name in self.model.config.id2label.items()}
         self.probability = output == "probability"
@@ -60,15 +61,15 @@ class Action(ClipReward):
         if label is not None:
             self._index(label)
         self.frames = frames
-        self.frame_multiple = 1 if frames else self.model.config.tubelet_size
-        self.min_frames = frames or self.model.config.tubelet_size
-        if self.min_frames % self.model.config.tubelet_size:
+        tubelet = self.model.config.tubelet_size
+        self.needs = AllFrames(least=frames or tubelet, multiple=1 if frames else tubelet)
+        if self.needs.least % tubelet:
             raise UserError(f"reward 'action' needs an even number of frames, got the option frames={frames}")
         self.resize = RESIZERS[resize]
 
-    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        targets = torch.tensor([self.target(prompt) for prompt in prompts], device=frames.device)
-        logp = self.logits(self._spread(frames)).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        targets = torch.tensor([self.target(prompt) for prompt in prompts], device=clip.frames.device)
+        logp = self.logits(self._spread(clip.frames)).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
         return logp.exp() if self.probability else logp
 
     def logits(self, frames: Tensor) -> Tensor:
@@ -78,25 +79,24 @@ class Action(ClipReward):
         self.model.videomae.embeddings.position_embeddings = self._positions(frames.shape[1])
         return self.model(pixel_values=pixels.to(self.model.dtype)).logits.to(frames.dtype)
 
-    def target(self, prompt: str) -> int:
+    def target(self, prompt: Prompt) -> int:
         """The class that a prompt asks for: by its own label, the option `label`, or a class name in its text.
 
         Raises:
             UserError: there is none.
         """
-        label = (prompt.label if isinstance(prompt, Prompt) else None) or self.label
-        if label:
+        if label := prompt.label or self.label:
             return self._index(label)
-        text = _plain(prompt)
+        text = _plain(prompt.text)
         named = [name for name in self.indices if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
         if not named:
             raise UserError(
-                f"prompt {str(prompt)!r} names no action that the classifier knows: give the prompts a label column, "
+                f"prompt {prompt.text!r} names no action that the classifier knows: give the prompts a label column, "
                 "or the reward the option label"
             )
         return self.indices[max(named, key=len)]
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         for prompt in prompts:
             self.target(prompt)
 
@@ -116,11 +116,10 @@ class Action(ClipReward):
 
     def _spread(self, frames: Tensor) -> Tensor:
         count, tubelet = frames.shape[1], self.model.config.tubelet_size
-        if count < self.min_frames or (self.frames is None and count % tubelet):
+        if count < self.needs.least or (self.frames is None and count % tubelet):
             wanted = f"{self.frames} frames or more" if self.frames else "an even number of frames"
             raise UserError(
-                f"reward 'action' needs {wanted}, got {count}: "
-                "set video.frames, algorithm.frames or the reward's option frames"
+                f"reward 'action' needs {wanted}, got {count}: set video.frames, or the reward's sees or frames"
             )
         if self.frames is None:
             return frames

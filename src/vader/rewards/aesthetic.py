@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vader.files.hub import TINY
+from vader.nouns import Prompt
 from vader.rewards.heads import CLIP_L, HeadReward
 from vader.rewards.preprocess import Resize
-from vader.rewards.weights import TINY
 
 HEAD = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"  # a third party's copy of LAION's file
 TARGET_SCALE = 0.1  # the reference code's factor on the distance to a target
@@ -49,6 +50,6 @@ class Aesthetic(HeadReward):
             low, high = self.sensible_range
             self.sensible_range = (-TARGET_SCALE * max(target - low, high - target), 0.0)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         score = self.read(images)
         return score if self.target is None else -TARGET_SCALE * (score - self.target).abs()

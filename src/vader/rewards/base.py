@@ -1,34 +1,46 @@
-"""The contract of a reward: a frozen, differentiable map from pixels and prompts to one number a video.
+"""The contract of a reward: a frozen, differentiable map from clips and prompts to one number a video.
 
-Larger is better. A frame reward scores frames one by one and averages them, so it can be computed and
-differentiated frame chunk by frame chunk; a clip reward needs the frames together. A mix is a weighted
-sum that reports each part. Bring your own: subclass `FrameReward` or `ClipReward`, name it `module:Class`.
+Larger is better. A reward says what it `needs` to see, and whether it is `framewise`: a mean over frames, which can be
+computed and differentiated a few frames at a time. A mix is a weighted sum that reports each part, and each part sees
+its own frames. Bring your own: subclass `FrameReward` or `Reward`, name it `module:Class`.
 
-Shapes: B videos, F frames, N = B * F images. Pixels are float32 `[B, F, 3, H, W]` in [0, 1].
+Shapes: B videos, n frames, N = B * n images. Pixels are float32 `[B, n, 3, H, W]` in [0, 1].
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from vader.nouns import Clip, Prompt, VideoSize, as_prompts
+from vader.rewards.needs import AllFrames, Frames, Needs
+
 
 class Reward(nn.Module):
-    """A differentiable reward. Subclass `FrameReward` or `ClipReward`.
+    """A differentiable reward.
 
-    `sensible_range` is where real videos score, for plots and targets.
+    Attributes:
+        needs: what it must see; set on the class or, where options decide, on the instance.
+        framewise: whether it is a mean over frames.
+        sensible_range: where real videos score, for plots and targets.
     """
 
+    needs: Needs = AllFrames()
+    framewise: bool = False
     sensible_range: tuple[float, float] = (0.0, 1.0)
 
     @abstractmethod
-    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Pixels `[B, F, 3, H, W]` in [0, 1] and B prompts -> rewards `[B]`."""
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        """The rewards `[B]` of what it needs of B videos."""
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def forward(self, frames: Tensor, prompts: Sequence[str | Prompt], fps: float = 8.0) -> Tensor:
+        """The rewards `[B]` of pixels `[B, F, 3, H, W]`, all frames, `fps` of them a second."""
+        return self.score(Clip.whole(frames, fps), as_prompts(prompts))
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raises `UserError` if a prompt lacks what this reward needs of it. Asked before a run starts."""
         return
 
@@ -44,59 +56,64 @@ class Reward(nn.Module):
 class FrameReward(Reward):
     """The mean over frames of a score of single images."""
 
+    needs: Needs = Frames(1)
+    framewise = True
+
     @abstractmethod
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1] and N prompts -> scores `[N]`."""
 
-    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        count = frames.shape[1]
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        return self.score_each(clip, prompts).mean(dim=1)
+
+    def score_each(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        """The score of every frame, `[B, n]`."""
+        count = clip.frames.shape[1]
         per_image = [prompt for prompt in prompts for _ in range(count)]
-        return self.score_frames(frames.flatten(0, 1), per_image).unflatten(0, (-1, count)).mean(dim=1)
-
-
-class ClipReward(Reward):
-    """A score of the frames together: implement `forward`.
-
-    It needs `min_frames` of them or more, a multiple of `frame_multiple`.
-    """
-
-    min_frames: int = 2
-    frame_multiple: int = 1
+        return self.score_frames(clip.frames.flatten(0, 1), per_image).unflatten(0, (-1, count))
 
 
 class RewardMix(Reward):
-    """The weighted sum of named rewards; `parts` says what each contributed, unweighted.
+    """The weighted sum of named rewards, each of which sees its own frames; `parts` are unweighted.
 
     Its sensible range is the weighted sum of theirs.
     """
 
-    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
+    def __init__(
+        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], needs: Mapping[str, Needs] | None = None
+    ) -> None:
+        """
+        Args:
+            needs: what each reward is shown, where that is not its own wish.
+        """
         super().__init__()
         self.rewards = nn.ModuleDict(rewards)
-        self.weights = weights
+        self.weights = dict(weights)
+        self.shown = {name: reward.needs for name, reward in rewards.items()} | dict(needs or {})
         ends = [sorted(weights[name] * end for end in reward.sensible_range) for name, reward in rewards.items()]
         self.sensible_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
-    @property
-    def framewise(self) -> bool:
-        """Whether the whole mix is a mean over frames, and so splits into frame chunks."""
-        return all(isinstance(reward, FrameReward) for reward in self.rewards.values())
+    def items(self) -> Sequence[tuple[str, Reward]]:
+        return list(self.rewards.items())  # type: ignore[arg-type]
 
     def to_precision(self, dtype: torch.dtype) -> RewardMix:
-        for reward in self.rewards.values():
-            reward.to_precision(dtype)  # type: ignore[operator]
+        for _, reward in self.items():
+            reward.to_precision(dtype)
         return self
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        for reward in self.rewards.values():
-            reward.check_prompts(prompts)  # type: ignore[operator]
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        for _, reward in self.items():
+            reward.check_prompts(prompts)
 
-    def parts(self, frames: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {name: reward(frames, prompts) for name, reward in self.rewards.items()}
+    def check_size(self, size: VideoSize) -> None:
+        """Raises `UserError` if a reward would see too few frames of videos of this size, or an uneven number."""
+        for name, needs in self.shown.items():
+            needs.check(name, size)
 
-    def total(self, parts: dict[str, Tensor]) -> Tensor:
-        """The weighted sum `[B]` of parts `[B]`."""
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum `[B]` of parts `[B]`, of all rewards or of some."""
         return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum(dim=0)
 
-    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.total(self.parts(frames, prompts))
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        """All rewards of the same clip, each on all of its frames."""
+        return self.total({name: reward.score(clip, prompts) for name, reward in self.items()})

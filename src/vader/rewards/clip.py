@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
+from vader.files import hub
 from vader.files.open_clip import clean, clip_config, rename_open_clip
+from vader.files.weights import load_tensors
+from vader.nouns import Prompt
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resizer
-from vader.rewards.weights import find_file, find_folder, from_pretrained, load_pretrained, load_tensors
 
 Tokenize = Callable[[str], Tensor]  # a prompt to token ids [1, length]
 
@@ -61,8 +63,8 @@ class TextTower(nn.Module):
         self.tokenize = tokenize
         self._features: dict[str, Tensor] = {}
 
-    def forward(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([self._feature(prompt) for prompt in prompts])
+    def forward(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        return torch.stack([self._feature(str(prompt)) for prompt in prompts])
 
     def _feature(self, prompt: str) -> Tensor:
         if prompt not in self._features:
@@ -89,11 +91,11 @@ class ClipSimilarity(FrameReward):
         self.image = image
         self.text = text
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (self.image(images) * self.text(prompts)).sum(dim=-1)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        if not all(prompt.strip() for prompt in prompts):
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if not all(prompt.text.strip() for prompt in prompts):
             raise UserError(
                 f"{type(self).__name__} compares a video with its prompt, and a prompt is empty: "
                 "give every video one (vader score: --prompt or --prompts)"
@@ -112,9 +114,9 @@ def load_clip(source: str, tiny: str = "clip") -> CLIPModel:
         UserError: there is nothing, or no CLIP.
     """
     if source.endswith(SINGLE_FILES):
-        path = find_file(source, tiny)
+        path = hub.find_file(source, tiny)
         return from_open_clip(load_tensors(path), label=str(path))
-    return load_pretrained(CLIPModel, find_folder(source, tiny), "CLIP")
+    return hub.load_pretrained(CLIPModel, hub.resolve(source, tiny), "CLIP")
 
 
 def towers(model: CLIPModel, tokenizer: str, resize: str) -> tuple[ImageTower, TextTower]:
@@ -127,8 +129,8 @@ def load_image_tower(source: str, resize: str = "crop", tiny: str = "clip") -> I
     """The image tower alone: the text tower's weights are never read. Sources and errors as `load_clip`."""
     if source.endswith(SINGLE_FILES):
         return ImageTower(load_clip(source, tiny), resize)
-    folder = find_folder(source, tiny)
-    model = load_pretrained(_ImageModel, folder, "CLIP", config=_vision_config(folder))
+    folder = hub.resolve(source, tiny)
+    model = hub.load_pretrained(_ImageModel, folder, "CLIP", config=_vision_config(folder))
     return ImageTower(model, resize)
 
 
@@ -138,7 +140,7 @@ def load_tokenizer(source: str, tiny: str = "clip", length: int = 77) -> Tokeniz
     Raises:
         UserError: there is no tokenizer.
     """
-    tokenizer = from_pretrained(AutoTokenizer, find_folder(source, tiny), "tokenizer")
+    tokenizer = hub.load_tokenizer(AutoTokenizer, hub.resolve(source, tiny))
 
     def tokenize(prompt: str) -> Tensor:
         return tokenizer(clean(prompt), truncation=True, max_length=length, return_tensors="pt").input_ids
@@ -161,7 +163,7 @@ def from_open_clip(
         config, renamed = clip_config(tensors, head_widths), rename_open_clip(tensors)
     except KeyError as error:
         raise UserError(f"{label} is not an open_clip checkpoint: it has no {error.args[0]!r}") from error
-    return load_pretrained(CLIPModel, None, "CLIP", label, config=config, state_dict=renamed)
+    return hub.load_pretrained(CLIPModel, None, f"CLIP of {label}", config=config, state_dict=renamed)
 
 
 class _ImageModel(CLIPVisionModelWithProjection):
@@ -172,7 +174,7 @@ class _ImageModel(CLIPVisionModelWithProjection):
 
 def _vision_config(folder: str) -> Any:
     """The image tower's part of a CLIP's config; a whole CLIP's feature width stands only at its top level."""
-    config = from_pretrained(AutoConfig, folder, "CLIP")
+    config = hub.from_pretrained(AutoConfig, folder, "CLIP")
     if not isinstance(config, CLIPConfig):
         return config
     vision: Any = config.vision_config

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vader.nouns import Prompt
 from vader.rewards.heads import CLIP_L, HeadReward
 from vader.rewards.preprocess import Resize
 
@@ -32,5 +33,5 @@ class Compression(HeadReward):
         """
         super().__init__(checkpoint, head, resize, tiny="compression_head.safetensors", activation=nn.ReLU)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return -self.read(images)

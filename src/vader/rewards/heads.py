@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.files.hub import find_file
+from vader.files.weights import load_tensors
 from vader.rewards.base import FrameReward
 from vader.rewards.clip import load_image_tower
 from vader.rewards.preprocess import Resize
-from vader.rewards.weights import find_file, load_tensors
 
 CLIP_L = "openai/clip-vit-large-patch14"  # what all released heads were trained on
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from vader.errors import UserError
+from vader.files.hub import find_file, load_pretrained, load_tokenizer, resolve
+from vader.files.weights import load_tensors
+from vader.nouns import Prompt
 from vader.rewards.base import FrameReward
 from vader.rewards.heads import linear_stack
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalize, resizer
-from vader.rewards.weights import find_file, find_folder, from_pretrained, load_pretrained, load_tensors
 
 CHECKPOINT = "THUDM/ImageReward/ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -52,22 +54,26 @@ class ImageReward(FrameReward):
         width = self.vision.config.hidden_size
         self.text: Any = load_text(parts["blip.text_encoder."], width, str(path))
         self.head = linear_stack(parts["mlp."], str(path))
-        self.tokenizer = from_pretrained(AutoTokenizer, find_folder(tokenizer, "bert"), "tokenizer")
+        self.tokenizer = load_tokenizer(AutoTokenizer, resolve(tokenizer, "bert"))
         self.resize = resizer(resize)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         pixels = normalize(self.resize(images, self.vision.config.image_size), CLIP_MEAN, CLIP_STD)
         tokens = self.vision(pixel_values=pixels.to(self.vision.dtype)).last_hidden_state  # [N, T, D]
         prompt = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+            [str(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=LENGTH,
+            return_tensors="pt",
         ).to(images.device)
         read = self.text(
             input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, encoder_hidden_states=tokens
         ).last_hidden_state
         return (self.head(read[:, 0].to(images.dtype)).squeeze(-1) - MEAN) / STD
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        if not all(prompt.strip() for prompt in prompts):
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if not all(prompt.text.strip() for prompt in prompts):
             raise UserError(
                 "ImageReward compares a video with its prompt, and a prompt is empty: "
                 "give every video one (vader score: --prompt or --prompts)"
@@ -132,7 +138,7 @@ def _load(cls: Any, tensors: dict[str, Tensor], config: Any, label: str, **optio
         built = config(tensors)
     except KeyError as error:
         raise UserError(f"{label} is not an ImageReward checkpoint: it has no {error.args[0]!r}") from error
-    return load_pretrained(cls, None, "ImageReward", label, config=built, state_dict=tensors, **options)
+    return load_pretrained(cls, None, f"ImageReward of {label}", config=built, state_dict=tensors, **options)
 
 
 def vision_config(tensors: dict[str, Tensor]) -> BlipVisionConfig:

@@ -22,10 +22,11 @@ from transformers import AutoConfig, AutoTokenizer, GroundingDinoForObjectDetect
 from transformers.image_processing_utils import BaseImageProcessor
 
 from vader.errors import UserError, nearest
+from vader.files.hub import from_pretrained, load_pretrained, load_tokenizer, resolve
+from vader.nouns import Prompt
 from vader.plugins import one_line
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, resize
-from vader.rewards.weights import find_folder, from_pretrained, load_pretrained
 
 REFERENCE_HEIGHT = 512  # of the paper's code
 LONGEST = 1333 / 800  # DETR's largest longer side, in shorter sides
@@ -82,7 +83,7 @@ class GroundingDino(Detector):
     def __init__(self, source: str, target: str) -> None:
         super().__init__()
         self.model = load_pretrained(GroundingDinoForObjectDetection, source, "Grounding DINO")
-        tokenizer = from_pretrained(AutoTokenizer, source, "tokenizer")
+        tokenizer = load_tokenizer(AutoTokenizer, source)
         phrase = target.lower().rstrip(". ") + "."  # it was trained on phrases that end so
         self.register_buffer("tokens", tokenizer(phrase, return_tensors="pt").input_ids, persistent=False)
 
@@ -123,7 +124,7 @@ class ObjectRemoval(FrameReward):
             UserError: weights are missing, or the detector does not know the target.
         """
         super().__init__()
-        source = find_folder(checkpoint, "detector")
+        source = resolve(checkpoint, "detector")
         kind = from_pretrained(AutoConfig, source, "detector").model_type
         if kind not in DETECTORS:
             raise UserError(f"{checkpoint} is a {kind}, which is no detector known here: {', '.join(DETECTORS)}")
@@ -134,7 +135,7 @@ class ObjectRemoval(FrameReward):
             short, long = edges(source, size)
             self.resize = partial(to_shortest_edge, short=short, long=long, multiple=self.detector.multiple)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         found = self.detector(normalize(self.resize(images), IMAGENET_MEAN, IMAGENET_STD))
         return 1 - self.rule(found, self.detector.threshold)
 

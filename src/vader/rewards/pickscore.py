@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vader.nouns import Prompt
 from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_clip, towers
 from vader.rewards.preprocess import Resize
 
@@ -38,5 +39,5 @@ class PickScore(ClipSimilarity):
         super().__init__(*towers(model, tokenizer or (TOKENIZER if bare else checkpoint), resize))
         self.logit_scale = model.logit_scale
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return self.logit_scale.exp() * super().score_frames(images, prompts)

@@ -7,13 +7,14 @@ overshoot [0, 1] a little; it is not clamped, so that no gradient dies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vader.errors import UserError, nearest
+from vader.files.images import normalize as normalize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,11 +23,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Resize = Literal["crop", "squash", "pad"]
 Resizer = Callable[[Tensor, int], Tensor]
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Standardises each channel of `[N, 3, H, W]`."""
-    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
 def resize(images: Tensor, height: int, width: int, mode: Literal["bilinear", "bicubic"]) -> Tensor:

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from vader.errors import UserError, nearest
 from vader.plugins import instantiate, load_object
-from vader.recipe import MIXES, RewardSection, expand_mixes
 from vader.rewards.base import Reward, RewardMix
+from vader.rewards.needs import Sees, seeing
+
+
+class RewardPart(Protocol):
+    """A reward as a recipe names it; `sees` is what it is shown (None: what it needs)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def sees(self) -> Sees | None: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Named:
+    """A reward part made in Python."""
+
+    name: str
+    weight: float = 1.0
+    sees: Sees | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
 
 BUILT_IN = {
     "action": "vader.rewards.action:Action",
@@ -23,29 +48,50 @@ BUILT_IN = {
     "vjepa": "vader.rewards.vjepa:VJEPA",
 }
 
+# Mixes by name: of each reward its name, its weight and its options. A mix's own options go to all its rewards.
+# hps_aesthetic: the paper's code has the loss (1.5 * 0.1 |aesthetic - 10| + |1 - hps|) / 2, whose gradient below 10
+# is that of 0.075 aesthetic + 0.5 hps.
+MIXES: dict[str, tuple[Named, ...]] = {
+    "hps_aesthetic": (
+        Named("hps", 0.5, options={"resize": "squash"}),
+        Named("aesthetic", 0.075, options={"resize": "squash"}),
+    ),
+}
+
 
 def load_reward(name: str, **options: Any) -> Reward:
     """A frozen reward, ready to score.
 
     Args:
-        name: a built-in name, or `module:Class` for your own subclass of `FrameReward` or `ClipReward`.
+        name: a built-in name, or `module:Class` for your own subclass of `FrameReward` or `Reward`.
         options: what the reward's constructor takes; of a mix, what all its rewards' constructors take.
 
     Raises:
         UserError: no such reward, an option it doesn't take, or weights that are missing.
     """
     if name in MIXES:
-        return build_mix([RewardSection(name=name, **options)])
+        return build_mix([Named(name, options=options)])
     return instantiate(reward_class(name), f"reward {name!r}", options).freeze()
 
 
-def build_mix(sections: Sequence[RewardSection]) -> RewardMix:
-    """The weighted sum a recipe asks for; the second reward of a name becomes part `name_2`, and so on."""
-    sections = expand_mixes(sections)
-    names = part_names([section.name for section in sections])
-    rewards = [load_reward(section.name, **section.options) for section in sections]
-    weights = [section.weight for section in sections]
-    return RewardMix(dict(zip(names, rewards, strict=True)), dict(zip(names, weights, strict=True)))
+def build_mix(parts: Sequence[RewardPart]) -> RewardMix:
+    """The weighted sum of the parts; the second reward of a name becomes part `name_2`, and so on."""
+    parts = [one for part in parts for one in _expanded(part)]
+    names = part_names([part.name for part in parts])
+    rewards = {name: load_reward(part.name, **part.options) for name, part in zip(names, parts, strict=True)}
+    weights = {name: part.weight for name, part in zip(names, parts, strict=True)}
+    shown = {name: seeing(rewards[name].needs, part.sees) for name, part in zip(names, parts, strict=True)}
+    return RewardMix(rewards, weights, shown)
+
+
+def _expanded(part: RewardPart) -> Sequence[RewardPart]:
+    """A mix stands for its rewards, each with the mix's own options and its weight times the mix's."""
+    if part.name not in MIXES:
+        return [part]
+    return [
+        Named(one.name, part.weight * one.weight, part.sees, {**one.options, **part.options})
+        for one in MIXES[part.name]
+    ]
 
 
 def reward_class(name: str) -> type[Reward]:
@@ -58,7 +104,7 @@ def reward_class(name: str) -> type[Reward]:
 def reward_names() -> dict[str, str]:
     """The built-in rewards and mixes, each with one line of description."""
     rewards = {name: (inspect.getdoc(reward_class(name)) or "").splitlines()[0] for name in BUILT_IN}
-    mixes = {name: " + ".join(f"{part['weight']:g} {part['name']}" for part in parts) for name, parts in MIXES.items()}
+    mixes = {name: " + ".join(f"{part.weight:g} {part.name}" for part in parts) for name, parts in MIXES.items()}
     return rewards | {name: f"The mix {parts}, as in the paper's code." for name, parts in mixes.items()}
 
 

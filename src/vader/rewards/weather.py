@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from vader.nouns import Prompt
 from vader.rewards.heads import CLIP_L, HeadReward
 from vader.rewards.preprocess import Resize
 
@@ -43,6 +44,6 @@ class Weather(HeadReward):
         if output == "amount":
             self.sensible_range = (0.0, 1.0)
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         logit = self.read(images)
         return logit if self.output == "logit" else logit.sigmoid()

@@ -1,15 +1,11 @@
-"""Checkpoints of a run, and its metrics file: what a killed run continues from.
+"""Checkpoints of a run: what a killed run continues from.
 
-A checkpoint is written aside and renamed, so that a crash never leaves half of one. Together with the stateless
-randomness it holds all there is to know: adapter, optimiser, loss scale and counters. Metrics are appended line
-by line; on resuming, lines beyond the checkpoint are dropped, because they will be written again.
+A checkpoint appears whole, so that a crash never leaves half of one. Together with the stateless randomness it holds
+all there is to know: adapter, optimiser, loss scale and counters.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import pickle
 import shutil
 from dataclasses import asdict, dataclass
@@ -19,6 +15,8 @@ from typing import Any
 import torch
 
 from vader.errors import RunError, UserError
+from vader.files.atomic import atomic_folder
+from vader.runs.folder import STEP, step_name, step_of
 
 
 @dataclass
@@ -45,7 +43,7 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(self.folder.glob(f"{STEP}*"), key=step_of)
 
     def save(self, progress: Progress, state: dict[str, Any]) -> Path:
         """Writes one checkpoint and removes those beyond `keep`.
@@ -54,17 +52,10 @@ class Checkpoints:
             RunError: it cannot be written; older checkpoints stay.
         """
         final = self.folder / step_name(progress.step)
-        aside = self.folder / f".{final.name}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            with open(aside / "state.pt", "wb") as file:
-                torch.save({"progress": asdict(progress), **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            with atomic_folder(final, sync=True) as temporary:
+                torch.save({"progress": asdict(progress), **state}, temporary / "state.pt")
+        except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise RunError(f"no checkpoint could be written to {self.folder}: {error}; older ones are kept") from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)
@@ -86,10 +77,6 @@ class Checkpoints:
         return Progress(**saved.pop("progress")), saved
 
 
-def step_name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
 def check_space(folder: Path, needed: int) -> None:
     """Raises `UserError` unless the disk of `folder` has `needed` bytes left."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -99,30 +86,3 @@ def check_space(folder: Path, needed: int) -> None:
             f"not enough disk for checkpoints in {folder}: {needed / 2**20:.0f} MiB are needed and "
             f"{free / 2**20:.0f} MiB are free: make room, or choose another disk with --runs"
         )
-
-
-class MetricsLog:
-    """The file `metrics.jsonl`: one JSON object a line, numbers that are not finite as null."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
-
-    def keep_until(self, step: int) -> None:
-        """Drops what was logged after `step`, and a last line that was cut off."""
-        if not self.path.exists():
-            return
-        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        aside.replace(self.path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 from vader.errors import UserError
 from vader.recipe import Recipe, load_recipe
-
-ADAPTER = Path("adapter/pytorch_lora_weights.safetensors")  # appears when a run is finished
+from vader.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The reward of held-out prompts under fixed noise; `monitors` and `judge` hold figures that nobody trained on."""
+    """The reward of held-out prompts under fixed noise; `figures` are those of metrics, which nobody trained on."""
 
     step: int
     queries: int
@@ -47,8 +46,7 @@ class Evaluation:
     videos: int
     parts: dict[str, float]
     seconds: float
-    judge: dict[str, float] = field(default_factory=dict)
-    monitors: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,17 @@ class Sample:
 class Run:
     """A run as its folder tells it. `samples` are by step, ascending."""
 
-    path: Path
+    folder: RunFolder
     recipe: Recipe
     recipe_text: str
     train: list[TrainStep]
     evaluations: list[Evaluation]
     samples: dict[int, list[Sample]]
     finished: bool
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
 
     def compute_seconds(self, step: int) -> float:
         """What training up to a step has cost, evaluations left out; wall time where the run noted no other."""
@@ -95,19 +97,18 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         UserError: the folder is no run's, or one of its files is damaged.
     """
-    folder = Path(folder)
-    recipe_path = folder / "recipe.yaml"
-    if not recipe_path.is_file():
+    place = RunFolder(Path(folder))
+    if not place.recipe.is_file():
         raise UserError(f"{folder} is no run folder: it has no recipe.yaml, which `vader train` puts there")
-    lines = _read_metrics(folder / "metrics.jsonl")
+    lines = _read_metrics(place.metrics)
     return Run(
-        path=folder,
-        recipe=load_recipe(str(recipe_path)),
-        recipe_text=recipe_path.read_text(encoding="utf-8"),
+        folder=place,
+        recipe=load_recipe(str(place.recipe)),
+        recipe_text=place.recipe.read_text(encoding="utf-8"),
         train=[record for record in lines if isinstance(record, TrainStep)],
         evaluations=[record for record in lines if isinstance(record, Evaluation)],
-        samples=_read_samples(folder / "samples"),
-        finished=(folder / ADAPTER).is_file(),
+        samples={step: _read_sample_list(samples / "prompts.json") for step, samples in place.sampled.items()},
+        finished=place.trained,
     )
 
 
@@ -122,6 +123,10 @@ def _read_metrics(path: Path) -> list[TrainStep | Evaluation]:
 def _parse_line(line: str, where: str) -> TrainStep | Evaluation:
     try:
         values = json.loads(line)
+        if old := {"judge", "monitors"} & set(values):
+            raise UserError(
+                f"{where} has {min(old)!r} where figures are expected: an earlier vader wrote it, train anew"
+            )
         return _record({"train": TrainStep, "evaluation": Evaluation}[values["kind"]], values)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} is damaged: remove it or restore the file ({error!r})") from error
@@ -139,12 +144,6 @@ def _number(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _number(item) for key, item in value.items()}
     return math.nan if value is None else value
-
-
-def _read_samples(folder: Path) -> dict[int, list[Sample]]:
-    """Samples by step; a step's folder counts once its list of prompts is there."""
-    listed = {int(path.parent.name.removeprefix("step-")): path for path in folder.glob("step-*/prompts.json")}
-    return {step: _read_sample_list(listed[step]) for step in sorted(listed)}
 
 
 def _read_sample_list(path: Path) -> list[Sample]:

@@ -1,42 +1,29 @@
-"""The denoising loop: from noise to latents, with a graph exactly where the gradient policy asks for one.
+"""The walk: the sampling chain of some videos under their noise, as moves from place to place.
 
-What comes before the first active step runs under `no_grad`; no graph is ever built and then thrown away.
-Plain sampling is the same loop under a plan without active steps.
+Plain sampling, the baselines' rollouts and every gradient policy are made of these moves, and there is one loop
+(`Walk.places`). A step without gradient builds no graph, so that none is ever built and thrown away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vader import randomness
-from vader.files.images import prompt_images
-from vader.models.base import Condition, Guidance, VideoModel, VideoSize
-from vader.networks.adapter import adapter_disabled
-from vader.networks.memory import offload_activations
-from vader.sampling.policies import Plan
-from vader.solvers import Schedule, Step
+from vader.models.base import VideoModel
+from vader.nouns import Condition, map_latents
+from vader.sampling.guidance import Guidance, Passes
+from vader.sampling.noise import Noise
+from vader.solvers import Level, Schedule, Solver
 
-
-@dataclass(frozen=True)
-class Noise:
-    """The noise of some videos of a global batch: one stream for each use, each video its own."""
-
-    shape: tuple[int, ...]
-    seed: int
-    purpose: str
-    step: int
-    indices: Sequence[int]
-    device: torch.device | str = "cpu"
-
-    def draw(self, use: str) -> Tensor:
-        """Standard normal `[len(indices), *shape]`, the same for the same use."""
-        return randomness.normal(self.shape, self.seed, f"{self.purpose}/{use}", self.step, self.indices, self.device)
+UNIT = 1e-3  # small: a solver that clips clean estimates is linear there
 
 
 class Phases(Protocol):
@@ -50,134 +37,197 @@ def untimed(name: str) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Everything that fixes a sampling chain but its noise: model, schedule, condition of B videos, guidance.
-
-    `base_distance` asks the active steps for their squared distance to the frozen base's predictions.
-    """
+class Sampler:
+    """How videos are sampled from a model: solver, number of steps, guidance, and how its branches are run."""
 
     model: VideoModel
+    solver: Solver
     schedule: Schedule
-    condition: Condition
     guidance: Guidance
-    base_distance: bool = False
-    offload: bool = False
-
-    def predict(self, i: int, latents: Tensor) -> Tensor:
-        """The guided prediction at step i for unscaled latents."""
-        scaled = latents * float(self.schedule.input_scale[i])
-        return self.model.predict(scaled, self.schedule.times[i].to(latents), self.condition, self.guidance)
-
-    def advance(self, i: int, latents: Tensor, prediction: Tensor, noise: Noise, state: Any = None) -> Step:
-        fresh = noise.draw(f"step{i}") if self.model.solver.stochastic else None
-        return self.model.solver.step(self.schedule, i, latents, prediction, fresh, state)
-
-    def start(self, noise: Noise) -> Tensor:
-        return noise.draw("start") * self.schedule.init_scale
+    batched: bool = True
+    detach_uncond: bool = False
 
 
 @dataclass(frozen=True)
-class View:
-    """Latents `[B, ...]` that the reward sees, and their summed squared distance to the base's predictions or 0."""
+class Place:
+    """Where a walk is: latents `[B, ...]` before step i (i = T: final), and how the last step came there.
 
-    latents: Tensor
-    distance: Tensor
-
-
-def sample_latents(chain: Chain, noise: Noise) -> Tensor:
-    """Final latents, without gradient."""
-    latents, state = chain.start(noise), None
-    with torch.no_grad():
-        for i in range(len(chain.schedule)):
-            latents, *_, state = chain.advance(i, latents, chain.predict(i, latents), noise, state)
-    return latents
-
-
-def views(chain: Chain, noise: Noise, plan: Plan, phases: Phases = untimed) -> Iterator[View]:
-    """What the reward sees under a plan, with graph. Backpropagate each view before asking for the next.
-
-    VADER's Algorithm 1 (arXiv 2407.08737) is the plan "last K": T - K steps without graph, K with.
+    Attributes:
+        memory: what the solver remembers.
+        clean: the last step's clean estimate x0; None at the start.
+        mean: the mean of these latents, given the place before.
+        std: the standard deviation of the fresh noise in them.
     """
-    with phases("sample"), torch.no_grad():
-        latents, state = _prefix(chain, noise, plan.first)
-    with phases("gradient"), offload_activations(chain.offload):
-        first = _active(chain, noise, plan, latents, state)
-    yield first
-    clean, last = first.latents.detach(), plan.last
-    for view in range(1, plan.views):
-        with phases("gradient"), offload_activations(chain.offload):
-            again = chain.model.solver.renoise(chain.schedule, last, clean, noise.draw(f"view{view}"))
-            prediction = chain.predict(last, again)
-            stepped = chain.advance(last, again, prediction, noise).next
-            seen = View(stepped, _distance(chain, last, again, prediction))
-        yield seen
+
+    i: int
+    latents: Any
+    memory: Any = None
+    clean: Any = None
+    mean: Any = None
+    std: float = 0.0
 
 
-def _prefix(chain: Chain, noise: Noise, until: int) -> tuple[Tensor, Any]:
-    latents, state = chain.start(noise), None
-    for i in range(until):
-        latents, *_, state = chain.advance(i, latents, chain.predict(i, latents), noise, state)
-    return latents, state
+@dataclass(frozen=True)
+class Walk:
+    """The chain of B videos: everything that fixes it, and the moves.
 
-
-def _active(chain: Chain, noise: Noise, plan: Plan, latents: Tensor, state: Any) -> View:
-    distance = latents.new_zeros(())
-    for i in range(plan.first, len(chain.schedule)):
-        seen = latents.detach() if plan.detach_input else latents
-        with torch.set_grad_enabled(i in plan.active):
-            prediction = chain.predict(i, seen)
-        if i in plan.active:
-            distance = distance + _distance(chain, i, seen, prediction)
-        step = chain.advance(i, latents, prediction, noise, state)
-        if plan.sees == "clean" and i == plan.last:
-            return View(step.clean, distance)
-        latents, state = step.next, step.state
-    return View(latents, distance)
-
-
-def _distance(chain: Chain, i: int, latents: Tensor, prediction: Tensor) -> Tensor:
-    """Mean squared distance of predictions to the frozen base's, summed over the B videos: a pull towards the base."""
-    if not chain.base_distance:
-        return prediction.new_zeros(())
-    with torch.no_grad(), adapter_disabled(chain.model.denoiser):
-        base = chain.predict(i, latents)
-    return (prediction - base).square().flatten(1).mean(dim=1).sum()
-
-
-def encode(model: VideoModel, prompts: Sequence[str], size: VideoSize, images: Tensor | None = None) -> Condition:
-    """The condition of B prompts; a model that starts from images gets those the prompts carry, or `images`."""
-    if images is None and model.takes_images:
-        images = prompt_images(prompts, size.height, size.width)
-    return model.encode(prompts, images, size)
-
-
-@torch.no_grad()
-def sample_videos(
-    model: VideoModel,
-    prompts: Sequence[str],
-    size: VideoSize,
-    steps: int,
-    guidance: Guidance,
-    seed: int = 0,
-    batch: int = 8,
-    images: Tensor | None = None,
-    indices: Sequence[int] | None = None,
-) -> Tensor:
-    """Samples one video a prompt: float32 `[B, F, 3, H, W]` in [0, 1], on the CPU.
-
-    Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry. A video's
-    noise depends on the seed and its index alone (None: its place among the prompts), not on how the prompts are
-    batched.
+    Attributes:
+        on_gradient: told of every prediction with graph: `(walk, step, latents, prediction)`.
+        gradient_step: a context around every prediction with graph (activations that wait elsewhere).
     """
-    schedule, shape = model.solver.schedule(steps, size), model.noise_shape(size)
-    if images is None:
-        model.check_prompts(prompts)
-    model.prepare(prompts)
-    indices = range(len(prompts)) if indices is None else indices
-    videos = []
-    for start in range(0, len(prompts), batch):
-        some = slice(start, start + batch)
-        condition = encode(model, prompts[some], size, None if images is None else images[some])
-        noise = Noise(shape, seed, "sample", 0, indices[some], model.device)
-        videos.append(model.decode(sample_latents(Chain(model, schedule, condition, guidance), noise)).cpu())
-    return torch.cat(videos)
+
+    sampler: Sampler
+    condition: Condition
+    noise: Noise
+    phases: Phases = untimed
+    on_gradient: Callable[[Walk, int, Any, Any], object] | None = None
+    gradient_step: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __len__(self) -> int:
+        return len(self.sampler.schedule)
+
+    def start(self) -> Place:
+        scale = self.sampler.schedule.init_scale
+        return Place(0, self._kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
+
+    # ---- one prediction ----
+
+    def predict(self, i: int, latents: Any) -> Any:
+        """The guided prediction for (unscaled) latents at step i."""
+        sampler, here = self.sampler, self.start_of(i)
+        scaled = map_latents(lambda x: x * here.input_scale, latents)
+        time = torch.tensor(here.time, dtype=torch.float64).to(_first(latents))
+        share = i / len(self)
+        passes = Passes(sampler.model, scaled, time, self.condition, share, sampler.batched, sampler.detach_uncond)
+        return sampler.guidance(passes)
+
+    def step(self, at: Place, grad: bool = True, weight: float = 1.0, carry: float = 1.0) -> Place:
+        """One denoising step.
+
+        Args:
+            grad: whether the prediction has a graph.
+            weight: factor on the gradient of the prediction.
+            carry: factor on the gradient that goes on through the denoiser's input; 0 stops it (DRTune).
+        """
+        with self.phases("gradient" if grad else "sample"):
+            return self._move(at, at.i + 1, self.sampler.schedule.ends[at.i], grad, weight, carry)
+
+    def leap(self, at: Place, end: int, grad: bool = True) -> Place:
+        """By one prediction straight to where step `end` starts, however far: without fresh noise on the way."""
+        with self.phases("gradient" if grad else "sample"):
+            return self._move(at, end, self.level(end), grad, 1.0, 1.0)
+
+    def _move(self, at: Place, to: int, there: Level, grad: bool, weight: float, carry: float) -> Place:
+        with torch.set_grad_enabled(grad), self.gradient_step() if grad else nullcontext():
+            seen = map_latents(lambda x: scale_gradient(x, carry), at.latents)
+            prediction = self.predict(at.i, seen)
+        if grad and self.on_gradient is not None:
+            self.on_gradient(self, at.i, seen, prediction)
+        return self.advance(at, to, there, map_latents(lambda x: scale_gradient(x, weight), prediction))
+
+    def advance(self, at: Place, to: int, there: Level, prediction: Any) -> Place:
+        """Where a prediction leads from a place."""
+        solver = self.sampler.solver
+        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
+        here, memory = self.start_of(at.i), at.memory
+        if isinstance(at.latents, Tensor):
+            done = solver.step(at.latents, prediction, here, there, fresh, memory)
+            return Place(to, self._kept(done.next), done.memory, done.clean, done.mean, done.std)
+        steps = {
+            name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
+            for name, x in at.latents.items()
+        }
+        columns = {
+            key: {name: getattr(step, key) for name, step in steps.items()}
+            for key in ("next", "memory", "clean", "mean")
+        }
+        std = next(iter(steps.values())).std
+        return Place(to, self._kept(columns["next"]), columns["memory"], columns["clean"], columns["mean"], std)
+
+    # ---- several ----
+
+    def places(
+        self, at: Place, end: int, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0
+    ) -> Iterator[Place]:
+        """Every place after `at` until step `end` starts; steps that are not active have no graph of their own."""
+        while at.i < end:
+            at = self._move(at, at.i + 1, self.sampler.schedule.ends[at.i], at.i in active, weight, carry)
+            yield at
+
+    def to(self, end: int, at: Place, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0) -> Place:
+        """On from a place to where step `end` starts, as `step` in the active ones."""
+        with self.phases("gradient"):
+            return _last(at, self.places(at, end, active, weight, carry))
+
+    def frozen(self, end: int) -> Place:
+        """From the noise to where step `end` starts, without gradient."""
+        with self.phases("sample"), torch.no_grad():
+            start = self.start()
+            return _last(start, self.places(start, end))
+
+    def path(self) -> list[Place]:
+        """Every place from the noise to the end, without gradient."""
+        with self.phases("sample"), torch.no_grad():
+            start = self.start()
+            return [start, *self.places(start, len(self))]
+
+    def renoised(self, clean: Any, i: int, noise: Any) -> Place:
+        """Clean latents brought to where step i starts, by this noise."""
+        level = self.start_of(i)
+        renoise = self.sampler.solver.renoise
+        return Place(i, self._kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
+
+    # ---- where things are ----
+
+    def start_of(self, i: int) -> Level:
+        return self.sampler.schedule.starts[i]
+
+    def level(self, i: int) -> Level:
+        """The level at which step i starts; of i = T, the final one."""
+        return self.start_of(i) if i < len(self) else self.sampler.schedule.ends[-1]
+
+    def led(self, at: Place, clean: Any, end: int) -> Any:
+        """Latents to which a clean estimate made at a place would lead, at the level where step `end` starts."""
+        here, there = self.start_of(at.i), self.level(end)
+        ratio = there.sigma / here.sigma
+        return map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+
+    # ---- gradient by the linear part of the steps alone ----
+
+    def linear(self, i: int, there: Level) -> tuple[float, float]:
+        """How step i's move to a level depends on its latents, and on its prediction, as two factors."""
+        unit, zero = torch.tensor(UNIT, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        return self._mean(i, there, unit, zero) / UNIT, self._mean(i, there, zero, unit) / UNIT
+
+    def _mean(self, i: int, there: Level, latents: Tensor, prediction: Tensor) -> float:
+        return float(
+            self.sampler.solver.step(latents, prediction, self.start_of(i), there, torch.zeros_like(latents)).mean
+        )
+
+    def passed(self, i: int, end: int) -> float:
+        """The factor on the gradient that passes from where step i starts to where step `end` does, past denoisers."""
+        return math.prod(self.linear(j, self.sampler.schedule.ends[j])[0] for j in range(i, end))
+
+    def reach(self, i: int) -> float:
+        """How much step i's prediction counts in the final latents, by the linear part of the steps after it."""
+        return self.linear(i, self.sampler.schedule.ends[i])[1] * self.passed(i + 1, len(self))
+
+    def _kept(self, latents: Any) -> Any:
+        """Latents with what the condition knows of them in its place."""
+        return latents if self.condition.known is None else self.condition.known.keep(latents)
+
+
+def _last(start: Place, places: Iterator[Place]) -> Place:
+    """Where the places end; no other is kept."""
+    return deque(chain([start], places), maxlen=1).pop()
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same value, whose gradient is scaled; a factor of 1 changes nothing, and 0 leaves no graph."""
+    if factor == 1.0:
+        return x
+    return x.detach() if factor == 0.0 else x.detach() + factor * (x - x.detach())
+
+
+def _first(latents: Any) -> Tensor:
+    return latents if isinstance(latents, Tensor) else next(iter(latents.values()))

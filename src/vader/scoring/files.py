@@ -1,7 +1,7 @@
 """Scores video files by rewards: paths and prompts in, one `FileScore` a file out.
 
 A file that cannot be read, that a reward refuses, or whose score is not finite, is recorded with its error, and
-the others are still scored. Frame rewards see a video a few frames at a time, so that a long one fits.
+the others are still scored. Framewise rewards see a video a few frames at a time, so that a long one fits.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vader.errors import UserError
-from vader.files.video import VIDEO_SUFFIXES, stream_frames
-from vader.rewards.base import ClipReward, FrameReward, RewardMix
+from vader.files.video import VIDEO_SUFFIXES, frame_rate, stream_frames
+from vader.nouns import Clip, Prompt, VideoSize, as_prompts
+from vader.rewards.base import FrameReward, Reward, RewardMix
+from vader.rewards.needs import PerSecond
 
 CHUNK = 16  # frames on the device at once
 
@@ -55,9 +57,10 @@ def _videos_in(path: Path) -> list[Path]:
 def score_files(
     paths: Sequence[str | Path],
     mix: RewardMix,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     max_frames: int | None = None,
     on_score: Callable[[FileScore], None] | None = None,
+    chunk: int = CHUNK,
 ) -> list[FileScore]:
     """Scores each file against its prompt, without gradient, on the device where the rewards are.
 
@@ -67,6 +70,7 @@ def score_files(
         prompts: one for each path.
         max_frames: score at most so many frames a video, spread evenly; None for all.
         on_score: called after each file, to show progress.
+        chunk: images that a framewise reward is shown at once.
 
     Raises:
         UserError: paths and prompts differ in number, or a reward needs more of the prompts than there is. Errors of
@@ -74,46 +78,72 @@ def score_files(
     """
     if len(paths) != len(prompts):
         raise UserError(f"{len(paths)} videos need as many prompts, got {len(prompts)}: give one prompt for each")
-    mix.check_prompts(prompts)
+    told = as_prompts(prompts)
+    mix.check_prompts(told)
     scores = []
-    for path, prompt in zip(paths, prompts, strict=True):
-        scores.append(_score_file(Path(path), mix, prompt, max_frames))
+    for path, prompt in zip(paths, told, strict=True):
+        scores.append(_score_file(Path(path), mix, prompt, max_frames, chunk))
         if on_score is not None:
             on_score(scores[-1])
     return scores
 
 
-def _score_file(path: Path, mix: RewardMix, prompt: str, max_frames: int | None) -> FileScore:
+def _score_file(path: Path, mix: RewardMix, prompt: Prompt, max_frames: int | None, chunk: int) -> FileScore:
     try:
-        return score_video(path, stream_frames(path, max_frames), mix, prompt)
+        frames = stream_frames(path, max_frames)
+        return score_video(path, frames, mix, prompt, frame_rate(path, max_frames), chunk)
     except UserError as error:
         named = str(path) in str(error)
         return FileScore(path, error=str(error) if named else f"{path}: {error}")
 
 
 @torch.inference_mode()
-def score_video(path: Path, frames: Iterable[Tensor], mix: RewardMix, prompt: str) -> FileScore:
-    """Scores frames `[3, H, W]` as they come; they are kept only if a clip reward needs them together."""
+def score_video(
+    path: Path, frames: Iterable[Tensor], mix: RewardMix, prompt: Prompt, fps: float | None = None, chunk: int = CHUNK
+) -> FileScore:
+    """Scores frames `[3, H, W]` as they come; they are kept only if a reward needs them together.
+
+    Args:
+        fps: frames a second; None where the file does not tell, as a folder of frames.
+    """
     device = _device(mix)
-    by_frame = {name: reward for name, reward in mix.rewards.items() if isinstance(reward, FrameReward)}
-    by_clip = {name: reward for name, reward in mix.rewards.items() if name not in by_frame}
-    scores: dict[str, list[Tensor]] = {name: [] for name in by_frame}
+    single = {name: reward for name, reward in mix.items() if isinstance(reward, FrameReward)}
+    whole = {name: reward for name, reward in mix.items() if name not in single}
+    scores: dict[str, list[Tensor]] = {name: [] for name in single}
     kept, count = [], 0
-    for chunk in _chunks(frames):
-        count += len(chunk)
-        for name, reward in by_frame.items():
-            scores[name].append(reward.score_frames(chunk.to(device), [prompt] * len(chunk)))
-        if by_clip:
-            kept.append(chunk)
+    for some in _chunks(frames, chunk):
+        count += len(some)
+        for name, reward in single.items():
+            scores[name].append(reward.score_frames(some.to(device), [prompt] * len(some)))
+        if whole:
+            kept.append(some)
     parts = {name: _over_frames(torch.cat(score)) for name, score in scores.items()}
-    if by_clip:
-        _check_count(by_clip, count)
-        clip = torch.cat(kept)[None].to(device)
-        parts |= {name: PartScore(reward(clip, [prompt]).item(), None) for name, reward in by_clip.items()}
+    if whole:
+        parts |= _score_whole(whole, mix, torch.cat(kept), prompt, fps)
     if wild := [name for name, part in parts.items() if not math.isfinite(part.mean)]:
         raise UserError(f"the score by reward {wild[0]!r} is not finite")
     total = sum(mix.weights[name] * part.mean for name, part in parts.items())
-    return FileScore(path, count, total, {name: parts[name] for name in mix.rewards})
+    return FileScore(path, count, total, {name: parts[name] for name, _ in mix.items()})
+
+
+def _score_whole(
+    rewards: Mapping[str, Reward], mix: RewardMix, frames: Tensor, prompt: Prompt, fps: float | None
+) -> dict[str, PartScore]:
+    """Rewards that need a video's frames `[F, 3, H, W]` together, each of those that it needs."""
+    found, count = {}, len(frames)
+    for name, reward in rewards.items():
+        _check_count(name, reward, count)
+        if fps is None and isinstance(mix.shown[name], PerSecond):
+            raise UserError(
+                f"reward {name!r} needs frames by the second, and nothing tells how fast these are: give a video file"
+            )
+        height, width = frames.shape[-2:]
+        size = VideoSize(count, height, width, round(fps or 8))
+        clip = Clip.whole(frames[None], fps or 8.0).at(mix.shown[name].choose(size)[None])
+        device = _device(reward)
+        shown = Clip(clip.frames.to(device), clip.times.to(device))
+        found[name] = PartScore(reward.score(shown, [prompt]).item(), None)
+    return found
 
 
 def over_files(scores: Sequence[FileScore]) -> dict[str, PartScore]:
@@ -124,30 +154,29 @@ def over_files(scores: Sequence[FileScore]) -> dict[str, PartScore]:
     return {name: PartScore(fmean(found), pstdev(found)) for name, found in values.items()}
 
 
-def _check_count(rewards: Mapping[str, nn.Module], count: int) -> None:
-    """Raises `UserError` if a clip reward cannot take so many frames."""
-    for name, reward in rewards.items():
-        if isinstance(reward, ClipReward) and count < reward.min_frames:
-            raise UserError(f"reward {name!r} needs at least {reward.min_frames} frames together, got {count}")
-        if isinstance(reward, ClipReward) and count % reward.frame_multiple:
-            usable = count - count % reward.frame_multiple
-            raise UserError(
-                f"reward {name!r} needs a multiple of {reward.frame_multiple} frames, got {count}: "
-                f"score at most {usable} of them (vader score: --max-frames {usable})"
-            )
+def _check_count(name: str, reward: Reward, count: int) -> None:
+    """Raises `UserError` if a reward cannot take so many frames."""
+    if count < reward.needs.least:
+        raise UserError(f"reward {name!r} needs at least {reward.needs.least} frames together, got {count}")
+    if count % reward.needs.multiple:
+        usable = count - count % reward.needs.multiple
+        raise UserError(
+            f"reward {name!r} needs a multiple of {reward.needs.multiple} frames, got {count}: "
+            f"score at most {usable} of them (vader score: --max-frames {usable})"
+        )
 
 
 def _over_frames(scores: Tensor) -> PartScore:
     return PartScore(scores.mean().item(), scores.std(correction=0).item())
 
 
-def _chunks(frames: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Stacks frames into `[n, 3, H, W]`, n <= CHUNK."""
+def _chunks(frames: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+    """Stacks frames into `[n, 3, H, W]`, n <= chunk."""
     waiting = iter(frames)
-    while chunk := list(islice(waiting, CHUNK)):
-        yield torch.stack(chunk)
+    while some := list(islice(waiting, chunk)):
+        yield torch.stack(some)
 
 
-def _device(mix: RewardMix) -> torch.device:
+def _device(mix: Reward) -> torch.device:
     """Where the rewards' weights are; the CPU if they have none."""
     return next((tensor.device for tensor in chain(mix.parameters(), mix.buffers())), torch.device("cpu"))

@@ -1,95 +1,150 @@
-"""From the reward back to latents: decode chosen frames, score them, and differentiate, in one of two ways.
+"""From latents to scores, and from scores back to latents: the only place where the two meet.
 
-Plain: one graph through reward, decoder and denoising steps (`Scorer`). Split: the latents are detached, frame
-chunks are decoded, scored and differentiated one after the other, each adding to the gradient at the latents, and
-one backward pass then goes from the latents through the denoising steps. The gradient is the same; the peak is the
-larger of the two graphs instead of their sum, and for frame rewards it does not grow with the number of frames.
+In training, `pull` gives the gradient of the rewards at the latents (split backward): the latents are detached; piece
+by piece frames are decoded, scored and differentiated, each piece adding to the gradient; one backward pass then goes
+from the latents through the denoising steps. The gradient is that of one large graph (`graph`), and the peak is the
+larger of the two graphs, not their sum. Baselines (`score`) and evaluation (`decode`, `score_clip`) go through the same
+windows and chunks without gradient.
+
+Shapes: B videos, n chosen frames, pixels `[B, n, 3, H, W]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from vader.models.base import VideoModel
+from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
 from vader.rewards.base import RewardMix
-
-
-@dataclass
-class Scored:
-    """Rewards of B videos, detached: each part `[B]`, their weighted sum `[B]`, and the share of clamped pixels."""
-
-    parts: dict[str, Tensor]
-    total: Tensor
-    clamped: Tensor
+from vader.scoring.choice import Group, Piece, pieces
+from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_group
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Decodes latents of B videos and scores their frames against B prompts."""
+    """Scores videos of one size; `chunk` images are decoded and scored at once, over all videos."""
 
     model: VideoModel
-    reward: RewardMix
-    prompts: Sequence[str]
+    mix: RewardMix
+    size: VideoSize
+    chunk: int = 1
 
-    def __call__(self, latents: Tensor, frames: Tensor) -> tuple[Tensor, Scored]:
-        """Frames `[B, n]` of latents `[B, ...]`: the rewards `[B]` with graph, and what to report."""
-        return self.score(self.model.decode_unclamped(latents, frames))
+    # ---- with gradient ----
 
-    def score(self, raw: Tensor) -> tuple[Tensor, Scored]:
-        """Rewards of decoded pixels that are not clamped yet. Clamped pixels carry no gradient, so they are counted."""
-        parts = self.reward.parts(raw.clamp(0, 1), self.prompts)
-        kept = {name: part.detach().float() for name, part in parts.items()}
-        clamped = ((raw <= 0) | (raw >= 1)).float().mean().detach()
-        return self.reward.total(parts), Scored(kept, self.reward.total(kept), clamped)
+    def pull(
+        self, latents: Any, prompts: Sequence[Prompt], groups: Sequence[Group], scale: Tensor
+    ) -> tuple[Any, Scored]:
+        """The gradient of `-sum over videos of scale * reward` at the latents, without a graph left behind.
 
+        Args:
+            latents: of B videos; detached here.
+            groups: what each reward is shown (`training_groups`).
+            scale: `[B]`.
 
-def split_backward(
-    scorer: Scorer, latents: Tensor, frames: Tensor, chunk: int, scale: float | Tensor
-) -> tuple[Tensor, Scored]:
-    """The gradient of `-scale * sum of rewards` at the latents, without a graph left behind.
+        Returns:
+            The gradient, shaped like the latents, and the scores.
+        """
+        leaf, sheet = map_latents(lambda x: x.detach().requires_grad_(), latents), Sheet()
+        for group in groups:
+            at_pixels = self._pull_clip(leaf, prompts, group, scale, sheet) if group.whole else None
+            self._pull_pieces(leaf, prompts, group, scale, sheet, at_pixels)
+        return map_latents(lambda x: torch.zeros_like(x) if x.grad is None else x.grad, leaf), sheet.scored(self.mix)
 
-    Args:
-        latents: `[B, ...]`; detached here.
-        frames: indices `[B, n]` of the frames that the reward sees.
-        chunk: how many frames of each video are decoded at once.
+    def _pull_clip(self, leaf: Any, prompts: Sequence[Prompt], group: Group, scale: Tensor, sheet: Sheet) -> Tensor:
+        """Rewards that need the frames together: their gradient `[B, n, 3, H, W]` at pixels that have no graph yet."""
+        raw = self._joined(group.frames, self._decoder(detached(leaf), group.frames)).requires_grad_()
+        audio = self.model.decode_audio(detached(leaf)) if group.heard else None
+        samples = None if audio is None else audio.samples.requires_grad_()
+        clip = Clip(raw.clamp(0, 1), group.times, audio)
+        parts = {name: reward.score(clip, prompts) for name, reward in group.whole.items()}
+        (-scale * self.mix.total(parts)).sum().backward()
+        if samples is not None and samples.grad is not None:
+            self.model.decode_audio(leaf).samples.backward(samples.grad)
+        sheet.add(0, len(scale), parts)
+        return torch.zeros_like(raw) if raw.grad is None else raw.grad
 
-    Returns:
-        The gradient, shaped like latents, and the scores.
-    """
-    leaf = latents.detach().requires_grad_()
-    differentiate = _by_frames if scorer.reward.framewise else _by_clip
-    scored = differentiate(scorer, leaf, frames.split(chunk, dim=1), scale)
-    assert leaf.grad is not None  # every chunk's backward ends there
-    return leaf.grad, scored
+    def _pull_pieces(
+        self, leaf: Any, prompts: Sequence[Prompt], group: Group, scale: Tensor, sheet: Sheet, clips: Tensor | None
+    ) -> None:
+        """Decodes piece by piece with graph, adds framewise rewards' gradient at the pixels, and goes on to the leaf.
 
+        Args:
+            clips: the gradient at all pixels that rewards of whole clips have left.
+        """
+        (videos, frames), decode = group.frames.shape, self._decoder(leaf, group.frames)
+        for piece in self._pieces(group.frames):
+            raw = decode(piece)
+            sheet.count_clamped(raw)
+            pixels = raw.detach().requires_grad_()
+            pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
+            clip, texts = Clip(pixels, group.times[piece]), prompts[piece.rows]
+            for row, parts in framewise_scores(clip, texts, group.framewise, frames, self.chunk):
+                total, start = self.mix.total(parts), piece.rows.start + row
+                (-scale[start : start + len(total)] * total).sum().backward()
+                sheet.add(start, videos, parts)
+            raw.backward(pixels.grad)
 
-def _by_frames(scorer: Scorer, leaf: Tensor, chunks: Sequence[Tensor], scale: float | Tensor) -> Scored:
-    """A mean over frames is a sum over chunks, so each chunk is differentiated and forgotten."""
-    count = sum(chunk.shape[1] for chunk in chunks)
-    scores = []
-    for chunk in chunks:
-        share = chunk.shape[1] / count
-        total, scored = scorer(leaf, chunk)
-        (-scale * share * total.sum()).backward()
-        scores.append((share, scored))
-    parts = {name: _mean([(share, scored.parts[name]) for share, scored in scores]) for name in scores[0][1].parts}
-    clamped = _mean([(share, scored.clamped) for share, scored in scores])
-    return Scored(parts, scorer.reward.total(parts), clamped)
+    def graph(
+        self, latents: Any, prompts: Sequence[Prompt], groups: Sequence[Group], scale: Tensor
+    ) -> tuple[Tensor, Scored]:
+        """`-sum over videos of scale * reward` as one graph through rewards and decoder, and the scores."""
+        sheet = Sheet()
+        parts: dict[str, Tensor] = {}
+        for group in groups:
+            raw = self.model.decode_unclamped(latents, group.frames)
+            audio = self.model.decode_audio(latents) if group.heard else None
+            clip = Clip(raw.clamp(0, 1), group.times, audio)
+            parts |= {name: one.score(clip, prompts) for name, one in (group.framewise | group.whole).items()}
+            sheet.count_clamped(raw)
+        sheet.add(0, len(scale), parts)
+        return -(scale * self.mix.total(parts)).sum(), sheet.scored(self.mix)
 
+    # ---- without ----
 
-def _mean(weighted: Sequence[tuple[float, Tensor]]) -> Tensor:
-    return torch.stack([weight * value for weight, value in weighted]).sum(dim=0)
+    @torch.no_grad()
+    def score(self, latents: Any, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
+        """The rewards of latents as mere numbers."""
+        sheet = Sheet()
+        for group in groups:
+            audio = self.model.decode_audio(latents) if group.heard else None
+            decode = self._decoder(latents, group.frames)
+            score_group(group, self._pieces(group.frames), decode, prompts, audio, self.chunk, sheet)
+        return sheet.scored(self.mix)
 
+    @torch.no_grad()
+    def decode(self, latents: Any) -> Clip:
+        """Whole videos on the CPU, decoded piece by piece; with their sound where a reward listens."""
+        count = len(latents if isinstance(latents, Tensor) else next(iter(latents.values())))
+        frames = torch.arange(self.size.frames, device=self.model.device).expand(count, -1)
+        decode = self._decoder(latents, frames)
+        pixels = self._joined(frames, lambda piece: decode(piece).clamp(0, 1).cpu())
+        heard = any(reward.needs.audio for _, reward in self.mix.items())
+        audio = self.model.decode_audio(latents) if heard else None
+        return Clip.whole(pixels, self.size.fps, audio and Audio(audio.samples.cpu(), audio.rate))
 
-def _by_clip(scorer: Scorer, leaf: Tensor, chunks: Sequence[Tensor], scale: float | Tensor) -> Scored:
-    """A clip reward needs all frames at once: the decoder's activations are recomputed chunk by chunk, not kept."""
-    decode = scorer.model.decode_unclamped
-    raw = torch.cat([checkpoint(decode, leaf, chunk, use_reentrant=False) for chunk in chunks], dim=1)
-    total, scored = scorer.score(raw)
-    (-scale * total.sum()).backward()
-    return scored
+    def score_clip(self, clip: Clip, prompts: Sequence[Prompt]) -> Scored:
+        """The rewards of whole videos, wherever their pixels lie; chunks of them are brought to the model's device."""
+        return score_clip(self.mix, clip, prompts, self.size, self.chunk, self.model.device)
+
+    # ---- what they share ----
+
+    def _pieces(self, frames: Tensor) -> list[Piece]:
+        return pieces(frames, self.model.windows(self.size), self.chunk)
+
+    def _decoder(self, latents: Any, frames: Tensor) -> Callable[[Piece], Tensor]:
+        """Gives the pixels of pieces of chosen frames, not clamped."""
+
+        def decode(piece: Piece) -> Tensor:
+            return self.model.decode_unclamped(map_latents(lambda x: x[piece.rows], latents), frames[piece])
+
+        return decode
+
+    def _joined(self, frames: Tensor, pixels: Callable[[Piece], Tensor]) -> Tensor:
+        """All chosen frames, decoded piece by piece without graph."""
+        with torch.no_grad():
+            return assembled(frames, [(piece, pixels(piece)) for piece in self._pieces(frames)])

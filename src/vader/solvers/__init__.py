@@ -1,77 +1,70 @@
-"""Solvers turn a denoiser's prediction at step i into the latents of the next step.
+"""Solvers turn a denoiser's prediction at one noise level into the latents at another.
 
-A solver makes a `Schedule` once (tables in float64; `scheduler_config` builds it from a checkpoint's settings),
-and then `step` is a pure function of tensors: no hidden index, no host synchronisation, gradient flows.
-
-All of them walk a path `x = alpha * clean + sigma * noise`, so they share one step rule (`PathSolver`): split
-the prediction into its clean and noise estimates, and put these together again at the next level. DDIM, Euler
-for EDM and Euler for rectified flow differ in nothing but the levels they visit; DPM-Solver++ 2M also looks back
-at the clean estimate of the step before.
+A `Solver` is put together from parts that know nothing of each other: the levels that it visits, and so the path it
+is on (`paths`), what the denoiser predicts (`prediction`), and how a step is made (`rules`). `scheduler_config`
+does so from a checkpoint's settings.
 """
 
-from vader.solvers.base import (
-    SPLITS,
-    PathSolver,
-    Schedule,
-    Solver,
-    Split,
-    Step,
-    path_tables,
-    posterior_std,
-    split_epsilon,
-    split_sample,
-    split_v,
-    split_velocity,
-)
-from vader.solvers.ddim import DDIM
-from vader.solvers.dpm import DPMSolver2M
-from vader.solvers.edm import EulerEDM
-from vader.solvers.flow import EulerFlow, OpenSoraFlow, open_sora_shift, shifted
 from vader.solvers.levels import (
     BETAS,
+    SIGMAS,
     SPACINGS,
     cosine_betas,
+    ending_at,
+    even_sigmas,
+    fixed_sigmas,
     interpolate,
     karras_sigmas,
     leading_times,
     linear_betas,
     linspace_times,
+    open_sora_shift,
     scaled_linear_betas,
+    shifted,
+    shifted_snr,
     trailing_times,
     uniform_times,
     videocrafter_scale,
     zero_terminal_snr,
 )
+from vader.solvers.paths import DDIMLevels, EDMLevels, FlowLevels, MultistepLevels, UniPCFlowLevels
+from vader.solvers.prediction import PREDICTIONS
+from vader.solvers.rules import FirstOrder, Multistep, UniPC, posterior_std
+from vader.solvers.solver import Level, Levels, Rule, Schedule, Solver, Step
 
 __all__ = [
     "BETAS",
-    "DDIM",
+    "PREDICTIONS",
+    "SIGMAS",
     "SPACINGS",
-    "SPLITS",
-    "DPMSolver2M",
-    "EulerEDM",
-    "EulerFlow",
-    "OpenSoraFlow",
-    "PathSolver",
+    "DDIMLevels",
+    "EDMLevels",
+    "FirstOrder",
+    "FlowLevels",
+    "Level",
+    "Levels",
+    "Multistep",
+    "MultistepLevels",
+    "Rule",
     "Schedule",
     "Solver",
-    "Split",
     "Step",
+    "UniPC",
+    "UniPCFlowLevels",
     "cosine_betas",
+    "ending_at",
+    "even_sigmas",
+    "fixed_sigmas",
     "interpolate",
     "karras_sigmas",
     "leading_times",
     "linear_betas",
     "linspace_times",
     "open_sora_shift",
-    "path_tables",
     "posterior_std",
     "scaled_linear_betas",
     "shifted",
-    "split_epsilon",
-    "split_sample",
-    "split_v",
-    "split_velocity",
+    "shifted_snr",
     "trailing_times",
     "uniform_times",
     "videocrafter_scale",

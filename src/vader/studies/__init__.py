@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.recipe import Recipe, library_versions
 from vader.studies import ablation, figure4, figure7, table1
 from vader.studies.pages import write_page
 from vader.studies.processes import Start, run_jobs, start_process
-from vader.studies.study import Arm, Options, Shelf, Study, Trained
+from vader.studies.study import Arm, Options, RunStore, Study, Trained
 
 STUDIES: dict[str, Study] = {
     study.name: study for study in (figure7.STUDY, figure4.STUDY, table1.STUDY, ablation.STUDY)
@@ -69,13 +69,13 @@ def run_study(
     study: Study, arms: Sequence[Arm], options: Options, out: Path, jobs: int = 1, start: Start = start_process
 ) -> list[Path]:
     """Trains what is missing, evaluates what is missing, and writes JSON, table and plot."""
-    shelf = Shelf(out / "runs")
-    placed = [[shelf.place(recipe) for recipe in arm.seeded(options.seeds)] for arm in arms]
-    training = [shelf.job(recipe, out / "recipes") for recipes in _by_seed(placed) for recipe in recipes]
+    store = RunStore(out / "runs")
+    placed = [[store.place(recipe) for recipe in arm.seeded(options.seeds)] for arm in arms]
+    training = [store.job(recipe, out / "recipes") for recipes in _by_seed(placed) for recipe in recipes]
     print(f"{study.name}: {len(training)} runs, {sum(job.done for job in training)} of them finished", flush=True)
     run_jobs(training, out / "logs", jobs, start)
     trained = [
-        Trained(arm, [shelf.run(recipe) for recipe in recipes]) for arm, recipes in zip(arms, placed, strict=True)
+        Trained(arm, [store.run(recipe) for recipe in recipes]) for arm, recipes in zip(arms, placed, strict=True)
     ]
     run_jobs(study.jobs(trained), out / "logs", jobs, start)
     return write_result(study, study.summarise(trained), options, out)
@@ -91,9 +91,9 @@ def write_result(study: Study, result: dict[str, Any], options: Options, out: Pa
     name = study.name if options.only is None else f"{study.name}-{options.only}"
     head = {"study": study.name, "title": study.title, "scale": options.scale, "seeds": options.seeds}
     content = head | {"versions": library_versions()} | result
-    with aside(out / f"{name}.json") as temporary:
+    with atomic_write(out / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with aside(out / f"{name}.md") as temporary:
+    with atomic_write(out / f"{name}.md") as temporary:
         temporary.write_text(study.table(result) + "\n", encoding="utf-8")
     return [out / f"{name}.json", out / f"{name}.md", study.draw(result, out / f"{name}.png")]
 

@@ -11,7 +11,6 @@ from vader.evaluation.plots import RUN_COLOURS, draw_bars, new_figure, save
 from vader.studies.formats import markdown, mean_and_spread
 from vader.studies.study import Arm, Options, Scale, Study, Trained, changed, same_run, summary_of
 from vader.studies.tasks import task_recipe
-from vader.tinyworld.gold import gold
 
 GB = 1e9
 # The setting from which one thing at a time is changed: that of figure 7's VADER.
@@ -31,8 +30,9 @@ def _arm(scale: Scale, policy: dict[str, Any], frames: int | str) -> Arm:
     recipe = task_recipe("aesthetic", "VADER", scale)
     name = f"last {policy['k']}" if policy["name"] == "last" else "random to end"
     labels = {"policy": name, "frames": str(frames)}
-    chosen = {"policy": policy, "frames": {"sample": frames, "chunk": recipe.algorithm.frames.chunk}}
-    run = changed(recipe, f"{name.replace(' ', '-')}-frames-{frames}", algorithm=chosen)
+    seen = [{**reward.model_dump(mode="json"), "sees": frames} for reward in recipe.rewards]
+    run_name = f"{name.replace(' ', '-')}-frames-{frames}"
+    run = changed(recipe, run_name, algorithm={"policy": policy}, rewards=seen)
     if same_run(run, recipe):
         return Arm(labels, run)
     return Arm(labels, changed(run, evaluation={"every": run.train.steps}))  # its two ends are all that is shown
@@ -49,7 +49,7 @@ def table(result: dict[str, Any]) -> str:
 
 def _row(found: dict[str, Any]) -> list[str]:
     first, last = found["curve"][0], found["curve"][-1]
-    true = [f"{gold(point['judge'], found['rewards']):.2f}" for point in (first, last) if point["judge"]]
+    true = [f"{point['figures']['gold']:.2f}" for point in (first, last) if "gold" in point["figures"]]
     return [
         found["labels"]["policy"],
         found["labels"]["frames"],

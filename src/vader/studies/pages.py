@@ -1,7 +1,8 @@
-"""The page of all results, in Markdown: this package's numbers beside the paper's, and what differs.
+"""The page of all results, in Markdown: what is made of numbers, between marks in a page that people write.
 
-In goes a folder of results as JSON, out comes the page; a study without results yet is said so. The studies' results
-are made from the JSON; only what other settings gave, tried on the way, is written here by hand (`DIFFERENCES`).
+In goes a folder of results as JSON. Where a page says `<!-- figure7 -->` ... `<!-- /figure7 -->`, what stands between
+is made anew (sentences of numbers, picture, table), and every other word stays. A page without marks is written whole
+and plain.
 """
 
 from __future__ import annotations
@@ -15,66 +16,70 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from vader.errors import UserError
 from vader.evaluation.formats import duration
-from vader.files.video import aside
+from vader.files.atomic import atomic_write
 from vader.studies import ablation, figure4, figure7, table1
-from vader.studies.formats import count, markdown, mean_and_spread
+from vader.studies.formats import count, mean_and_spread
 from vader.studies.study import Study, arm_of, best
 from vader.studies.tasks import TASKS
 
 WIDTH = 120
 QUERY_CLAIM, TIME_CLAIM, GENERAL_CLAIM = 1 / 10, 1 / 3, 0.8  # what the studies are to show
-
-INTRODUCTION = """# Results
-
-Made by `vader reproduce`; every number of its studies is from its JSON files. {scale}
-
-`±` is the standard deviation over seeds, each with its own adapter, prompts' order and noise. A reward query is one
-video scored once for training; compute time is that of training alone, evaluations left out. Where a curve passes a
-level is read off the straight line between two evaluations.
-"""
-SCALES = {
-    "tiny": "They are the tiny world's: small networks of the paper's kinds on 32x32 videos of coloured shapes "
-    "([tinyworld](tinyworld.md)), trained on a CPU. Heights of rewards do not compare with the paper's; who wins, by "
-    "how much, and why, may. Held-out prompts share no combination of colour, shape and background with training "
-    "prompts, and compute time is the processor's, over all threads.",
-    "full": "They are those of the paper's models, with the settings of its code.",
-}
-DIFFERENCES = """## What differs from the paper
-
-- **Size.** Networks of 2 million parameters and less stand for ModelScope (1.7 billion); a few hundred reward queries a
-  run for thousands; seconds of a processor for GPU-hours.
-- **VADER's own setting** is the last 5 of 10 steps and all frames, where the paper has the last step and one frame; the
-  ablation has both.
-- **The baselines** are not the code that the paper's authors published ([algorithms](algorithms.md) says what they
-  have against it): log-probabilities are per video and pairs are of one prompt, both in the baselines' favour.
-- **Equal ground.** All methods sample with DDIM, eta 1 and 10 steps, so that base, noise and held-out prompts are the
-  same.
-- **DDPO trains the first 8 of 10 steps** (`algorithm.ddpo.min_std`): the last two add noise of 0.04 and 0.02, which no
-  reward tells, but which rules the gradient of the log-probability. With all ten, a higher rate and one frame scored it
-  had gained 0.1 in aesthetics.
-- **Learning rates** and the like were set by few trials of one seed: four for DDPO and three for DPO on the aesthetic
-  reward, which serve the other rewards too, and four for VADER on the action reward. All may do better with others.
-- **Figure 4's policy gradient** learns at 1e-3 like figure 7's. At 3e-3 it gained 1.06 ± 0.63 at 24 pixels and
-  1.03 ± 1.03 at 48, with gaps of 0.51 ± 0.47 and 0.90 ± 0.94: more on average, but less surely.
-- **The action reward** asks the tiny world's objects to move left whatever the prompt shows; the paper's is a class
-  of Kinetics. A video turns around as a whole or not at all: VADER raises the log-probability from the first steps,
-  hardly a video turns for many of them, and then most do. DDPO and DPO stop before many of theirs have turned, so how
-  soon VADER is as good is read off where its own curve is still flat.
-"""
+HEAD = "# Results\n\nMade by `vader reproduce`. `±` is the standard deviation over seeds."
 
 
 def write_page(results: Path, page: Path) -> Path:
-    """Writes the page; pictures of results that lie elsewhere are copied to `assets/results` beside it."""
-    found = {study.name: read_results(results, study) for study in STUDIES}
-    known = [one for parts in found.values() for one in parts]
-    sections = [section for study in STUDIES for section in _section(study, found[study.name], results, page)]
-    scale = known[0]["scale"] if known else "tiny"
-    head = INTRODUCTION.format(scale=SCALES[scale])
-    text = "\n\n".join([head.rstrip(), *sections, *([DIFFERENCES.rstrip()] if scale == "tiny" else [])])
-    with aside(page) as temporary:
-        temporary.write_text("\n".join(map(_wrapped, text.splitlines())) + "\n", encoding="utf-8")
+    """Refreshes the page's marked parts, or writes it; pictures are copied to `assets/results` beside it.
+
+    Raises:
+        UserError: a mark of the page is opened and not closed, or it cannot be written.
+    """
+    made = {study.name: _made(study, results, page) for study in STUDIES}
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    written = _refreshed(text, made, page) if any(_mark(name) in text for name in made) else _plain(made)
+    with atomic_write(page) as temporary:
+        temporary.write_text(written, encoding="utf-8")
     return page
+
+
+def _mark(name: str) -> str:
+    return f"<!-- {name} -->"
+
+
+def _refreshed(text: str, made: Mapping[str, str], page: Path) -> str:
+    """The page with what was made between its marks; studies without results stay as they are."""
+    for name, content in made.items():
+        opened, closed = _mark(name), _mark(f"/{name}")
+        if opened in text and closed not in text:
+            raise UserError(f"{page} has {opened} and no {closed} after it: add it where the numbers of {name} end")
+        if content:
+            before, _, rest = text.partition(opened)
+            text = f"{before}{opened}\n\n{content}\n\n{closed}{rest.partition(closed)[2]}"
+    return text
+
+
+def _plain(made: Mapping[str, str]) -> str:
+    """A page of its own: a heading a study, and what was made, or how to make it."""
+    sections = [
+        f"## {study.title}\n\n{made[study.name] or f'Not run yet: `vader reproduce {study.name}`.'}"
+        for study in STUDIES
+    ]
+    return "\n\n".join([HEAD, *sections]) + "\n"
+
+
+def _made(study: Study, results: Path, page: Path) -> str:
+    """All that the numbers of a study say; empty without results."""
+    found = read_results(results, study)
+    pieces = [piece for result in found for piece in _pieces(study, result, results, page)]
+    return "\n".join(map(_wrapped, "\n\n".join(pieces).splitlines()))
+
+
+def _pieces(study: Study, result: Mapping[str, Any], results: Path, page: Path) -> Iterator[str]:
+    yield from WORDS[study.name](result)
+    yield f"Seeds: {result['seeds']}."
+    yield f"![{study.title}]({_picture(results, result['file'], page)})"
+    yield study.table(dict(result))
 
 
 def _wrapped(line: str) -> str:
@@ -94,27 +99,16 @@ def read_results(folder: Path, study: Study) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) | {"file": file.stem} for file in files]
 
 
-def _section(study: Study, found: Sequence[dict[str, Any]], results: Path, page: Path) -> Iterator[str]:
-    yield f"## {HEADINGS[study.name]}"
-    if not found:
-        yield f"Not run yet: `vader reproduce {study.name}`."
-    for result in found:
-        yield from WORDS[study.name](result)
-        yield f"Seeds: {result['seeds']}."
-        yield f"![{study.title}]({_picture(results, result['file'], page)})"
-        yield study.table(result)
-    yield PAPERS[study.name]
-
-
 def _picture(results: Path, name: str, page: Path) -> str:
-    """The picture's path as the page says it."""
-    if page.parent.resolve() == results.resolve():
-        return f"{name}.png"
-    folder = page.parent / "assets" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".json"):
-        shutil.copyfile(results / f"{name}{suffix}", folder / f"{name}{suffix}")
-    return f"assets/results/{name}.png"
+    """The picture's path as the page says it; results that lie elsewhere are copied beside the page."""
+    results, beside = results.resolve(), page.parent.resolve()
+    if not results.is_relative_to(beside):
+        copies = beside / "assets" / "results"
+        copies.mkdir(parents=True, exist_ok=True)
+        for suffix in (".png", ".json"):
+            shutil.copyfile(results / f"{name}{suffix}", copies / f"{name}{suffix}")
+        results = copies
+    return (results / f"{name}.png").relative_to(beside).as_posix()
 
 
 # ---- what the numbers say ----
@@ -145,12 +139,6 @@ def _efficiency(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     )
 
 
-WHY_NO_GROWTH = (
-    "A reason may be that the tiny world's aesthetic score is mostly one property of the whole picture, its vividness, "
-    "which one number a video can teach at any size; real rewards ask something of every part of the picture."
-)
-
-
 def _figure4(result: Mapping[str, Any]) -> Iterator[str]:
     gaps, sizes = result["gaps"], result["sizes"]
     grows = all(small["mean"] <= large["mean"] for small, large in pairwise(gaps))
@@ -159,8 +147,6 @@ def _figure4(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"The gain by reward gradient less that by policy gradient is {listed} pixels: it {said}."
     alone = {method: _listed(mean_and_spread(gain, 2) for gain in gains) for method, gains in result["gains"].items()}
     queries = {one["labels"]["method"]: one["curve"][-1]["queries"] for one in result["arms"]}
-    if not grows:
-        yield WHY_NO_GROWTH
     yield (
         f"The reward gradient alone gains {alone['VADER']} in {queries['VADER']} reward queries, the policy gradient "
         f"{alone['DDPO']} in {queries['DDPO']}."
@@ -207,39 +193,4 @@ WORDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "figure4": _figure4,
     "table1": _table1,
     "ablation-truncation": _ablation,
-}
-HEADINGS = {
-    "figure7": "Sample and compute efficiency (figure 7)",
-    "figure4": "Resolution (figure 4)",
-    "table1": "Unseen prompts (table 1)",
-    "ablation-truncation": "Truncation and frames (section 4)",
-}
-PAPERS = {
-    "figure7": "*In the paper* (ModelScope): VADER starts converging within at most 12 GPU-hours, while DDPO and DPO "
-    "do not show much improvement. The curves themselves are not in its text; the panels span 1,500, 1,000 and 3,000 "
-    "reward queries and 8, 20 and 40 GPU-hours, and table 1 has the ends.",
-    "figure4": "*In the paper*: after 100 steps the gap between the two grows significantly with resolution, since the "
-    "reward gradient has a number for every pixel and the policy gradient one for the whole video. (The figure's "
-    "values are not in its text.)",
-    "table1": "*In the paper*:\n\n"
-    + markdown(
-        [
-            "method",
-            "Aesthetic (T2V), train",
-            "test",
-            "HPS (T2V), train",
-            "test",
-            "Action, train",
-            "Aesthetic (I2V), train",
-            "test",
-        ],
-        [
-            ["Base", "4.61", "4.49", "0.25", "0.24", "0.14", "4.91", "4.96"],
-            ["DDPO", "4.63", "4.52", "0.24", "0.23", "0.21", "", ""],
-            ["DPO", "4.71", "4.41", "0.25", "0.24", "0.23", "", ""],
-            ["VADER", "7.31", "7.12", "0.33", "0.32", "0.79", "7.83", "7.64"],
-        ],
-    ),
-    "ablation-truncation": "*In the paper* there is no table of it: its authors found one step (K = 1) competitive "
-    "with several at much less memory, and score randomly drawn frames.",
 }

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vader.errors import UserError
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.runs.folder import RunFolder
 from vader.runs.reader import Evaluation, Run, read_run
 from vader.studies.processes import Job
 
@@ -35,7 +36,7 @@ class Options:
 class Arm:
     """One line of a study: what it is called, its recipe for any seed, and the figure that is compared.
 
-    `measure` is None for the trained reward, or the name of a monitor.
+    `measure` is None for the trained reward, or the name of a metric's figure.
     """
 
     labels: Mapping[str, str]
@@ -84,11 +85,13 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     return changed(recipe, name=f"{recipe.name}-seed{seed}", train={"seed": seed})
 
 
-def changed(recipe: Recipe, name: str | None = None, **sections: Mapping[str, Any]) -> Recipe:
-    """The recipe with keys of its sections replaced, and checked again as a whole."""
-    data = recipe.model_dump(mode="json", exclude={"algorithm": recipe.algorithm.foreign()})
-    for section, keys in sections.items():
-        data[section] = {**data[section], **keys}
+def changed(
+    recipe: Recipe, name: str | None = None, **sections: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> Recipe:
+    """The recipe with keys of its sections replaced, or whole lists of parts, and checked again as a whole."""
+    data = recipe.model_dump(mode="json")
+    for section, new in sections.items():
+        data[section] = {**data[section], **new} if isinstance(new, Mapping) else new
     return Recipe.model_validate({**data, "name": name or recipe.name})
 
 
@@ -100,12 +103,13 @@ def same_run(one: Recipe, other: Recipe) -> bool:
 # ---- runs ----
 
 
-class Shelf:
+class RunStore:
     """The folder of runs that studies share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.known = {path.parent: load_recipe(str(path)) for path in sorted(folder.glob("*/recipe.yaml"))}
+        found = (RunFolder(path) for path in sorted(folder.glob("*")))
+        self.known = {run.path: load_recipe(str(run.recipe)) for run in found if run.recipe.is_file()}
 
     def place(self, recipe: Recipe) -> Recipe:
         """The recipe under the name of the folder where its run is or will be."""
@@ -125,11 +129,10 @@ class Shelf:
 
     def job(self, recipe: Recipe, recipes: Path) -> Job:
         """The command that trains a placed recipe, which is written to the folder `recipes` first."""
-        recipes.mkdir(parents=True, exist_ok=True)
         file = recipes / f"{recipe.name}.yaml"
         dump_recipe(recipe, file, library_versions())
-        folder = self.folder / recipe.name
-        return Job(recipe.name, ("train", str(file), "--runs", str(self.folder)), folder / "report.html")
+        result = RunFolder(self.folder / recipe.name).report
+        return Job(recipe.name, ("train", str(file), "--runs", str(self.folder)), result)
 
     def run(self, recipe: Recipe) -> Run:
         return read_run(self.folder / recipe.name)
@@ -142,9 +145,9 @@ def value(evaluation: Evaluation, measure: str | None) -> float:
     """The figure that an arm compares. Raises `UserError` if the run did not measure it."""
     if measure is None:
         return evaluation.reward
-    if measure not in evaluation.monitors:
-        raise UserError(f"a run has no monitor {measure!r}: remove it, so that it is trained again")
-    return evaluation.monitors[measure]
+    if measure not in evaluation.figures:
+        raise UserError(f"a run has no figure {measure!r}: remove it, so that it is trained again")
+    return evaluation.figures[measure]
 
 
 def summary_of(trained: Trained) -> dict[str, Any]:
@@ -171,14 +174,13 @@ def _point(runs: Sequence[Run], place: int, measure: str | None) -> dict[str, An
     """One evaluation over all seeds."""
     evaluations = [run.evaluations[place] for run in runs]
     values = [value(evaluation, measure) for evaluation in evaluations]
-    judged = [evaluation.judge for evaluation in evaluations]
     first = evaluations[0]
     return {
         "step": first.step,
         "queries": first.queries,
         "seconds": fmean(run.compute_seconds(first.step) for run in runs),
         **over_seeds(values),
-        "judge": {name: fmean(one[name] for one in judged) for name in judged[0]},
+        "figures": {name: fmean(one.figures[name] for one in evaluations) for name in first.figures},
     }
 
 

@@ -35,7 +35,7 @@ def jobs(trained: Sequence[Trained]) -> list[Job]:
 def _job(run: Run) -> Job:
     result = _evaluation_file(run)
     recipe = run.recipe
-    arguments = ["evaluate", "--adapter", str(run.path / "adapter"), "--recipe", str(run.path / "recipe.yaml")]
+    arguments = ["evaluate", "--adapter", str(run.folder.adapter), "--recipe", str(run.folder.recipe)]
     arguments += ["--prompts", recipe.prompts.train, "--videos", str(run.evaluations[-1].videos), "--seeds", "1"]
     return Job(f"{run.path.name}-on-train", (*arguments, "--out", str(result.parent)), result)
 
@@ -63,7 +63,7 @@ def _on_train(trained: Trained) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _value(point: dict[str, Any], measure: str | None) -> float:
-    return point["reward"] if measure is None else point["monitors"][measure]
+    return point["reward"] if measure is None else point["figures"][measure]
 
 
 def _generalisation(found: dict[str, Any]) -> dict[str, Any]:

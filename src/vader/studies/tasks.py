@@ -22,7 +22,7 @@ METHOD_RECIPES: dict[Scale, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is rewarded: its names, the recipe of VADER at each scale, and the monitor that is shown instead of it."""
+    """What is rewarded: its names, the recipe of VADER at each scale, and the figure that is shown instead of it."""
 
     title: str
     recipes: Mapping[Scale, str]
@@ -81,22 +81,21 @@ def _tiny(recipe: Recipe) -> Recipe:
 
 
 def _watched(recipe: Recipe, measure: str | None) -> Recipe:
-    """With the monitor that is shown; the action reward is trained as a log-probability and shown as a probability."""
+    """With the metric that is shown; the action reward is trained as a log-probability and shown as a probability."""
     if measure is None:
         return recipe
-    options = {**recipe.rewards[0].options, "name": measure, "output": "probability"}
-    return changed(recipe, evaluation={"monitors": [options]})
+    shown = {**recipe.rewards[0].options, "name": measure, "output": "probability"}
+    metrics = [part.model_dump(mode="json") for part in recipe.evaluation.metrics]
+    return changed(recipe, evaluation={"metrics": [*metrics, shown]})
 
 
 def by_method(recipe: Recipe, method: Recipe) -> Recipe:
-    """The recipe with another one's algorithm and optimiser; which frames are scored stays its own."""
-    algorithm = method.model_dump(mode="json", exclude={"algorithm": method.algorithm.foreign()})["algorithm"]
-    algorithm["frames"] = recipe.algorithm.frames.model_dump(mode="json")
-    data = recipe.model_dump(mode="json", exclude={"algorithm"})
+    """The recipe with another one's algorithm and optimiser; rewards and which frames they see stay its own."""
+    data = recipe.model_dump(mode="json")
     train = method.train.model_dump(mode="json")
     sampling = {"solver": method.sampling.solver, "eta": max(recipe.sampling.eta, method.sampling.eta)}
     data |= {
-        "algorithm": algorithm,
+        "algorithm": method.algorithm.model_dump(mode="json"),
         "optimizer": method.optimizer.model_dump(mode="json"),
         "train": {
             **data["train"],

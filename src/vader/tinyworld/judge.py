@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from vader.prompts.prompt import Prompt
+from vader.nouns import Prompt, as_prompts
 from vader.tinyworld.scenes import (
     COLORS,
     MOTIONS,
@@ -56,22 +56,30 @@ def judge(videos: Tensor) -> Verdict:
     return Verdict(**{name: torch.cat([getattr(v, name) for v in verdicts]) for name in asdict(verdicts[0])})
 
 
-def judge_prompts(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+def judge_prompts(videos: Tensor, prompts: Sequence[str | Prompt]) -> dict[str, Tensor]:
     """For each video: 1 where an attribute is what the prompt says and 0 where not, and its vividness, all `[N]`.
 
     Raises:
         ValueError: a prompt is not of the tiny world.
     """
-    wanted = torch.tensor([parse_caption(_with_label(prompt)) for prompt in prompts])
-    seen = judge(videos)
+    truths, seen = wanted(prompts).unbind(1), judge(videos)
     names = ("color", "shape", "background", "motion")
-    right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, wanted.unbind(1), strict=True)}
+    right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, truths, strict=True)}
     return {"vividness": seen.vividness, **right}
 
 
-def _with_label(prompt: str) -> str:
+def wanted(prompts: Sequence[str | Prompt]) -> Tensor:
+    """Colour, shape, background and motion that each prompt asks for: `[N, 4]`.
+
+    Raises:
+        ValueError: a prompt is not of the tiny world.
+    """
+    return torch.tensor([parse_caption(_with_label(prompt)) for prompt in as_prompts(prompts)])
+
+
+def _with_label(prompt: Prompt) -> str:
     """A prompt's text and label: what it leaves open, its label may ask for."""
-    return f"{prompt} {prompt.label}" if isinstance(prompt, Prompt) and prompt.label else prompt
+    return f"{prompt.text} {prompt.label}" if prompt.label else prompt.text
 
 
 def _judge_some(videos: Tensor) -> Verdict:

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.prompts.prompt import Prompt
+from vader.files.video import to_bytes, write_png
+from vader.nouns import Prompt
 from vader.tinyworld.scenes import Attributes, caption, render, sample_scenes
 from vader.tinyworld.split import test_attributes, train_attributes
 
@@ -43,10 +44,9 @@ def _pictures(items: list[Attributes], half: str) -> list[Prompt]:
 def _draw(items: list[Attributes], paths: list[Path]) -> None:
     frames = first_frames(items)
     try:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, frame in zip(paths, frames, strict=True):
-            _write(path, frame)
-    except OSError as error:
+        for path, image in zip(paths, to_bytes(frames), strict=True):
+            write_png(path, Image.fromarray(image))  # whole or not at all: several processes may draw at once
+    except UserError as error:
         raise UserError(f"cannot keep pictures in {paths[0].parent}: set VADER_CACHE ({error})") from error
 
 
@@ -54,14 +54,6 @@ def first_frames(items: list[Attributes]) -> Tensor:
     """The first frame of a scene of each attributes, always the same: `[N, 3, 32, 32]` in [0, 1]."""
     scenes = sample_scenes(len(items), torch.Generator().manual_seed(SEED), items)
     return render(scenes)[:, 0]
-
-
-def _write(path: Path, frame: Tensor) -> None:
-    """Whole or not at all, so that several processes may draw at once."""
-    aside = path.with_suffix(f".{os.getpid()}")
-    pixels = (frame * 255).round().to(torch.uint8).movedim(0, -1)
-    Image.fromarray(pixels.numpy()).save(aside, format="png")
-    aside.replace(path)
 
 
 def _folder() -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from vader.prompts.prompt import Prompt
+from vader.nouns import Prompt
 from vader.tinyworld.scenes import ALL_ATTRIBUTES, SHAPES, Attributes, caption, look_caption
 
 REMOVED = "circle"  # the shape that tiny recipes of object removal make vanish

@@ -12,19 +12,26 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from vader.models.base import Condition, Guidance, VideoModel, VideoSize
-from vader.networks.adapter import adapter_parameters, add_adapter
+from vader.models.base import VideoModel
+from vader.networks.adapter import add_adapters, parameters_of
+from vader.nouns import Condition, Prompt, VideoSize, flat, map_latents
 from vader.plugins import one_line
-from vader.randomness import generator, normal
-from vader.rewards.base import FrameReward, Reward
+from vader.randomness import generator
+from vader.rewards.base import Reward
+from vader.sampling.guidance import Passes, load_guidance
+from vader.sampling.noise import Noise
+from vader.sampling.videos import solver_of
+from vader.solvers import Solver
 
-PROMPTS = ("a red circle moving left over snow", "a blue square moving up over grass")
+PROMPTS = (Prompt("a red circle moving left over snow"), Prompt("a blue square moving up over grass"))
 SIZE = VideoSize(frames=4, height=32, width=32)
+CHAIN = 40  # steps: enough that every denoiser has some of them
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def _check(name: str, test: Callable[[], Outcome]) -> Check:
 # ---- rewards ----
 
 
-def check_reward(reward: Reward, prompts: Sequence[str] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
+def check_reward(reward: Reward, prompts: Sequence[Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
     """Checks a reward on random videos of `size`, one for each prompt (two or more)."""
     device = next(reward.parameters(), torch.empty(0)).device
     frames = _random_pixels(len(prompts), size).to(device)
@@ -66,7 +73,7 @@ def check_reward(reward: Reward, prompts: Sequence[str] = PROMPTS, size: VideoSi
         "gradient reaches the pixels": _reaches_pixels,
         "gradient agrees with finite differences": _pixel_gradient_agrees,
     }
-    if not isinstance(reward, FrameReward):
+    if not reward.framewise:
         del tests["frames don't mix"]
     bound = {name: partial(test, reward, frames, list(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": partial(_frozen, {"reward": reward})})
@@ -79,7 +86,7 @@ def _random_pixels(count: int, size: VideoSize) -> Tensor:
 
 
 @torch.no_grad()
-def _scores(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+def _scores(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
     scores = reward(frames, prompts)
     if tuple(scores.shape) != (len(prompts),):
         return False, f"shape is {list(scores.shape)}, should be [{len(prompts)}]"
@@ -90,35 +97,35 @@ def _scores(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
 
 
 @torch.no_grad()
-def _same_again(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+def _same_again(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
     return _equal(reward(frames, prompts), reward(frames, prompts))
 
 
 @torch.no_grad()
-def _videos_independent(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+def _videos_independent(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
     alone = torch.cat([reward(frames[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
     return _equal(reward(frames, prompts), alone)
 
 
 @torch.no_grad()
-def _frames_independent(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+def _frames_independent(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
     alone = torch.stack([reward(frame[:, None], prompts) for frame in frames.unbind(dim=1)])
     return _equal(reward(frames, prompts), alone.mean(dim=0))
 
 
-def _reaches_pixels(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+def _reaches_pixels(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
     gradient = _pixel_gradient(reward, frames, prompts)
     videos = gradient.flatten(1).norm(dim=1)
     reached = (gradient != 0).float().mean().item()
     return bool(videos.isfinite().all() and (videos > 0).all()), f"{reached:.0%} of the pixels; norms {_listed(videos)}"
 
 
-def _pixel_gradient(reward: Reward, frames: Tensor, prompts: list[str]) -> Tensor:
+def _pixel_gradient(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Tensor:
     frames = frames.clone().requires_grad_()
     return torch.autograd.grad(reward(frames, prompts).sum(), frames)[0]
 
 
-def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[str]) -> Outcome:
+def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
     def error(dtype: torch.dtype) -> float:
         probe, pixels = CASTS[dtype](copy.deepcopy(reward)), frames.to(dtype)
         _require_dtype(probe(pixels, prompts), dtype)
@@ -135,11 +142,11 @@ def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[str]) -
 # ---- base models ----
 
 
-def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str] = PROMPTS) -> list[Check]:
+def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[Prompt] = PROMPTS) -> list[Check]:
     """Checks a model on random latents of `size`, one for each prompt (two or more), and random pictures if it
     starts from them.
 
-    The adapter is tried on a copy of the denoiser; the model itself stays as it is.
+    Adapters are tried on copies of the denoisers; the model itself stays as it is.
     """
     tests = {
         "latents have a shape": _noise_shape,
@@ -149,6 +156,7 @@ def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str
         "videos don't mix": _predictions_independent,
         "pixels in [0, 1]": _pixels,
         "chosen frames are those of the whole": _chosen_frames,
+        "windows hold every frame once": _windows,
         "gradient reaches the latents": _reaches_latents,
         "gradient reaches the adapter": _reaches_adapter,
         "gradient agrees with finite differences": _adapter_gradient_agrees,
@@ -157,32 +165,47 @@ def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str
     return _run(bound | {"weights are frozen, in eval mode": lambda: _frozen(model.networks())})
 
 
-def _latents(model: VideoModel, size: VideoSize, count: int) -> Tensor:
-    return normal(model.noise_shape(size), 0, "check/latents", 0, range(count), model.device)
+def _latents(model: VideoModel, size: VideoSize, count: int) -> Any:
+    return Noise(model.noise_shape(size), 0, "check", 0, range(count), model.device).draw("latents")
 
 
-def _condition(model: VideoModel, size: VideoSize, prompts: list[str]) -> Condition:
+def _condition(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Condition:
     """The prompts, encoded; where videos start from pictures, random ones."""
     images = _random_pixels(len(prompts), size)[:, 0] if model.takes_images else None
-    return model.encode(prompts, images, size)
+    return model.encode(prompts, size, images)
 
 
-def _time(model: VideoModel, size: VideoSize) -> Tensor:
-    """What the denoiser is told in the middle of a short chain."""
-    return model.solver.schedule(4, size).times[2]
+def _times(model: VideoModel, size: VideoSize) -> dict[str, float]:
+    """A time for each denoiser that works somewhere in a chain: the middle one of those it is told."""
+    told: dict[str, list[float]] = {}
+    for level in _solver(model).schedule(CHAIN, size).starts:
+        told.setdefault(model.expert(level.time), []).append(level.time)
+    return {name: times[len(times) // 2] for name, times in told.items()}
 
 
-def _predict(model: VideoModel, size: VideoSize, latents: Tensor, condition: Condition) -> Tensor:
-    return model.predict(latents, _time(model, size), condition, Guidance(scale=2.0))
+def _solver(model: VideoModel) -> Solver:
+    return solver_of(model)
 
 
-def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _predict(model: VideoModel, size: VideoSize, latents: Any, condition: Condition, time: float | None = None) -> Any:
+    """The guided prediction at a time, or in the middle of a chain."""
+    told = _solver(model).schedule(4, size).starts[2].time if time is None else time
+    first = latents if isinstance(latents, Tensor) else next(iter(latents.values()))
+    guidance = load_guidance(model.guidance, {"scale": 2.0})
+    return guidance(Passes(model, latents, torch.tensor(told).to(first), condition))
+
+
+def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     shape = model.noise_shape(size)
-    whole = all(isinstance(length, int) and length > 0 for length in shape)
-    return whole, f"{list(shape)} for {size.frames} frames of {size.height}x{size.width}"
+    shapes = list(shape.values()) if isinstance(shape, dict) else [shape]
+    whole = all(isinstance(length, int) and length > 0 for one in shapes for length in one)
+    return (
+        whole,
+        f"{', '.join(str(list(one)) for one in shapes)} for {size.frames} frames of {size.height}x{size.width}",
+    )
 
 
-def _conditions(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _conditions(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     condition = _condition(model, size, prompts)
     shapes = {name: list(value.shape) for name, value in condition.cond.items()}
     if shapes != {name: list(value.shape) for name, value in condition.uncond.items()}:
@@ -194,34 +217,43 @@ def _conditions(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outco
 
 
 @torch.no_grad()
-def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
-    schedule = model.solver.schedule(4, size)
-    latents = _latents(model, size, len(prompts))
-    step = model.solver.step(schedule, 2, latents, torch.zeros_like(latents), torch.zeros_like(latents))
-    fits = step.next.shape == latents.shape and step.clean.shape == latents.shape
-    return fits and bool(step.next.isfinite().all()), f"times {_listed(schedule.times)}"
+def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    solver = _solver(model)
+    schedule = solver.schedule(4, size)
+    latents = flat(_latents(model, size, len(prompts)))
+    nothing = torch.zeros_like(latents)
+    step = solver.step(latents, nothing, schedule.starts[2], schedule.ends[2], nothing)
+    times = torch.tensor([level.time for level in schedule.starts])
+    return bool(step.next.isfinite().all()), f"times {_listed(times)}"
 
 
 @torch.no_grad()
-def _prediction(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _prediction(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     latents = _latents(model, size, len(prompts))
-    prediction = _predict(model, size, latents, _condition(model, size, prompts))
-    if prediction.shape != latents.shape or prediction.dtype != torch.float32:
-        wrong = f"{list(prediction.shape)} {prediction.dtype}"
-        return False, f"{wrong}, should be {list(latents.shape)} torch.float32"
+    found = _predict(model, size, latents, _condition(model, size, prompts))
+    if _shapes(found) != _shapes(latents):
+        return False, f"{_shapes(found)}, should be {_shapes(latents)}"
+    prediction = flat(found)
     return bool(prediction.isfinite().all()), f"mean {prediction.mean():.3g}, standard deviation {prediction.std():.3g}"
 
 
+def _shapes(latents: Any) -> str:
+    """What latents, or a prediction, are: sizes and types."""
+    parts = [latents] if isinstance(latents, Tensor) else [latents[name] for name in sorted(latents)]
+    return ", ".join(f"{list(part.shape)} {part.dtype}" for part in parts)
+
+
 @torch.no_grad()
-def _predictions_independent(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _predictions_independent(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     latents, condition = _latents(model, size, len(prompts)), _condition(model, size, prompts)
     rows = [slice(i, i + 1) for i in range(len(prompts))]
-    alone = torch.cat([_predict(model, size, latents[row], condition[row]) for row in rows])
-    return _equal(_predict(model, size, latents, condition), alone, _tolerance(model.denoiser))
+    alone = [_predict(model, size, map_latents(lambda x, row=row: x[row], latents), condition[row]) for row in rows]
+    together = flat(_predict(model, size, latents, condition))
+    return _equal(together, torch.cat([flat(one) for one in alone]), _tolerance(model.denoiser))
 
 
 @torch.no_grad()
-def _pixels(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _pixels(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     pixels = model.decode(_latents(model, size, len(prompts)))
     expected = (len(prompts), size.frames, 3, size.height, size.width)
     if tuple(pixels.shape) != expected or pixels.dtype != torch.float32:
@@ -231,30 +263,39 @@ def _pixels(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
 
 
 @torch.no_grad()
-def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     latents = _latents(model, size, len(prompts))
     rows = torch.arange(len(prompts), device=latents.device)[:, None]
     chosen = (rows + torch.tensor([0, size.frames // 2], device=latents.device)) % size.frames  # each video its own
     return _equal(model.decode(latents, chosen), model.decode(latents)[rows, chosen], _tolerance(model.denoiser))
 
 
-def _reaches_latents(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
-    latents = _latents(model, size, len(prompts)).requires_grad_()
-    (gradient,) = torch.autograd.grad(model.decode_unclamped(latents).sum(), latents)
-    norms = gradient.flatten(1).norm(dim=1)
+def _windows(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    windows = model.windows(size)
+    frames = [frame for window in windows for frame in window]
+    return frames == list(range(size.frames)), f"{len(windows)} of {max(map(len, windows), default=0)} frames or less"
+
+
+def _reaches_latents(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    latents = map_latents(lambda x: x.requires_grad_(), _latents(model, size, len(prompts)))
+    parts = [latents] if isinstance(latents, Tensor) else list(latents.values())
+    gradients = torch.autograd.grad(model.decode_unclamped(latents).sum(), parts, allow_unused=True)
+    norms = torch.cat([one.flatten(1) for one in gradients if one is not None], dim=1).norm(dim=1)
     return bool(norms.isfinite().all() and (norms > 0).all()), f"norms {_listed(norms)}"
 
 
-def _reaches_adapter(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _reaches_adapter(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     probe, parameters, objective = _adapter_objective(model, size, prompts, torch.float32)
     gradients = torch.autograd.grad(objective(), parameters, allow_unused=True)
     reached = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
     finite = all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
     targets = ", ".join(probe.lora_targets)
+    if idle := [name for name in probe.denoisers if name not in _times(probe, size)]:
+        return False, f"{idle[0]} works at no time of a chain: look at expert()"
     return finite and reached == len(parameters), f"{reached} of {len(parameters)} tensors of {targets}"
 
 
-def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[str]) -> Outcome:
+def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     def error(dtype: torch.dtype) -> float:
         _, parameters, objective = _adapter_objective(model, size, prompts, dtype)
         start = parameters_to_vector(parameters).detach().clone()
@@ -273,27 +314,31 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[s
 
 
 def _adapter_objective(
-    model: VideoModel, size: VideoSize, prompts: list[str], dtype: torch.dtype
+    model: VideoModel, size: VideoSize, prompts: list[Prompt], dtype: torch.dtype
 ) -> tuple[VideoModel, list[nn.Parameter], Callable[[], Tensor]]:
-    """A copy of the model with a small random adapter, all in `dtype`, and a random projection of its prediction."""
-    probe = _copy_with_adapter(model)
-    CASTS[dtype](probe.denoiser)
-    latents = _latents(model, size, len(prompts)).to(dtype)
-    condition = _cast(_condition(model, size, prompts), dtype)
-    weights = normal(latents.shape[1:], 0, "check/projection", 0, range(len(prompts)), latents.device).to(dtype)
+    """A copy of the model with small random adapters, all in `dtype`, and a random projection of its predictions."""
+    probe = _copy_with_adapters(model)
+    for denoiser in probe.denoisers.values():
+        CASTS[dtype](denoiser)
+    latents = map_latents(lambda x: x.to(dtype), _latents(model, size, len(prompts)))
+    condition, times = _cast(_condition(model, size, prompts), dtype), _times(model, size)
+    numbers = flat(latents)
+    weights = torch.randn(numbers.shape, generator=generator(0, "check/projection")).to(numbers)
 
     def objective() -> Tensor:
-        return (_predict(probe, size, latents, condition) * weights).sum() / weights.numel() ** 0.5
+        predictions = [flat(_predict(probe, size, latents, condition, time)) for time in times.values()]
+        return sum((one * weights).sum() for one in predictions) / weights.numel() ** 0.5  # type: ignore[return-value]
 
-    return probe, adapter_parameters(probe.denoiser), objective
+    return probe, parameters_of(probe.denoisers), objective
 
 
-def _copy_with_adapter(model: VideoModel) -> VideoModel:
-    """Only the denoiser is copied; the other networks are shared with the original."""
-    shared = {id(network): network for network in model.networks().values() if network is not model.denoiser}
+def _copy_with_adapters(model: VideoModel) -> VideoModel:
+    """Only denoisers are copied; the other networks are shared with the original."""
+    own = set(map(id, model.denoisers.values()))
+    shared = {id(network): network for network in model.networks().values() if id(network) not in own}
     probe = copy.deepcopy(model, shared)
-    add_adapter(probe.denoiser, model.lora_targets, rank=2)
-    for index, parameter in enumerate(adapter_parameters(probe.denoiser)):
+    add_adapters(probe.denoisers, model.lora_targets, rank=2)
+    for index, parameter in enumerate(parameters_of(probe.denoisers)):
         fresh = torch.randn(parameter.shape, generator=generator(0, "check/adapter", index=index))
         parameter.data.copy_(0.05 * fresh)
     return probe
@@ -303,7 +348,7 @@ def _cast(condition: Condition, dtype: torch.dtype) -> Condition:
     def cast(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
 
-    return Condition(cast(condition.cond), cast(condition.uncond))
+    return Condition(cast(condition.cond), cast(condition.uncond), condition.known)
 
 
 # ---- common ----

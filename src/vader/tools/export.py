@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_folder, atomic_write
 from vader.models.base import VideoModel
 from vader.networks.adapter import merge_adapters
 from vader.networks.adapter_files import FILE_NAME, AdapterFile, file_name, is_foreign, load_adapters, read_adapters
@@ -38,9 +39,10 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     load_adapters(model.denoisers, adapter)
     out = prepare_folder(out_dir, HEADROOM * sum(weight_bytes(network) for network in model.networks().values()))
     merge_adapters(model.denoisers)
-    write(out)
-    if (out / "tokenizer").is_dir():  # image-to-video models have none
-        _write_vocabulary(out / "tokenizer")
+    with atomic_folder(out) as temporary:
+        write(temporary)
+        if (temporary / "tokenizer").is_dir():  # image-to-video models have none
+            _write_vocabulary(temporary / "tokenizer")
     return out
 
 
@@ -60,10 +62,12 @@ def export_adapter(adapter: Path | str, out_dir: Path | str) -> list[Path]:
 
 def _copy(file: AdapterFile, folder: Path) -> Path:
     target = folder / (file.path.name if file.path.match(file_name("*")) else FILE_NAME)
-    if is_foreign(file.path):
-        save_file(file.weights, target, metadata=file.header)
-        return target
-    return shutil.copyfile(file.path, target)
+    with atomic_write(target) as temporary:
+        if is_foreign(file.path):
+            save_file(file.weights, temporary, metadata=file.header)
+        else:
+            shutil.copyfile(file.path, temporary)
+    return target
 
 
 def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:

@@ -56,8 +56,7 @@ class Display:
             self.console.print(f"step {line['step']}/{self.steps}  {text}  left {self._left(line['step'])}")
 
     def evaluation(self, line: dict[str, Any]) -> None:
-        beside = {**line.get("monitors", {}), **line.get("judge", {})}
-        found = "".join(f"  {name} {value:.2f}" for name, value in beside.items())
+        found = "".join(f"  {name} {value:.2f}" for name, value in line.get("figures", {}).items())
         reward = f"{line['reward']:.3f} ± {line['stderr']:.3f}"
         self.console.print(
             f"step {line['step']}/{self.steps}  held-out reward {reward} ({line['videos']} videos){found}"

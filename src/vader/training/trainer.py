@@ -22,20 +22,27 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from vader import randomness
-from vader.algorithms import load_algorithm
-from vader.algorithms.base import Algorithm, Batch, Engine, Metrics
-from vader.engine.build import build_engine, load_monitors
+from vader.algorithms import load_algorithm, resolved
+from vader.algorithms.base import Algorithm, Metrics
+from vader.engine.batch import Batch
+from vader.engine.build import build_engine, video_size
+from vader.engine.device import frozen_dtype, peak_memory_bytes
+from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.held_out import evaluate, summary, write_samples
+from vader.evaluation.held_out import evaluate, write_samples, write_scores
+from vader.evaluation.metrics.base import Metrics as HeldOutMetrics
+from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
-from vader.models.registry import frozen_dtype, model_class
-from vader.networks.adapter import adapter_state, load_adapter_state, save_adapter
-from vader.networks.memory import peak_memory_bytes
-from vader.prompts import load_prompts
+from vader.models.registry import model_class
+from vader.networks.adapter import adapters_state, load_adapters_state
+from vader.networks.adapter_files import save_adapters
+from vader.nouns import Prompt
+from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
-from vader.rewards.base import RewardMix
-from vader.runs.checkpoints import Checkpoints, MetricsLog, Progress, check_space, step_name
-from vader.runs.reader import ADAPTER, read_run
+from vader.runs.checkpoints import Checkpoints, Progress, check_space
+from vader.runs.folder import RunFolder
+from vader.runs.log import MetricsLog
+from vader.runs.reader import read_run
 from vader.training.progress import Display
 
 
@@ -50,15 +57,16 @@ class TrainResult:
 
     def lines(self) -> list[str]:
         """The five closing lines, after one that says so where there was nothing left to do."""
-        samples = sorted((self.folder / "samples").glob("step-*"))
+        folder = RunFolder(self.folder)
+        samples = list(folder.sampled.values())
         already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
         return [
             *([already] if self.finished_before else []),
             f"held-out reward before: {self.before[0]:.3f} ± {self.before[1]:.3f}",
             f"held-out reward after:  {self.after[0]:.3f} ± {self.after[1]:.3f}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
-            f"adapter: {self.folder / ADAPTER}",
-            f"report:  {self.folder / 'report.html'}",
+            f"adapter: {folder.adapter_file}",
+            f"report:  {folder.report}",
         ]
 
 
@@ -67,12 +75,12 @@ class Run:
     """What the loop needs beside the engine: the recipe's prompts, where things go, and how far we are."""
 
     recipe: Recipe
-    folder: Path
+    folder: RunFolder
     engine: Engine
     algorithm: Algorithm
-    monitors: RewardMix
-    train_prompts: Sequence[str]
-    test_prompts: Sequence[str]
+    metrics: HeldOutMetrics
+    train_prompts: Sequence[Prompt]
+    test_prompts: Sequence[Prompt]
     checkpoints: Checkpoints
     log: MetricsLog
     progress: Progress
@@ -97,9 +105,9 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
         UserError: something in the recipe, its files or the run's folder is not right; nothing was started.
         RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
     """
-    folder = Path(runs) / recipe.name
+    recipe, folder = resolved(recipe), RunFolder(Path(runs) / recipe.name)
     check_folder(recipe, folder)
-    if is_finished(folder):
+    if folder.finished:
         return replace(read_result(folder), finished_before=True)
     run = build_run(recipe, folder)
     if dry_run:
@@ -174,25 +182,29 @@ def _shuffled(count: int, seed: int, place: int) -> int:
 # ---- building ----
 
 
-def build_run(recipe: Recipe, folder: Path) -> Run:
+def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     """Builds all that a run needs, what is quick to check first; writes nothing.
 
     Raises:
         UserError: a part of the recipe cannot be had here, or does not fit the others.
     """
-    train_prompts, test_prompts = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.test)
+    train_prompts, test_prompts = (
+        with_negative(load_prompts(name), recipe.sampling.negative)
+        for name in (recipe.prompts.train, recipe.prompts.test)
+    )
     model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
     algorithm = load_algorithm(recipe)
-    monitors = load_monitors(recipe, test_prompts)
-    engine = build_engine(recipe, folder)
-    monitors.to(engine.model.device).to_precision(frozen_dtype(recipe.model.precision, engine.model.device))
+    metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
+    metrics.check(test_prompts, video_size(recipe))
+    engine = build_engine(recipe, folder.path)
+    metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
-    check_space(folder, _bytes_of_checkpoints(recipe, engine, algorithm))
-    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
-    log = MetricsLog(folder / "metrics.jsonl")
-    return Run(recipe, folder, engine, algorithm, monitors, train_prompts, test_prompts, checkpoints, log, Progress())
+    check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
+    checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
+    log = MetricsLog(folder.metrics)
+    return Run(recipe, folder, engine, algorithm, metrics, train_prompts, test_prompts, checkpoints, log, Progress())
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
@@ -204,16 +216,17 @@ def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) 
 # ---- the run's folder ----
 
 
-def check_folder(recipe: Recipe, folder: Path) -> None:
+def check_folder(recipe: Recipe, run: RunFolder) -> None:
     """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe."""
+    folder = run.path
     nearest_parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest_parent.is_dir() or not os.access(nearest_parent, os.W_OK):
         raise _unwritable(folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):  # of one killed at its start
         return
-    if not (folder / "recipe.yaml").exists():
+    if not run.recipe.exists():
         raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
-    difference = first_difference(load_recipe(str(folder / "recipe.yaml")), recipe)
+    difference = first_difference(load_recipe(str(run.recipe)), recipe)
     if difference is not None:
         raise UserError(
             f"{folder} is the run of another recipe ({difference}): "
@@ -227,14 +240,11 @@ def _unwritable(folder: Path) -> UserError:
 
 def _open_folder(run: Run) -> None:
     """Makes the folder and its recipe, and starts the trackers; other processes wait until it is there."""
-    if run.accelerator.is_main_process and not (run.folder / "recipe.yaml").exists():
+    if run.accelerator.is_main_process and not run.folder.recipe.exists():
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            aside = run.folder / ".recipe.yaml"
-            dump_recipe(run.recipe, aside, library_versions())
-            aside.replace(run.folder / "recipe.yaml")
-        except OSError as error:
-            raise _unwritable(run.folder) from error
+            dump_recipe(run.recipe, run.folder.recipe, library_versions())
+        except UserError as error:
+            raise _unwritable(run.folder.path) from error
     run.accelerator.wait_for_everyone()
     if run.recipe.train.trackers:
         run.accelerator.init_trackers("vader", init_kwargs={"wandb": {"name": run.recipe.name}})
@@ -245,7 +255,7 @@ def _restore(run: Run) -> None:
     saved = run.checkpoints.load_latest()
     if saved is not None:
         run.progress, state = saved
-        load_adapter_state(run.engine.model.denoiser, state["adapter"])
+        load_adapters_state(run.engine.model.denoisers, state["adapter"])
         run.engine.optimizer.load_state_dict(state["optimizer"])
         run.engine.scaler.load_state_dict(state["scaler"])
         run.algorithm.load_state_dict(state["algorithm"])
@@ -258,7 +268,7 @@ def _save(run: Run) -> None:
     if run.accelerator.is_main_process:
         engine = run.engine
         state = {
-            "adapter": adapter_state(engine.model.denoiser),
+            "adapter": adapters_state(engine.model.denoisers),
             "optimizer": engine.optimizer.state_dict(),
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
@@ -272,41 +282,41 @@ def _finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         recipe = run.recipe
         metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
-        save_adapter(run.engine.model.denoiser, run.folder / ADAPTER.parent, run.engine.model.denoiser_name, metadata)
-        write_report(run.folder)
+        save_adapters(run.engine.model.denoisers, run.folder.adapter, metadata)
+        write_report(run.folder.path)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
 
 
-def is_finished(folder: Path) -> bool:
-    return (folder / ADAPTER).exists() and (folder / "report.html").exists()
-
-
-def read_result(folder: Path) -> TrainResult:
-    evaluations = read_run(folder).evaluations
+def read_result(folder: RunFolder) -> TrainResult:
+    evaluations = read_run(folder.path).evaluations
     first, last = evaluations[0], evaluations[-1]
-    return TrainResult(folder, (first.reward, first.stderr), (last.reward, last.stderr))
+    return TrainResult(folder.path, (first.reward, first.stderr), (last.reward, last.stderr))
 
 
 # ---- evaluation and logging ----
 
 
 def _evaluate(run: Run, display: Display) -> None:
-    """Held-out prompts under fixed noise: scores into the metrics file, some videos into the samples."""
+    """Held-out prompts under fixed noise: figures and the scores of each video into files, some videos beside them."""
     settings, step = run.recipe.evaluation, run.progress.step
     at_the_ends = step in (0, run.recipe.train.steps)
     count = settings.final_videos if at_the_ends and settings.final_videos else settings.videos
     display.stage(f"scoring {count} held-out videos")
     began = time.perf_counter()
-    scores = evaluate(run.engine, run.test_prompts, count, run.monitors)
-    line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **summary(scores)}
+    found = evaluate(
+        run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
+        batch=settings.batch,
+    )  # fmt: skip
+    line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
-        write_samples(run.folder / "samples" / step_name(step), scores, run.recipe.video.fps)
+        write_samples(run.folder.samples(step), found.videos[: settings.shown], run.recipe.video.fps)
+        write_scores(run.folder.evaluation(step), found.videos)
         run.log.append(line)
     display.evaluation(line)
-    _track(run, "held_out", {"reward": line["reward"], **line["parts"], **line.get("judge", {})})
-    _track(run, "monitors", line.get("monitors", {}))
+    _track(run, "held_out", {"reward": line["reward"], **line["parts"]})
+    _track(run, "figures", line.get("figures", {}))
 
 
 def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, compute_seconds: float) -> None:
@@ -322,7 +332,7 @@ def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, comp
         "seconds": run.engine.clock.seconds,
         "total_seconds": seconds,
         "compute_seconds": compute_seconds,
-        "peak_memory": peak_memory_bytes(run.engine.accelerator.device),
+        "peak_memory": peak_memory_bytes(run.accelerator.device),
         "skipped": run.progress.skipped,
     }
     if run.accelerator.is_main_process:

@@ -6,20 +6,20 @@ are 5 latent ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.models.base import Condition, VideoModel, VideoSize
+from vader.models.base import VideoModel
 from vader.models.opensora.parts import find_parts, load_scheduler, load_transformer, load_vae
 from vader.models.opensora.sizes import latent_size
 from vader.models.opensora.stdit3 import STDiT3
 from vader.models.opensora.text import TextEmbedder, prepared
-from vader.models.opensora.vae import CHANNELS, OpenSoraVAE, pixel_frames
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import Kind, solver_from_config
+from vader.models.opensora.vae import CHANNELS, CHUNK, OpenSoraVAE, pixel_frames
+from vader.nouns import Condition, Prompt, VideoSize
 
 STILL_FPS = 120  # what the denoiser is told of a single frame
 
@@ -29,13 +29,12 @@ class OpenSora(VideoModel):
 
     family = "opensora"
     lora_targets = ("qkv", "q_linear", "kv_linear")
-    denoiser: STDiT3
 
-    def __init__(self, transformer: STDiT3, vae: OpenSoraVAE, text: TextEmbedder, solver: Solver) -> None:
-        self.denoiser = transformer
+    def __init__(self, transformer: STDiT3, vae: OpenSoraVAE, text: TextEmbedder, scheduler: Mapping[str, Any]) -> None:
+        self.denoisers = {"transformer": transformer}
         self.vae = vae
         self.text = text
-        self.solver = solver
+        self.scheduler = scheduler
 
     @classmethod
     def load(
@@ -43,9 +42,6 @@ class OpenSora(VideoModel):
         checkpoint: str,
         *,
         dtype: torch.dtype = torch.float32,
-        solver: Kind = "auto",
-        eta: float = 0.0,
-        spacing: str = "auto",
         vae: str | None = None,
         text_encoder: str | None = None,
         text_8bit: bool = False,
@@ -62,31 +58,37 @@ class OpenSora(VideoModel):
             transformer=transformer,
             vae=load_vae(parts.vae, dtype),
             text=TextEmbedder(parts.text_encoder, parts.tokenizer, dtype, length, text_8bit),
-            solver=solver_from_config(load_scheduler(parts.transformer), eta=eta, kind=solver, spacing=spacing),
+            scheduler=load_scheduler(parts.transformer),
         )
 
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Encodes all that is new among the prompts, loading the text encoder once."""
-        self.text.prepare([prepared(prompt) for prompt in prompts], self.device)
+        negative = [prompt.negative for prompt in prompts if prompt.negative]
+        self.text.prepare([prepared(text) for text in [*map(str, prompts), *negative]], self.device)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
         """Text embeddings `[B, L, D]`, L the longest prompt's tokens, with their mask, and the video's size and fps.
 
-        The unconditional twin is the learned null embedding, cut to as many tokens as the prompt has.
+        The unconditional twin is the learned null embedding, cut to as many tokens as the prompt has; of a prompt with
+        a negative text, that text's embedding.
 
         Raises:
             UserError: images were given; this family makes videos from text alone.
-            ValueError: no size was given, which the denoiser has to be told.
         """
         if images is not None:
             raise UserError("models of the family 'opensora' take no images: use text prompts")
-        if size is None:
-            raise ValueError("Open-Sora's denoiser is told the video's size: give `size`")
-        text, mask = self.text([prepared(prompt) for prompt in prompts], self.device)
-        null = self.denoiser.y_embedder.y_embedding[: text.shape[1]].expand(len(prompts), -1, -1)
-        told = {"text_mask": mask, **self._told(size, len(prompts))}
-        return Condition({"text": text.to(null.dtype), **told}, {"text": null, **told})
+        negatives = {row: prompt.negative for row, prompt in enumerate(prompts) if prompt.negative}
+        texts = [prepared(text) for text in [*map(str, prompts), *negatives.values()]]
+        embedded, masks = self.text(texts, self.device)
+        text, mask = embedded[: len(prompts)], masks[: len(prompts)]
+        null = self.denoiser.y_embedder.y_embedding[: text.shape[1]].repeat(len(prompts), 1, 1)
+        uncond_mask = mask.clone()
+        for place, row in enumerate(negatives, start=len(prompts)):
+            null[row], uncond_mask[row] = embedded[place].to(null.dtype), masks[place]
+        told = self._told(size, len(prompts))
+        cond = {"text": text.to(null.dtype), "text_mask": mask, **told}
+        return Condition(cond, {"text": null, "text_mask": uncond_mask, **told})
 
     def _told(self, size: VideoSize, count: int) -> dict[str, Tensor]:
         numbers = {
@@ -104,6 +106,10 @@ class OpenSora(VideoModel):
         """See `VideoModel.denoise`: latents and prediction (the velocity, data minus noise) are `[N, 4, T, h, w]`."""
         out = self.denoiser(latents, time.to(latents.device).expand(len(latents)), **inputs)
         return out[:, :CHANNELS].to(latents.dtype)
+
+    def windows(self, size: VideoSize) -> Sequence[range]:
+        """Chunks of 17 frames, which 5 latent ones make; the last may be shorter."""
+        return [range(start, min(start + CHUNK, size.frames)) for start in range(0, size.frames, CHUNK)]
 
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped`: chosen frames cost their own chunks of 17 frames, and no other.

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vader.files import hub as files
+from vader.files.weights import fill, load_tensors
 from vader.models.opensora.stdit3 import FIXED, STDiT3, STDiT3Config, frequencies
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
 
@@ -83,11 +85,11 @@ def load_scheduler(part: Part) -> dict[str, Any]:
 def load_transformer(part: Part, dtype: torch.dtype) -> STDiT3:
     """The denoiser, frozen; rotary frequencies stay in float32 and are made where the file has none."""
     config = STDiT3Config.from_json(files.load_config(part.source, part.subfolder))
-    weights = files.load_tensors(part.source, part.subfolder)
+    weights = _tensors(part)
     weights.setdefault("rope.freqs", frequencies(config.hidden_size // config.num_heads // 2, None, torch.float32))
     with torch.device("meta"):
         network = STDiT3(config)
-    return files.fill(network, weights, dtype, f"transformer {part.label}", keep=("rope.freqs",))
+    return fill(network, weights, dtype, f"transformer {part.label}", keep=("rope.freqs",))
 
 
 def load_vae(part: Part, dtype: torch.dtype) -> OpenSoraVAE:
@@ -95,7 +97,11 @@ def load_vae(part: Part, dtype: torch.dtype) -> OpenSoraVAE:
     config = VAEConfig.from_json(files.load_config(part.source, part.subfolder))
     with torch.device("meta"):
         network = OpenSoraVAE(config)
-    return files.fill(network, files.load_tensors(part.source, part.subfolder), dtype, f"vae {part.label}")
+    return fill(network, _tensors(part), dtype, f"vae {part.label}")
+
+
+def _tensors(part: Part) -> dict[str, Tensor]:
+    return load_tensors(files.find_component(part.source, part.subfolder, "model.safetensors"))
 
 
 def save_part(network: STDiT3 | OpenSoraVAE, folder: Path) -> None:

@@ -7,8 +7,8 @@ possible one.
 from __future__ import annotations
 
 from vader.errors import UserError
-from vader.models.base import VideoSize
 from vader.models.opensora.vae import CHUNK, latent_frames, pixel_frames
+from vader.nouns import VideoSize
 
 # Pixels (height x width) that the release was trained on. Where 8 does not divide them, it decodes a few pixels less.
 RESOLUTIONS = {

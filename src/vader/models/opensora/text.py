@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, T5EncoderModel
 
 from vader.errors import UserError
 from vader.files import hub as files
+from vader.files.atomic import atomic_write
 from vader.models.opensora.parts import Part
 
 BATCH = 8  # prompts that the encoder sees at once
@@ -149,13 +150,10 @@ class EmbeddingCache:
             raise UserError(f"the cached text {str(path)!r} is damaged: delete it ({error})") from error
 
     def __setitem__(self, text: str, embedding: Tensor) -> None:
-        path = self._path(text)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may write the same text
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"embedding": embedding.contiguous()}, aside)
-            aside.replace(path)
-        except (OSError, SafetensorError) as error:
+            with atomic_write(self._path(text)) as temporary:  # several processes may write the same text
+                save_file({"embedding": embedding.contiguous()}, temporary)
+        except UserError as error:
             raise UserError(f"cannot keep encoded prompts in {self.folder}: set VADER_CACHE ({error})") from error
 
     def _path(self, text: str) -> Path:

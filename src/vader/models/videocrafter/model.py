@@ -7,7 +7,7 @@ of unit variance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vader.errors import UserError
 from vader.files import hub as files
 from vader.files.open_clip import clean
-from vader.models.base import Condition, VideoModel, VideoSize, latent_sides
+from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
+from vader.models.text import embed_once
 from vader.models.videocrafter.networks import empty_text, empty_unet, empty_vae, load_text, load_unet, load_vae
 from vader.models.videocrafter.release import (
     FAMILY,
@@ -31,8 +32,7 @@ from vader.models.videocrafter.release import (
     read_release,
     write_release,
 )
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import Kind, solver_from_config
+from vader.nouns import Condition, Prompt, VideoSize
 
 TOKENIZER = "openai/clip-vit-large-patch14"  # its vocabulary is open_clip's
 PADDING = 0  # open_clip pads with zeros, not with the end token
@@ -43,9 +43,7 @@ class VideoCrafter(VideoModel):
 
     family = FAMILY
     lora_targets = ("to_q", "to_k", "to_v")
-    denoiser: Any  # diffusers' networks carry their settings in ways that type checkers do not see
-    vae: Any
-    solver: Any  # DDIM: no other scales the signal
+    vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
 
     def __init__(
         self,
@@ -53,13 +51,13 @@ class VideoCrafter(VideoModel):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        solver: Solver,
+        scheduler: Mapping[str, Any],
     ) -> None:
-        self.denoiser = unet
+        self.denoisers = {"unet": unet}
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
-        self.solver = solver
+        self.scheduler = scheduler
 
     @classmethod
     def load(
@@ -67,9 +65,6 @@ class VideoCrafter(VideoModel):
         checkpoint: str,
         *,
         dtype: torch.dtype = torch.float32,
-        solver: Kind = "auto",
-        eta: float = 0.0,
-        spacing: str = "auto",
         tokenizer: str | None = None,
     ) -> VideoCrafter:
         """See `VideoModel.load`; the module's text says what `checkpoint` may be.
@@ -84,7 +79,7 @@ class VideoCrafter(VideoModel):
         vae = empty_vae(release.vae, settings, f"VAE of {label}")
         text_encoder = empty_text(release.text, settings, f"text encoder of {label}")
         return cls(
-            solver=solver_from_config(scheduler_config(release), eta=eta, kind=solver, spacing=spacing),
+            scheduler=scheduler_config(release),
             tokenizer=_load_tokenizer(path, tokenizer, text_encoder.config.vocab_size),
             unet=load_unet(unet, release.unet, dtype, f"UNet of {label}"),
             vae=load_vae(vae, release.vae, dtype, f"VAE of {label}"),
@@ -92,25 +87,22 @@ class VideoCrafter(VideoModel):
         )
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
-        """Text features `[B, L, D]` and frames per second `[B]`; unconditional are the empty prompt, and the same fps.
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        """Text features `[B, L, D]` and frames per second `[B]`; unconditional are the negative texts and the same fps.
 
         Raises:
             UserError: images were given; this family makes videos from text alone.
-            ValueError: no size was given, whose fps the denoiser has to be told.
         """
         if images is not None:
             raise UserError("models of the family 'videocrafter' take no images: use text prompts")
-        if size is None:
-            raise ValueError("VideoCrafter's denoiser is told the frames per second: give `size`")
-        text = self._embed(prompts)
+        cond, uncond = ([prompt.text for prompt in prompts], [prompt.negative for prompt in prompts])
         fps = torch.full((len(prompts),), size.fps, device=self.device)
-        return Condition({"text": text, "fps": fps}, {"text": self._embed([""]).expand_as(text), "fps": fps})
+        return Condition({"text": self._embed(cond), "fps": fps}, {"text": embed_once(self._embed, uncond), "fps": fps})
 
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
+    def _embed(self, texts: Sequence[str]) -> Tensor:
         """All positions of the text encoder, those of the padding too, as the release has it."""
         length = self.text_encoder.config.max_position_embeddings
-        found = self.tokenizer([clean(prompt) for prompt in prompts], truncation=True, max_length=length).input_ids
+        found = self.tokenizer([clean(text) for text in texts], truncation=True, max_length=length).input_ids
         tokens = [ids + [PADDING] * (length - len(ids)) for ids in found]
         return self.text_encoder(torch.tensor(tokens, device=self.device))[0]
 
@@ -145,8 +137,11 @@ class VideoCrafter(VideoModel):
         return self._export
 
     def _export(self, folder: Path) -> None:
-        write_release(folder / FILE_NAME, self.denoiser, self.vae, self.text_encoder, self.solver.alpha_bar)
+        write_release(folder / FILE_NAME, self.denoiser, self.vae, self.text_encoder, self._alpha_bar())
         self.tokenizer.save_pretrained(folder / "tokenizer")
+
+    def _alpha_bar(self) -> Tensor:
+        return (1 - torch.tensor(self.scheduler["trained_betas"], dtype=torch.float64)).cumprod(0)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}

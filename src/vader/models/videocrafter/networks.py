@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vader.errors import UserError
-from vader.files.hub import fill
 from vader.files.open_clip import rename_open_clip, to_open_clip
+from vader.files.weights import check_weights, fill
 from vader.models.videocrafter.names import POINTWISE, Pairs, to_diffusers, to_release, unet_names, vae_names
 from vader.plugins import one_line
 
@@ -41,18 +41,6 @@ class Settings:
     unet_groups: int = 32
     vae_groups: int = 32
     text_heads: int | None = None
-
-
-def check_weights(weights: Weights, expected: Weights, label: str) -> None:
-    """Raises `UserError`, naming the first weight that is missing, unknown or of another shape than expected."""
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise UserError(f"{label} is not whole: it lacks {len(missing)} weights ({missing[0]} ...)")
-    if unknown := sorted(weights.keys() - expected.keys()):
-        raise UserError(f"{label} has {len(unknown)} weights that VideoCrafter2 has not ({unknown[0]} ...)")
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            shapes = f"{list(weight.shape)}, should be {list(expected[name].shape)}"
-            raise UserError(f"{label} is of another architecture: {name} is {shapes}")
 
 
 @contextmanager

@@ -19,10 +19,9 @@ from transformers import CLIPTextModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.files.weights import read_weights
+from vader.files.weights import check_weights, read_weights
 from vader.models.videocrafter.networks import (
     Settings,
-    check_weights,
     text_to_release,
     unet_to_release,
     vae_to_release,
@@ -59,7 +58,7 @@ def find_release(checkpoint: str) -> Path:
         return path
     if path.suffix in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise UserError(f"there is no file {checkpoint!r}: name a {FILE_NAME}, its folder or a hub id")
-    file = files.find_file(files.resolve(checkpoint, FAMILY), "", FILE_NAME)
+    file = files.find_component(files.resolve(checkpoint, FAMILY), "", FILE_NAME)
     if not file.is_file():
         raise UserError(f"checkpoint {checkpoint!r} is not whole: {FILE_NAME} is missing")
     return file

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.hub import TINY, find_file
+from vader.files.weights import fill, read_weights
 from vader.plugins import one_line
 from vader.rewards.vjepa.networks import Jepa, VitSize, VJepa1, table_grid
 from vader.rewards.vjepa.transformers2 import load_vjepa2
-from vader.rewards.weights import TINY, find_file, read_weights
 
 RELEASES = {
     name: f"https://dl.fbaipublicfiles.com/jepa/{name}/{name}.pth.tar" for name in ("vitl16", "vith16", "vith16-384")
@@ -85,16 +86,7 @@ def build(parts: dict[str, Tensors], heads: int) -> VJepa1:
             patch,
         )
     named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-    _check_shapes(network.state_dict(), named)
-    network.load_state_dict(named, assign=True)
-    return network
-
-
-def _check_shapes(expected: Tensors, given: Tensors) -> None:
-    names = sorted(expected.keys() | given.keys())
-    wrong = [n for n in names if n not in expected or n not in given or expected[n].shape != given[n].shape]
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors are missing, unknown or misshapen, as {wrong[0]}")
+    return fill(network, named, torch.float32, "its state")
 
 
 def _download(release: str) -> Path:

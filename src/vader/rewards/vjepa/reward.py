@@ -18,15 +18,17 @@ from torch import Tensor
 
 from vader.errors import UserError
 from vader.networks.recompute import checkpoint_blocks
+from vader.nouns import Clip, Prompt
 from vader.randomness import generator
-from vader.rewards.base import ClipReward
+from vader.rewards.base import Reward
+from vader.rewards.needs import AllFrames
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalize, resizer
 from vader.rewards.vjepa.checkpoint import load_jepa
 from vader.rewards.vjepa.masks import Grid, Masks, draw_masks
 from vader.rewards.vjepa.networks import Jepa, take_tokens
 
 
-class VJEPA(ClipReward):
+class VJEPA(Reward):
     """Temporal consistency: how well hidden parts of a video follow from the rest (V-JEPA), about -0.8 to 0."""
 
     sensible_range = (-0.8, 0.0)  # the mean size of a standard normal feature, if nothing of it is predicted, to 0
@@ -62,7 +64,7 @@ class VJEPA(ClipReward):
         super().__init__()
         self.network = load_jepa(checkpoint, size, heads)
         self.size = _checked_size(self.network, size or self.network.size)
-        self.frame_multiple = self.network.tubelet
+        self.needs = AllFrames(least=2, multiple=self.network.tubelet)
         self.resize = resizer(resize)
         self.masks = masks
         self.seed = seed
@@ -70,34 +72,34 @@ class VJEPA(ClipReward):
         if checkpointing:
             checkpoint_blocks(self.network)
 
-    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`.
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        """See `Reward.score`.
 
         Raises:
             UserError: the frames are not a multiple of the tubelet (2): a token spans that many.
         """
-        clips = self.clips(frames)
+        clips = self.clips(clip.frames)
         with torch.set_grad_enabled(self.target_gradient and torch.is_grad_enabled()):
             targets = normalized_targets(self.network, clips)
         grid = self.network.grid(clips)
         losses = [
-            prediction_loss(self.network, clip, target, self.draw(grid, prompt))
-            for clip, target, prompt in zip(clips.split(1), targets.split(1), prompts, strict=True)
+            prediction_loss(self.network, video, target, self.draw(grid, prompt))
+            for video, target, prompt in zip(clips.split(1), targets.split(1), prompts, strict=True)
         ]
         return -torch.cat(losses)
 
     def clips(self, frames: Tensor) -> Tensor:
         """Pixels `[B, F, 3, H, W]` -> what the network takes: `[B, 3, F, size, size]` in its precision."""
-        if frames.shape[1] % self.frame_multiple:
+        if frames.shape[1] % self.needs.multiple:
             raise UserError(
-                f"V-JEPA takes frames in groups of {self.frame_multiple}, got {frames.shape[1]}: "
-                "set video.frames or algorithm.frames"
+                f"V-JEPA takes frames in groups of {self.needs.multiple}, got {frames.shape[1]}: "
+                "set video.frames, or what the reward sees"
             )
         images = normalize(self.resize(frames.flatten(0, 1), self.size), IMAGENET_MEAN, IMAGENET_STD)
         clips = images.unflatten(0, frames.shape[:2]).transpose(1, 2)
         return clips.to(next(self.network.parameters()).dtype)
 
-    def draw(self, grid: Grid, prompt: str) -> list[list[Masks]]:
+    def draw(self, grid: Grid, prompt: Prompt) -> list[list[Masks]]:
         """The masks of a video with that prompt: `masks` times one of each mask set."""
         device = next(self.network.parameters()).device
         draws = [draw_masks(grid, generator(self.seed, f"vjepa/{prompt}", step)) for step in range(self.masks)]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.hub import load_pretrained, resolve
 from vader.rewards.vjepa.masks import Masks
 from vader.rewards.vjepa.networks import Jepa, take_tokens
-from vader.rewards.weights import find_folder, load_pretrained
 
 if TYPE_CHECKING:
     from transformers import VJEPA2Model
@@ -57,5 +57,5 @@ def load_vjepa2(source: str, size: int | None) -> VJepa2:
     except ImportError as error:
         raise UserError("V-JEPA 2 needs transformers 4.53 or newer: pip install -U transformers") from error
     options: dict[str, Any] = {} if size is None else {"crop_size": size}
-    model = load_pretrained(VJEPA2Model, find_folder(source, "vjepa2"), "V-JEPA 2", **options)
+    model = load_pretrained(VJEPA2Model, resolve(source, "vjepa2"), "V-JEPA 2", **options)
     return VJepa2(model)

@@ -1,0 +1,140 @@
+"""What all algorithms share: model and reward on their device, the optimiser, the processes, seeds and clocks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vader.engine.batch import Batch
+from vader.engine.collectives import gather, sum_over_processes
+from vader.engine.device import synchronize
+from vader.models.base import VideoModel
+from vader.networks.adapter import adapted
+from vader.networks.techniques import Techniques
+from vader.nouns import Prompt, VideoSize
+from vader.recipe import Recipe
+from vader.rewards.base import RewardMix
+from vader.sampling.noise import Noise
+from vader.sampling.walk import Sampler, Walk
+from vader.scoring.choice import Group, training_groups
+from vader.scoring.scorer import Scorer
+
+
+class Clock:
+    """Seconds by phase since the last `reset`; on a GPU each phase ends when its kernels have."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def reset(self) -> None:
+        self.seconds = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass
+class Setup:
+    """What it takes to sample videos and to score them."""
+
+    sampler: Sampler
+    scorer: Scorer
+    accelerator: Accelerator
+
+    @property
+    def model(self) -> VideoModel:
+        return self.sampler.model
+
+    @property
+    def reward(self) -> RewardMix:
+        return self.scorer.mix
+
+    @property
+    def size(self) -> VideoSize:
+        return self.scorer.size
+
+    def walk(
+        self, prompts: Sequence[Prompt], seed: int, purpose: str, step: int, indices: Sequence[int], **more: Any
+    ) -> Walk:
+        """The sampling chain of these prompts, encoded, under the noise of these videos; `more` as `Walk` takes it."""
+        noise = Noise(self.model.noise_shape(self.size), seed, purpose, step, indices, self.model.device)
+        return Walk(self.sampler, self.model.encode(prompts, self.size), noise, **more)
+
+
+@dataclass
+class Engine(Setup):
+    """A setup that trains. Parameters are the adapters'; nothing else is trained."""
+
+    recipe: Recipe
+    memory: Techniques
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clock: Clock
+
+    def training_walk(self, batch: Batch, on_gradient: Callable[[Walk, int, Any, Any], object] | None = None) -> Walk:
+        """The walk of a batch's videos, under the step's noise."""
+        return self.walk(
+            batch.prompts, self.recipe.train.seed, "train", batch.step, batch.indices,
+            phases=self.clock, on_gradient=on_gradient, gradient_step=self.memory.gradient_step,
+        )  # fmt: skip
+
+    @property
+    def adapted(self) -> list[str]:
+        """The denoisers that carry an adapter."""
+        return list(adapted(self.model.denoisers))
+
+    def shown(self, batch: Batch) -> list[Group]:
+        """Which frames of a batch's videos each reward is shown."""
+        seed, device = self.recipe.train.seed, self.model.device
+        return training_groups(self.reward, self.size, seed, batch.step, batch.indices, device)
+
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        return batch.micro(self.recipe.train.micro_batch or max(1, len(batch.prompts)))
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each number summed over all processes."""
+        kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # which has no float64
+        mine = torch.tensor(values, dtype=kind, device=self.accelerator.device)
+        return sum_over_processes(self.accelerator, mine).tolist()
+
+    def gather(self, values: Tensor, indices: Sequence[int], total: int) -> Tensor:
+        """What each process has of its own videos, `[len(indices), ...]`, of all: `[total, ...]`, exact, in order."""
+        return gather(self.accelerator, values, indices, total)
+
+    def optimise(self, finite: bool = True) -> tuple[float, bool]:
+        """Sums the adapters' gradients over processes, clips, and steps unless something is not finite.
+
+        Returns:
+            The gradient's norm before clipping, and whether the step was taken.
+        """
+        with self.clock("optimise"):
+            self._sum_gradients()
+            self.scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.max_grad_norm).item()
+            taken = finite and math.isfinite(norm)
+            if taken:
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm, taken
+
+    def _sum_gradients(self) -> None:
+        """One reduction of all gradients as a flat vector; losses are divided by the global batch already."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = sum_over_processes(self.accelerator, torch.cat([grad.flatten() for grad in grads]))
+        for parameter, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = grad.view_as(parameter)

@@ -1,0 +1,97 @@
+"""The contract of a metric, and the metrics of a recipe together: clips and prompts in, figures by flat names out.
+
+A metric measures each video alone (`per_video`), a set of videos as a whole (`over_set`), or both. Bring your own:
+subclass `Metric`, name it `module:Name`. Nothing is trained on what it says.
+
+Shapes: B videos; clips are whole videos on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vader.errors import UserError
+from vader.nouns import Clip, Prompt, VideoSize
+
+Value = TypeVar("Value", Tensor, float)
+
+
+class Metric:
+    """A measure of videos. Implement `per_video`, `over_set` or both; which it has is told by what it overrides."""
+
+    def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor | dict[str, Tensor]:
+        """Figures of B videos and their prompts: `[B]`, or several such by name."""
+        raise NotImplementedError
+
+    def over_set(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> float | dict[str, float]:
+        """Figures of a set of videos, each a clip of one, with their prompts; empty where they cannot be had."""
+        raise NotImplementedError
+
+    def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
+        """Raises `UserError` if videos of these prompts and this size cannot be measured. Asked before a run starts."""
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves its networks to the device, the big ones in `dtype`; without networks there is nothing to do."""
+
+
+class Metrics:
+    """Metrics by name. A figure is called as its metric, or `metric/figure` where a metric gives several."""
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self.metrics = dict(metrics)
+        self._per_video = {name: metric for name, metric in metrics.items() if _has(metric, "per_video")}
+        self._over_set = {name: metric for name, metric in metrics.items() if _has(metric, "over_set")}
+        for name, metric in metrics.items():
+            if name not in self._per_video and name not in self._over_set:
+                raise UserError(
+                    f"metric {name!r} measures nothing: {type(metric).__name__} needs per_video or over_set"
+                )
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether any of them measures a set, so that all its videos have to be kept."""
+        return bool(self._over_set)
+
+    def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
+        """Raises `UserError` as `Metric.check`."""
+        for metric in self.metrics.values():
+            metric.check(prompts, size)
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        for metric in self.metrics.values():
+            metric.prepare(device, dtype)
+
+    def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Every figure of B videos, each `[B]`. Raises `UserError` if a metric gives another number of them."""
+        found: dict[str, Tensor] = {}
+        for name, metric in self._per_video.items():
+            found |= _flat(name, metric.per_video(clip, prompts))
+        for name, values in found.items():
+            if values.shape != (len(prompts),):
+                raise UserError(
+                    f"metric {name!r} gave figures of shape {list(values.shape)} for {len(prompts)} videos: "
+                    "per_video gives one number a video"
+                )
+        return found
+
+    def over_set(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> dict[str, float]:
+        """Every figure of a set of videos."""
+        found: dict[str, float] = {}
+        for name, metric in self._over_set.items():
+            found |= _flat(name, metric.over_set(clips, prompts))
+        return {name: float(value) for name, value in found.items()}
+
+
+def _has(metric: Metric, method: str) -> bool:
+    return getattr(type(metric), method) is not getattr(Metric, method)
+
+
+def _flat(name: str, found: Value | dict[str, Value]) -> dict[str, Any]:
+    """One figure under the metric's name, several under `name/figure`."""
+    if isinstance(found, dict):
+        return {f"{name}/{figure}": value for figure, value in found.items()}
+    return {name: found}

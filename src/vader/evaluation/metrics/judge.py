@@ -1,0 +1,28 @@
+"""The tiny world's ground truth as a metric: vividness, and whether colour, shape, background and motion are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vader.errors import UserError
+from vader.evaluation.metrics.base import Metric
+from vader.nouns import Clip, Prompt, VideoSize
+from vader.tinyworld.judge import judge_prompts, wanted
+
+
+class Judge(Metric):
+    """The tiny world's ground truth: vividness, and shares of videos with the prompt's attributes."""
+
+    def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        return judge_prompts(clip.frames, prompts)
+
+    def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
+        """Raises `UserError` if a prompt is not of the tiny world."""
+        try:
+            wanted(prompts)
+        except ValueError as error:
+            raise UserError(
+                f"the tiny world's judge cannot read a prompt ({error}): drop it from the metrics"
+            ) from None

@@ -1,0 +1,63 @@
+"""Metrics by name: the built-in ones, every reward, and the user's own of either kind (`module:Name`)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from vader.errors import UserError, nearest
+from vader.evaluation.metrics.base import Metric, Metrics
+from vader.evaluation.metrics.reward import RewardMetric
+from vader.plugins import Part, instantiate, load_object
+from vader.rewards.base import Reward
+from vader.rewards.registry import load_reward, part_names, reward_names
+
+BUILT_IN = {
+    "judge": "vader.evaluation.metrics.judge:Judge",
+    "gold": "vader.evaluation.metrics.gold:Gold",
+    "diversity": "vader.evaluation.metrics.diversity:Diversity",
+}
+
+
+def build_metrics(parts: Sequence[Part], chunk: int) -> Metrics:
+    """The metrics of a recipe; the second of a name becomes `name_2`, and so on.
+
+    Args:
+        parts: names and options.
+        chunk: how many images a reward scores at once.
+
+    Raises:
+        UserError: no such metric or reward, an option it does not take, or weights that are missing.
+    """
+    names = part_names([part.name for part in parts])
+    return Metrics({name: _load(name, part, chunk) for name, part in zip(names, parts, strict=True)})
+
+
+def _load(name: str, part: Part, chunk: int) -> Metric:
+    found = _metric_class(part.name)
+    if found is not None:
+        return instantiate(found, f"metric {part.name!r}", part.options)
+    return RewardMetric(name, load_reward(part.name, **part.options), chunk)
+
+
+def _metric_class(name: str) -> type[Metric] | None:
+    """The metric behind a name; None where it is a reward's. Raises `UserError` if it is neither's."""
+    if name in BUILT_IN:
+        return load_object(BUILT_IN[name], "metric", Metric)
+    if ":" not in name:
+        rewards = reward_names()
+        if name not in rewards:
+            known = nearest(name, [*BUILT_IN, *rewards])
+            raise UserError(f"unknown metric {name!r}: {known}, or your own as module:Name")
+        return None
+    found = load_object(name, "metric", object)
+    if issubclass(found, Metric):
+        return found
+    if issubclass(found, Reward):
+        return None
+    raise UserError(f"metric {name!r} is neither a Metric nor a Reward: derive it from {Metric.__module__}.Metric")
+
+
+def metric_names() -> dict[str, str]:
+    """The built-in metrics, each with one line of description; every reward is one too."""
+    return {name: (inspect.getdoc(_metric_class(name)) or "").splitlines()[0] for name in BUILT_IN}

@@ -1,0 +1,41 @@
+"""A reward as a metric: it scores held-out videos and is never trained on.
+
+One that falls while the trained reward rises tells of reward hacking. Clips stay where they are; a few images at a time
+go to the reward's device, and it is shown what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vader.evaluation.metrics.base import Metric
+from vader.nouns import Clip, Prompt, VideoSize
+from vader.rewards.base import Reward, RewardMix
+from vader.scoring.clips import score_clip
+
+
+class RewardMetric(Metric):
+    """A frozen reward, which is shown `chunk` images at once."""
+
+    def __init__(self, name: str, reward: Reward, chunk: int = 1) -> None:
+        self.mix, self.chunk = RewardMix({name: reward.freeze()}, {name: 1.0}), chunk
+        self.device, self.fps = torch.device("cpu"), 8
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.mix.to_precision(dtype).to(device)
+
+    def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
+        """Raises `UserError` if the reward lacks something of the prompts, or frames."""
+        self.fps = size.fps
+        self.mix.check_size(size)
+        self.mix.check_prompts(prompts)
+
+    def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        """Scores `[B]`, on the CPU."""
+        _, frames, _, height, width = clip.frames.shape
+        size = VideoSize(frames, height, width, self.fps)
+        return score_clip(self.mix, clip, prompts, size, self.chunk, self.device).total.cpu()

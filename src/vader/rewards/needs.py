@@ -1,0 +1,107 @@
+"""What a reward needs to see of a video: which frames, how many together, how many a second, whether sound.
+
+In goes the size of a video (and, in training, a random generator), out come the frames to decode: ascending indices.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vader.errors import UserError
+from vader.nouns import VideoSize
+
+Sees = int | Literal["all", "first_middle_last", "every_second"] | tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs(ABC):
+    """Asked for `least` frames or more, a multiple of `multiple`, and the video's sound if `audio`."""
+
+    least: int = 1
+    multiple: int = 1
+    audio: bool = False
+
+    @abstractmethod
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        """Ascending indices `[n]` of the frames to see; with a generator, in training, perhaps a random choice."""
+
+    def check(self, name: str, size: VideoSize) -> None:
+        """Raises `UserError` if the frames of a video of this size are too few for the reward `name`, or uneven."""
+        for seen in {len(self.choose(size, torch.Generator())), len(self.choose(size))}:
+            if seen < self.least:
+                raise UserError(
+                    f"reward {name!r} needs at least {self.least} frames together, got {seen}: "
+                    "raise video.frames, or let it see more by its key sees"
+                )
+            if seen % self.multiple:
+                raise UserError(
+                    f"reward {name!r} needs a multiple of {self.multiple} frames, got {seen}: "
+                    f"set video.frames or the reward's key sees to one, as {seen - seen % self.multiple}"
+                )
+
+
+@dataclass(frozen=True)
+class Frames(Needs):
+    """`count` random frames in training, drawn without replacement, and every frame in evaluation.
+
+    For a mean over frames the expected gradient is then that of all frames (VADER, arXiv 2407.08737, section 4.2).
+    """
+
+    count: int
+
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        if generator is None:
+            return torch.arange(size.frames)
+        return torch.randperm(size.frames, generator=generator)[: self.count].sort().values
+
+
+@dataclass(frozen=True)
+class AllFrames(Needs):
+    """The whole video."""
+
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        return torch.arange(size.frames)
+
+
+@dataclass(frozen=True)
+class FixedFrames(Needs):
+    """The same frames of every video, in training and in evaluation: by rule, or named one by one."""
+
+    which: Literal["first_middle_last", "every_second"] | tuple[int, ...]
+
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        if self.which == "first_middle_last":
+            return torch.tensor(sorted({0, size.frames // 2, size.frames - 1}))
+        if self.which == "every_second":
+            return torch.arange(0, size.frames, 2)
+        return torch.tensor(sorted(self.which))
+
+
+@dataclass(frozen=True)
+class PerSecond(Needs):
+    """`fps` frames of every second, evenly spread from the first frame to the last; at least `least` in all."""
+
+    fps: float
+
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        wanted = max(self.least, self.multiple * round(size.frames / size.fps * self.fps / self.multiple))
+        count = min(wanted, size.frames - size.frames % self.multiple)
+        return torch.linspace(0, size.frames - 1, count).round().long()
+
+
+def seeing(needs: Needs, sees: Sees | Sequence[int] | None) -> Needs:
+    """A reward's needs where a recipe says what it sees; how many it must see stays. None: the reward's own."""
+    if sees is None:
+        return needs
+    terms: dict[str, Any] = {"least": needs.least, "multiple": needs.multiple, "audio": needs.audio}
+    if isinstance(sees, int):
+        return Frames(sees, **terms)
+    if sees == "all":
+        return AllFrames(**terms)
+    return FixedFrames(sees if isinstance(sees, str) else tuple(sees), **terms)

@@ -1,0 +1,1 @@
+"""A run's folder: its checkpoints and its metrics, written and read."""

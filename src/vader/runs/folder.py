@@ -1,0 +1,82 @@
+"""Where everything of a run lies: every path in its folder, complete or not. Knows no file's content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ADAPTER = Path("adapter/pytorch_lora_weights.safetensors")  # of the first or only denoiser; a run has it at its end
+STEP = "step-"
+
+
+def step_name(step: int) -> str:
+    return f"{STEP}{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a file or folder is named after."""
+    return int(path.name.removeprefix(STEP).split(".")[0])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder `vader train` makes."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe: what makes a folder a run's."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a training step or evaluation."""
+        return self.path / "metrics.jsonl"
+
+    def samples(self, step: int) -> Path:
+        """The folder of an evaluation's videos, with their `prompts.json`."""
+        return self.path / "samples" / step_name(step)
+
+    @property
+    def sampled(self) -> dict[int, Path]:
+        """The folders of samples that are complete, by step, ascending."""
+        found = {step_of(path.parent): path.parent for path in self.path.glob(f"samples/{STEP}*/prompts.json")}
+        return dict(sorted(found.items()))
+
+    def evaluation(self, step: int) -> Path:
+        """What each video of an evaluation scored, one JSON line a video."""
+        return self.path / "evaluations" / f"{step_name(step)}.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `step-000050` and so on."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of what was trained; a file a denoiser."""
+        return self.adapter_file.parent
+
+    @property
+    def adapter_file(self) -> Path:
+        return self.path / ADAPTER
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best evaluation's adapter."""
+        return self.path / "best"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def trained(self) -> bool:
+        """Whether all steps are done."""
+        return self.adapter_file.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all steps are done, and the report is written."""
+        return self.trained and self.report.is_file()

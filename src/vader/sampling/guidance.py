@@ -1,0 +1,169 @@
+"""Guidance: how the conditional and the unconditional prediction of a denoiser become one, at every time of the chain.
+
+A strategy gets one pass of the denoiser as a function and the condition, and knows the time. Strategies by name:
+`cfg`, `ramp`, `interval`, `experts`, `embedded`, `none`; or `module:Class`, a subclass of `Guidance`. A model names the
+one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with options.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vader.errors import UserError, nearest
+from vader.models.base import VideoModel
+from vader.nouns import Condition, map_latents
+from vader.plugins import instantiate, load_object
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One or two passes of a model's denoiser at one time.
+
+    `batched` runs both branches as one batch (faster) or one after the other (less memory). `detach_uncond` stops the
+    gradient of the unconditional branch. `share` is how far the chain is, from 0 at its noise to 1 at its end.
+    """
+
+    model: VideoModel
+    latents: Any  # scaled
+    time: Tensor  # what the denoiser is told
+    condition: Condition
+    share: float = 0.0
+    batched: bool = True
+    detach_uncond: bool = False
+
+    def cond(self, **more: Tensor) -> Any:
+        """The conditional prediction; `more` goes to the denoiser beside the condition."""
+        return self.model.denoise(self.latents, self.time, {**self.condition.cond, **more})
+
+    def both(self) -> tuple[Any, Any]:
+        """The conditional and the unconditional prediction."""
+        if self.batched and not (self.detach_uncond and torch.is_grad_enabled()):
+            doubled = map_latents(lambda x: torch.cat([x, x]), self.latents)
+            found = self.model.denoise(doubled, self.time, self.condition.both())
+            halves = [map_latents(lambda x, half=half: x.chunk(2)[half], found) for half in (0, 1)]
+            return halves[0], halves[1]
+        cond = self.cond()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_uncond):
+            return cond, self.model.denoise(self.latents, self.time, self.condition.uncond)
+
+
+class Guidance(ABC):
+    """A strategy; its options are its constructor's."""
+
+    @abstractmethod
+    def __call__(self, passes: Passes) -> Any:
+        """The guided prediction, like the latents, with a graph wherever grad mode and weights ask for one."""
+
+
+@dataclass(frozen=True)
+class NoGuidance(Guidance):
+    """The conditional prediction alone; one pass."""
+
+    def __call__(self, passes: Passes) -> Any:
+        return passes.cond()
+
+
+@dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """`uncond + scale * (cond - uncond)` (arXiv 2207.12598, eq. 6, scale = 1 + w there); scale 1 needs one pass."""
+
+    scale: float
+
+    def __call__(self, passes: Passes) -> Any:
+        return _guided(passes, self.scale)
+
+
+@dataclass(frozen=True)
+class Ramp(Guidance):
+    """Guidance by frame: 1 at the first, `scale` at the last (SVD, arXiv 2311.15127, section 4.3)."""
+
+    scale: float
+
+    def __call__(self, passes: Passes) -> Any:
+        if self.scale == 1.0:
+            return passes.cond()
+        axis = passes.model.frame_axis
+
+        def combine(cond: Tensor, uncond: Tensor) -> Tensor:
+            ramp = torch.linspace(1.0, self.scale, cond.shape[axis], dtype=cond.dtype, device=cond.device)
+            shape = [-1 if axis == place else 1 for place in range(cond.ndim)]
+            return uncond + ramp.view(shape) * (cond - uncond)
+
+        return map_latents(combine, *passes.both())
+
+
+@dataclass(frozen=True)
+class Interval(Guidance):
+    """Classifier-free guidance in a part of the chain, one pass elsewhere (arXiv 2404.07724).
+
+    `start` and `end` are shares of the chain's steps, from 0 at its noise to 1 at its end.
+    """
+
+    scale: float
+    start: float = 0.0
+    end: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise UserError(f"guidance 'interval': start {self.start:g} must be below end {self.end:g}, both in [0, 1]")
+
+    def __call__(self, passes: Passes) -> Any:
+        return _guided(passes, self.scale if self.start <= passes.share < self.end else 1.0)
+
+
+@dataclass(frozen=True)
+class Experts(Guidance):
+    """Classifier-free guidance with a scale for each denoiser of a model with several (Wan 2.2)."""
+
+    scales: dict[str, float]
+
+    def __call__(self, passes: Passes) -> Any:
+        expert = passes.model.expert(float(passes.time))
+        if expert not in self.scales:
+            raise UserError(f"guidance 'experts' has no scale for {expert!r}: {nearest(expert, self.scales)}")
+        return _guided(passes, self.scales[expert])
+
+
+@dataclass(frozen=True)
+class Embedded(Guidance):
+    """The denoiser was distilled to be told the scale, as its input `guidance` `[B]`; one pass (HunyuanVideo)."""
+
+    scale: float
+
+    def __call__(self, passes: Passes) -> Any:
+        rows = len(passes.condition)
+        return passes.cond(guidance=torch.full((rows,), self.scale, device=passes.model.device))
+
+
+def _guided(passes: Passes, scale: float) -> Any:
+    if scale == 1.0:
+        return passes.cond()
+    return map_latents(lambda cond, uncond: uncond + scale * (cond - uncond), *passes.both())
+
+
+STRATEGIES: dict[str, type[Guidance]] = {
+    "cfg": ClassifierFree,
+    "ramp": Ramp,
+    "interval": Interval,
+    "experts": Experts,
+    "embedded": Embedded,
+    "none": NoGuidance,
+}
+
+
+def load_guidance(name: str, options: Mapping[str, Any]) -> Guidance:
+    """A strategy by name or `module:Class`.
+
+    Raises:
+        UserError: there is none of that name, or an option is unknown, missing or wrong.
+    """
+    if ":" not in name and name not in STRATEGIES:
+        raise UserError(f"unknown guidance {name!r}: {nearest(name, STRATEGIES)}, or your own as module:Class")
+    found: type[Guidance] = STRATEGIES[name] if name in STRATEGIES else load_object(name, "guidance", Guidance)
+    return instantiate(found, f"guidance {name!r}", options)

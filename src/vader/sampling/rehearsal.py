@@ -1,0 +1,42 @@
+"""A policy tried on a chain of numbers, before any model is there: does it fit, and which steps would get gradient?"""
+
+from __future__ import annotations
+
+import torch
+
+from vader.errors import UserError
+from vader.nouns import Condition
+from vader.randomness import generator
+from vader.sampling.guidance import Guidance, Passes
+from vader.sampling.noise import Noise
+from vader.sampling.policies import Policy
+from vader.sampling.walk import Sampler, Walk
+from vader.solvers.scheduler_config import solver_from_config
+
+DRAWS = 200  # of a policy's random choices: enough that a step it may reach is hardly missed
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+
+class _Still(Guidance):
+    """A prediction of nothing, with a graph wherever there may be one."""
+
+    def __call__(self, passes: Passes) -> torch.Tensor:
+        return 0.0 * passes.latents + torch.zeros((), requires_grad=torch.is_grad_enabled())
+
+
+def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> frozenset[int]:
+    """The steps, of a chain of so many, that a policy gives gradient in some of its draws.
+
+    Raises:
+        UserError: its options do not fit such a chain, or what it shows the reward carries no gradient.
+    """
+    solver, reached = solver_from_config(FLOW), set[int]()
+    sampler = Sampler(None, solver, solver.schedule(steps), _Still())  # type: ignore[arg-type]  # no model is asked
+    condition = Condition({"": torch.zeros(1)}, {})
+    for draw in range(draws):
+        noise = Noise((1,), 0, "rehearsal", draw, [0])
+        walk = Walk(sampler, condition, noise, on_gradient=lambda walk, i, *rest: reached.add(i))
+        for view in policy(walk, generator(0, "rehearsal", draw)):
+            if not view.latents.requires_grad:
+                raise UserError("the policy shows the reward latents without gradient: make a step with grad=True")
+    return frozenset(reached)
