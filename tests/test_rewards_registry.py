@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
-from vader.nouns import Clip, as_prompts
-from vader.rewards import AllFrames, FrameReward, Frames, RewardMix, build_mix, load_reward, reward_names
+from vader.recipe.sections import RewardSection
+from vader.rewards import FrameReward, RewardMix, build_mix, load_reward, reward_names
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.hps import HPS
@@ -52,18 +52,16 @@ def test_own_reward_is_loaded_frozen_with_its_options(own):
 def test_mix_of_a_recipe(own, tmp_path):
     clip, head = make_tiny_clip(tmp_path / "clip"), make_head(tmp_path / "head.safetensors")
     sections = [
-        Named("aesthetic", 0.5, options={"checkpoint": str(clip), "head": str(head)}),
-        Named(own, sees="all"),
-        Named(own, -2.0, options={"strength": 2.0}),
+        RewardSection(name="aesthetic", weight=0.5, checkpoint=str(clip), head=str(head)),
+        RewardSection(name=own),
+        RewardSection(name=own, weight=-2.0, strength=2.0),
     ]
     mix = build_mix(sections)
     assert isinstance(mix, RewardMix)
     assert mix.weights == {"aesthetic": 0.5, "Redness": 1.0, "Redness_2": -2.0}
-    assert mix.shown == {"aesthetic": Frames(1), "Redness": AllFrames(), "Redness_2": Frames(1)}
-    clip, prompts = Clip.whole(torch.rand(2, 1, 3, 16, 16), 8.0), as_prompts(["", ""])
-    scores = {name: reward.score(clip, prompts) for name, reward in mix.items()}
-    torch.testing.assert_close(scores["Redness_2"], 2 * scores["Redness"])
-    torch.testing.assert_close(mix.score(clip, prompts), 0.5 * scores["aesthetic"] - 3 * scores["Redness"])
+    frames = torch.rand(2, 1, 3, 16, 16)
+    parts = {name: reward(frames, ["", ""]) for name, reward in mix.items()}
+    torch.testing.assert_close(parts["Redness_2"], 2 * parts["Redness"])
 
 
 def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch):
@@ -71,7 +69,7 @@ def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch
     tensors = load_file(head)
     save_file(tensors | {"layers.4.bias": tensors["layers.4.bias"] - 20}, head)  # below the paper's target of 10
     monkeypatch.setattr("vader.rewards.aesthetic.HEAD", head)
-    mix = build_mix([Named("hps_aesthetic", 2.0, options={"checkpoint": clip})])
+    mix = build_mix([RewardSection(name="hps_aesthetic", checkpoint=clip, weight=2.0)])
     frames, prompts = torch.rand(2, 2, 3, 12, 20, requires_grad=True), ["red", "a blue"]
     hps = HPS(checkpoint=clip, resize="squash").freeze()(frames, prompts)
     aesthetic = Aesthetic(clip, head, resize="squash").freeze()(frames, prompts)

@@ -127,7 +127,7 @@ def _score(
 ) -> list[VideoScore]:
     """One batch on this process; the clips of the first `kept` videos stay."""
     walk = setup.walk(prompts, seed, "sample", 0, indices)
-    clip = setup.scorer.decode(walk.frozen(len(walk)).latents)
+    clip = setup.scorer.decode(walk.frozen(len(walk)).latents, metrics.audio)
     scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
     return [
         VideoScore(

@@ -117,15 +117,15 @@ class Scorer:
         return sheet.scored(self.mix)
 
     @torch.no_grad()
-    def decode(self, latents: Any) -> Clip:
-        """Whole videos on the CPU, decoded piece by piece; with their sound where a reward listens."""
+    def decode(self, latents: Any, audio: bool = False) -> Clip:
+        """Whole videos on the CPU, decoded piece by piece; with their sound if asked for, or where a reward listens."""
         count = len(latents if isinstance(latents, Tensor) else next(iter(latents.values())))
         frames = torch.arange(self.size.frames, device=self.model.device).expand(count, -1)
         decode = self._decoder(latents, frames)
         pixels = self._joined(frames, lambda piece: decode(piece).clamp(0, 1).cpu())
-        heard = any(reward.needs.audio for _, reward in self.mix.items())
-        audio = self.model.decode_audio(latents) if heard else None
-        return Clip.whole(pixels, self.size.fps, audio and Audio(audio.samples.cpu(), audio.rate))
+        heard = audio or any(reward.needs.audio for _, reward in self.mix.items())
+        sound = self.model.decode_audio(latents) if heard else None
+        return Clip.whole(pixels, self.size.fps, sound and Audio(sound.samples.cpu(), sound.rate))
 
     def score_clip(self, clip: Clip, prompts: Sequence[Prompt]) -> Scored:
         """The rewards of whole videos, wherever their pixels lie; chunks of them are brought to the model's device."""
