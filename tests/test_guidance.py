@@ -45,15 +45,16 @@ def gradient(walk: Walk, latents: Tensor) -> Tensor:
 
 def by_hand(walk: Walk, through_uncond: bool) -> Tensor:
     """Final latents, each step's two passes written out; without `through_uncond` one of them is a mere number."""
-    model, schedule, at = walk.sampler.model, walk.sampler.schedule, walk.start()
-    for i, here in enumerate(schedule.starts):
+    model, schedule, latents = walk.sampler.model, walk.sampler.schedule, walk.start().latents
+    for i, (here, there) in enumerate(zip(schedule.starts, schedule.ends, strict=True)):
         with torch.set_grad_enabled(i in ACTIVE):
-            seen, time = at.latents * here.input_scale, torch.tensor(here.time, dtype=torch.float64)
+            seen, time = latents * here.input_scale, torch.tensor(here.time, dtype=torch.float64)
             cond = model.denoise(seen, time, walk.condition.cond)
             uncond = model.denoise(seen, time, walk.condition.uncond)
             uncond = uncond if through_uncond else torch.tensor(uncond.tolist(), dtype=torch.float64)
-            at = walk.advance(at, i + 1, schedule.ends[i], uncond + SCALE * (cond - uncond))
-    return at.latents
+            guided = uncond + SCALE * (cond - uncond)
+            latents = walk.sampler.solver.step(latents, guided, here, there).next
+    return latents
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -63,7 +64,7 @@ def test_detached_unconditional_branch(detach: bool, batched: bool) -> None:
     none through the latents that go into them, at two steps in a row."""
     walk = walk_of(detach, batched)
     walk.condition.uncond["text"].requires_grad_()
-    final = walk.to(STEPS, walk.frozen(ACTIVE[0]), active=lambda i: i in ACTIVE)
+    final = walk.to(STEPS, walk.frozen(ACTIVE[0]), active=ACTIVE)
     found = gradient(walk, final.latents)
     torch.testing.assert_close(final.latents, by_hand(walk, True), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found, gradient(walk, by_hand(walk, not detach)), rtol=1e-12, atol=1e-14)
@@ -75,5 +76,5 @@ def test_detached_unconditional_branch(detach: bool, batched: bool) -> None:
 def test_nothing_of_a_detached_branch_has_a_graph(detach: bool) -> None:
     walk = walk_of(detach)
     text = walk.condition.uncond["text"].requires_grad_()
-    walk.to(STEPS, walk.frozen(ACTIVE[0]), active=lambda i: i in ACTIVE).latents.sum().backward()
+    walk.to(STEPS, walk.frozen(ACTIVE[0]), active=ACTIVE).latents.sum().backward()
     assert (text.grad is None) == detach

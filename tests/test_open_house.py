@@ -133,6 +133,7 @@ def test_a_policy_that_misses_an_expert_is_refused(refused):
 def test_one_expert_alone_is_trained_where_the_recipe_says_so(trained):
     run = trained("low", "algorithm.policy={name: last, k: 1}", "adapter.denoisers=[transformer_2]")
     assert [path.name for path in run.folder.adapter.iterdir()] == ["pytorch_lora_weights.transformer_2.safetensors"]
+    assert run.finished
 
 
 def test_both_experts_learn_and_load_in_diffusers(trained, checkpoint):

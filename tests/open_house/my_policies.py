@@ -10,4 +10,4 @@ def pair(walk, generator, *, apart: int = 1):
         raise UserError(f"policy 'pair' has steps {apart} apart, of {len(walk)}: choose 1 to {end}")
     at = walk.frozen(end - apart)
     at = walk.step(at)
-    yield View(walk.to(len(walk), at, active=lambda i: i == end).latents)
+    yield View(walk.to(len(walk), at, active=[end]).latents)

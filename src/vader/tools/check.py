@@ -283,7 +283,7 @@ def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[Prompt]) ->
 @torch.no_grad()
 def _windows(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     windows = [list(window) for window in model.windows(size)]
-    if sum(windows, []) != list(range(size.frames)):
+    if [frame for window in windows for frame in window] != list(range(size.frames)):
         return False, f"they should hold every frame once, in order: {windows}"
     latents, count = _latents(model, size, len(prompts)), len(prompts)
     alone = [model.decode(latents, torch.tensor(window, device=model.device).expand(count, -1)) for window in windows]
