@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -284,7 +283,7 @@ def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[Prompt]) ->
 @torch.no_grad()
 def _windows(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     windows = [list(window) for window in model.windows(size)]
-    if list(chain(*windows)) != list(range(size.frames)):
+    if [frame for window in windows for frame in window] != list(range(size.frames)):
         return False, f"they should hold every frame once, in order: {windows}"
     latents, count = _latents(model, size, len(prompts)), len(prompts)
     alone = [model.decode(latents, torch.tensor(window, device=model.device).expand(count, -1)) for window in windows]
