@@ -89,7 +89,7 @@ class Walk:
 
     def start(self) -> Place:
         scale = self.sampler.schedule.init_scale
-        return Place(0, self._kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
+        return Place(0, self.kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
 
     # ---- one prediction ----
 
@@ -119,7 +119,7 @@ class Walk:
             prediction = self._predicted(at, True, 1.0, 1.0)
             here, estimates = self.start_of(at.i), self.sampler.solver.estimates
             clean = map_latents(lambda x, found: estimates(x, found, here)[0], at.latents, prediction)
-            return Place(end, self._kept(self.led(at, clean, end)), clean=self._kept(clean))
+            return Place(end, self.led(at, clean, end), clean=self.kept(clean))
 
     def _move(self, at: Place, grad: bool, weight: float, carry: float) -> Place:
         """One step of the chain; see `step`."""
@@ -135,7 +135,7 @@ class Walk:
                 )
                 for name, x in at.latents.items()
             })  # fmt: skip
-        latents, clean, mean = map(self._kept, (done.next, done.clean, done.mean))
+        latents, clean, mean = map(self.kept, (done.next, done.clean, done.mean))
         return Place(at.i + 1, latents, done.memory, clean, mean, done.std)
 
     def _predicted(self, at: Place, grad: bool, weight: float, carry: float) -> Any:
@@ -177,7 +177,7 @@ class Walk:
         """Clean latents brought to where step i starts, by this noise."""
         level = self.start_of(i)
         renoise = self.sampler.solver.renoise
-        return Place(i, self._kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
+        return Place(i, self.kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
 
     # ---- where things are ----
 
@@ -192,7 +192,8 @@ class Walk:
         """Latents to which a clean estimate made at a place would lead, at the level where step `end` starts."""
         here, there = self.start_of(at.i), self.level(end)
         ratio = there.sigma / here.sigma
-        return map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+        led = map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+        return self.kept(led)
 
     # ---- gradient by the linear part of the steps alone ----
 
@@ -216,8 +217,8 @@ class Walk:
         passed = accumulate((kept for kept, _ in reversed(factors)), mul, initial=1.0)
         return [gain * rest for (_, gain), rest in zip(reversed(factors), passed, strict=False)][::-1]
 
-    def _kept(self, latents: Any) -> Any:
-        """Latents with what the condition knows of them in its place."""
+    def kept(self, latents: Any) -> Any:
+        """Latents with what the condition knows of them in its place: after every move, and before they are decoded."""
         return latents if self.condition.known is None else self.condition.known.keep(latents)
 
 
