@@ -211,10 +211,10 @@ def _times(model: VideoModel, size: VideoSize) -> dict[str, list[float]]:
 
 def _predict(model: VideoModel, size: VideoSize, latents: Any, condition: Condition, time: float | None = None) -> Any:
     """The guided prediction at a time, or in the middle of a chain."""
-    told = solver_of(model).schedule(4, size).starts[2].time if time is None else time
+    at = solver_of(model).schedule(4, size).starts[2].time if time is None else time
     first = latents if isinstance(latents, Tensor) else next(iter(latents.values()))
     guidance = load_guidance(model.guidance, {"scale": 2.0})
-    return guidance(Passes(model, latents, torch.tensor(told).to(first), condition))
+    return guidance(Passes(model, latents, torch.tensor(at).to(first), condition))
 
 
 def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
@@ -253,12 +253,12 @@ def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> 
 
 
 def _experts(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
-    told = _times(model, size)
-    if unknown := [name for name in told if name not in model.denoisers]:
+    found = _times(model, size)
+    if unknown := [name for name in found if name not in model.denoisers]:
         return False, f"expert() names {unknown[0]!r}, but the denoisers are {', '.join(model.denoisers)}"
-    if idle := [name for name in model.denoisers if name not in told]:
+    if idle := [name for name in model.denoisers if name not in found]:
         return False, f"{idle[0]!r} works at no time of a chain of {CHAIN} steps: expert() never names it"
-    return True, "; ".join(f"{name} from {max(times):.4g} to {min(times):.4g}" for name, times in told.items())
+    return True, "; ".join(f"{name} from {max(times):.4g} to {min(times):.4g}" for name, times in found.items())
 
 
 @torch.no_grad()
