@@ -165,7 +165,7 @@ def direct_align(
     j = min(len(walk), i + max(1, round(gap * len(walk))))
     there = walk.level(j)
     led = walk.leap(walk.renoised(clean, i, noise), j).latents
-    yield View(map_latents(lambda x, e: (x - there.sigma * e) / there.alpha, led, noise))
+    yield View(walk.kept(map_latents(lambda x, e: (x - there.sigma * e) / there.alpha, led, noise)))
 
 
 # ---- what they share ----
@@ -188,7 +188,7 @@ def late_biased(count: int, k: int, bias: float, generator: Generator) -> list[i
 
 def compensation(walk: Walk, chosen: Sequence[int], rescale: float) -> float:
     """`1 + rescale * (path / chosen part - 1)`: what chosen steps are to make up for the rest (arXiv 2606.11075)."""
-    reach = [abs(walk.reach(i)) for i in range(len(walk))]
+    reach = [abs(counts) for counts in walk.reaches()]
     return 1 + rescale * (sum(reach) / sum(reach[i] for i in chosen) - 1)
 
 

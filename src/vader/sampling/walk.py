@@ -21,7 +21,7 @@ from vader.models.base import VideoModel
 from vader.nouns import Condition, map_latents
 from vader.sampling.guidance import Guidance, Passes
 from vader.sampling.noise import Noise
-from vader.solvers import Level, Schedule, Solver
+from vader.solvers import Level, Schedule, Solver, Step
 
 UNIT = 1e-3  # small: a solver that clips clean estimates is linear there
 
@@ -92,7 +92,7 @@ class Walk:
 
     def start(self) -> Place:
         scale = self.sampler.schedule.init_scale
-        return Place(0, self._kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
+        return Place(0, self.kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
 
     # ---- one prediction ----
 
@@ -114,39 +114,49 @@ class Walk:
             carry: factor on the gradient that goes on through the denoiser's input; 0 stops it (DRTune).
         """
         with self.phases("gradient" if grad else "sample"):
-            return self._move(at, at.i + 1, self.sampler.schedule.ends[at.i], grad, weight, carry)
+            return self._move(at, grad, weight, carry)
 
     def leap(self, at: Place, end: int, grad: bool = True) -> Place:
         """By one prediction straight to where step `end` starts, however far: without fresh noise on the way."""
+        solver, here, there = self.sampler.solver, self.start_of(at.i), self.level(end)
         with self.phases("gradient" if grad else "sample"):
-            return self._move(at, end, self.level(end), grad, 1.0, 1.0)
+            prediction = self._predicted(at, grad)
+        clean, noise = (
+            map_latents(lambda x, v, of=of: solver.estimates(x, v, here)[of], at.latents, prediction) for of in (0, 1)
+        )
+        latents = map_latents(lambda x, e: solver.renoise(x, e, there), clean, noise)
+        return Place(end, self.kept(latents), clean=self.kept(clean))
 
-    def _move(self, at: Place, to: int, there: Level, grad: bool, weight: float, carry: float) -> Place:
+    def _move(self, at: Place, grad: bool, weight: float, carry: float) -> Place:
+        return self.advance(at, self._predicted(at, grad, weight, carry))
+
+    def _predicted(self, at: Place, grad: bool, weight: float = 1.0, carry: float = 1.0) -> Any:
+        """The prediction at a place, its gradient scaled."""
         with torch.set_grad_enabled(grad), self.gradient_step() if grad else nullcontext():
             seen = map_latents(lambda x: scale_gradient(x, carry), at.latents)
             prediction = self.predict(at.i, seen)
         if grad and self.on_gradient is not None:
             self.on_gradient(self, at.i, seen, prediction)
-        return self.advance(at, to, there, map_latents(lambda x: scale_gradient(x, weight), prediction))
+        return map_latents(lambda x: scale_gradient(x, weight), prediction)
 
-    def advance(self, at: Place, to: int, there: Level, prediction: Any) -> Place:
-        """Where a prediction leads from a place."""
-        solver = self.sampler.solver
+    def advance(self, at: Place, prediction: Any) -> Place:
+        """Where a prediction leads from a place, by one step."""
+        solver, memory = self.sampler.solver, at.memory
         fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
-        here, memory = self.start_of(at.i), at.memory
+        here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
         if isinstance(at.latents, Tensor):
-            done = solver.step(at.latents, prediction, here, there, fresh, memory)
-            return Place(to, self._kept(done.next), done.memory, done.clean, done.mean, done.std)
+            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory)._asdict())
         steps = {
             name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
             for name, x in at.latents.items()
         }
-        columns = {
-            key: {name: getattr(step, key) for name, step in steps.items()}
-            for key in ("next", "memory", "clean", "mean")
-        }
-        std = next(iter(steps.values())).std
-        return Place(to, self._kept(columns["next"]), columns["memory"], columns["clean"], columns["mean"], std)
+        columns = {key: {name: getattr(step, key) for name, step in steps.items()} for key in Step._fields}
+        return self._stepped(at.i, columns | {"std": next(iter(steps.values())).std})
+
+    def _stepped(self, i: int, found: dict[str, Any]) -> Place:
+        """The place after step i; what is known is in its place in all latents that policies and rewards may see."""
+        following, clean, mean = (self.kept(found[key]) for key in ("next", "clean", "mean"))
+        return Place(i + 1, following, found["memory"], clean, mean, found["std"])
 
     # ---- several ----
 
@@ -156,8 +166,7 @@ class Walk:
     ) -> Iterator[Place]:  # fmt: skip
         """Every place after `at` until step `end` starts; steps that are not active have no graph of their own."""
         while at.i < end:
-            there = self.sampler.schedule.ends[at.i]
-            at = self._move(at, at.i + 1, there, active(at.i), weight(at.i), carry(at.i))
+            at = self._move(at, active(at.i), weight(at.i), carry(at.i))
             yield at
 
     def to(
@@ -184,7 +193,7 @@ class Walk:
         """Clean latents brought to where step i starts, by this noise."""
         level = self.start_of(i)
         renoise = self.sampler.solver.renoise
-        return Place(i, self._kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
+        return Place(i, self.kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
 
     # ---- where things are ----
 
@@ -199,7 +208,8 @@ class Walk:
         """Latents to which a clean estimate made at a place would lead, at the level where step `end` starts."""
         here, there = self.start_of(at.i), self.level(end)
         ratio = there.sigma / here.sigma
-        return map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+        led = map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+        return self.kept(led)
 
     # ---- gradient by the linear part of the steps alone ----
 
@@ -217,11 +227,16 @@ class Walk:
         """The factor on the gradient that passes from where step i starts to where step `end` does, past denoisers."""
         return math.prod(self.linear(j, self.sampler.schedule.ends[j])[0] for j in range(i, end))
 
-    def reach(self, i: int) -> float:
-        """How much step i's prediction counts in the final latents, by the linear part of the steps after it."""
-        return self.linear(i, self.sampler.schedule.ends[i])[1] * self.passed(i + 1, len(self))
+    def reaches(self) -> list[float]:
+        """How much each step's prediction counts in the final latents, by the linear part of the steps after it."""
+        found, passed = list[float](), 1.0
+        for i in reversed(range(len(self))):
+            goes_on, counts = self.linear(i, self.sampler.schedule.ends[i])
+            found.append(counts * passed)
+            passed *= goes_on
+        return found[::-1]
 
-    def _kept(self, latents: Any) -> Any:
+    def kept(self, latents: Any) -> Any:
         """Latents with what the condition knows of them in its place."""
         return latents if self.condition.known is None else self.condition.known.keep(latents)
 
