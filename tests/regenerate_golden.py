@@ -29,8 +29,8 @@ def modelscope_run(folder: Path, *overrides: str) -> Recipe:
     model = f"{{family: modelscope, checkpoint: {make_tiny_modelscope(folder / 'checkpoint')}}}"
     size, steps = "{frames: 3, height: 16, width: 16}", "{steps: 3, batch: 2, seed: 1}"
     return toy_recipe(
-        f"model={model}", f"video={size}", "rewards=[{name: 'toys:Warmth'}]", f"train={steps}",
-        "algorithm.frames.sample=2", "evaluation.videos=2", *overrides,
+        f"model={model}", f"video={size}", "rewards=[{name: 'toys:Warmth', sees: 2}]", f"train={steps}",
+        "evaluation.videos=2", *overrides,
     )  # fmt: skip
 
 

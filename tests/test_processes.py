@@ -97,19 +97,19 @@ VARIANTS = {
     "four processes": (4, []),
     "micro-batches": (2, ["train.micro_batch=1"]),
     "stochastic solver, random policy": (2, ["sampling.eta=1", "algorithm.policy={name: random_tail}"]),
-    "frame rewards alone": (2, ["rewards=[{name: toys:Warmth}]", "algorithm.frames.sample=2"]),
+    "frame rewards alone": (2, ["rewards=[{name: 'toys:Warmth', sees: 2}]"]),
     "ddpo": (
         2,
         [
-            "algorithm={name: ddpo, frames: {sample: 3}, ddpo: {videos_per_prompt: 2, prompt_min_count: 2}}",
+            "algorithm={name: ddpo, videos_per_prompt: 2, prompt_min_count: 2}",
             "sampling.eta=1",
         ],
     ),
     "ddpo, fewer videos a process than minibatches": (
         4,
-        ["algorithm={name: ddpo, frames: {sample: 3}, ddpo: {minibatches: 4, inner_epochs: 2}}", "sampling.eta=1"],
+        ["algorithm={name: ddpo, minibatches: 4, inner_epochs: 2}", "sampling.eta=1"],
     ),
-    "diffusion_dpo": (2, ["algorithm={name: diffusion_dpo, frames: {sample: 3}, dpo: {pairs: 3, capacity: 6}}"]),
+    "diffusion_dpo": (2, ["algorithm={name: diffusion_dpo, pairs: 3, capacity: 6}"]),
     "pull to the base": (2, ["algorithm.base_distance=0.1"]),
     "fewer held-out videos than processes": (4, ["evaluation.videos=2"]),
 }

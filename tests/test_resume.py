@@ -45,7 +45,7 @@ VARIANTS = {
     "plain": [],
     "micro-batches": ["train.micro_batch=1"],
     "stochastic solver": ["sampling.eta=1"],
-    "random policy": ["algorithm.policy={name: random_tail}", "algorithm.frames.sample=2"],
+    "random policy": ["algorithm.policy={name: random_tail}", "rewards.0.sees=2"],
     "several views": ["algorithm.policy={name: draft_lv, k: 2}", "train.micro_batch=2"],
     "pull to the base": ["algorithm.base_distance=0.1", "optimizer.weight_decay=0.01"],
 }
@@ -67,7 +67,7 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path, overrides, step):
 
 
 def test_the_loss_scale_of_half_precision_is_continued(tmp_path):
-    small = ("train.steps=2", "video.frames=1", "algorithm.frames.sample=1", "evaluation.videos=1")
+    small = ("train.steps=2", "video.frames=1", "rewards.0.sees=1", "evaluation.videos=1")
     recipe = modelscope_run(tmp_path, "model.precision=fp16", *small)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 1)

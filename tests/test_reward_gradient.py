@@ -143,15 +143,6 @@ def test_detached_input_cuts_the_chain() -> None:
     assert not torch.allclose(chained, both, rtol=1e-3)
 
 
-def test_detached_unconditional_branch() -> None:
-    """Only the conditional branch has gradient: it equals guidance times the gradient of that branch alone."""
-    free = gradient(make_chain(Guidance(4.0)), Plan(frozenset({4})), FRAMEWISE, all_frames(), split=True)
-    cut = gradient(
-        make_chain(Guidance(4.0, detach_uncond=True)), Plan(frozenset({4})), FRAMEWISE, all_frames(), split=True
-    )
-    assert not torch.allclose(free, cut, rtol=1e-3)
-
-
 def test_refl_sees_the_clean_estimate() -> None:
     chain = make_chain(Guidance(3.0))
     view = next(views(chain, NOISE, Plan(frozenset({2}), sees="clean")))

@@ -12,8 +12,8 @@ from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding
 
 from reward_factories import ACTIONS, make_tiny_videomae, unit_range
 from vader.errors import UserError
-from vader.prompts import Prompt
-from vader.rewards import ClipReward, load_reward
+from vader.nouns import Prompt, as_prompts
+from vader.rewards import load_reward
 from vader.rewards.action import RESIZERS, Action, sine_table
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
 
@@ -106,8 +106,8 @@ def test_half_precision_is_close_and_all_is_frozen(action):
 
 def test_an_odd_number_of_frames_is_refused(action):
     reward = action()
-    assert isinstance(reward, ClipReward)
-    assert (reward.min_frames, reward.frame_multiple) == (2, 2)
+    assert not reward.framewise
+    assert (reward.needs.least, reward.needs.multiple) == (2, 2)
     message = error_of(lambda: reward(torch.rand(2, 7, 3, 16, 16), PROMPTS))
     assert message.startswith("reward 'action' needs an even number of frames, got 7: set video.frames")
     assert "even number of frames, got the option frames=5" in error_of(lambda: action(frames=5))
@@ -115,7 +115,7 @@ def test_an_odd_number_of_frames_is_refused(action):
 
 def test_frames_are_spread_evenly(action):
     reward = action(frames=4)
-    assert (reward.min_frames, reward.frame_multiple) == (4, 1)
+    assert (reward.needs.least, reward.needs.multiple) == (4, 1)
     clip = torch.rand(2, 7, 3, 16, 16)
     torch.testing.assert_close(reward(clip, PROMPTS), action()(clip[:, [0, 2, 4, 6]], PROMPTS))
     assert "needs 4 frames or more, got 3" in error_of(lambda: reward(clip[:, :3], PROMPTS))
@@ -126,20 +126,20 @@ def test_frames_are_spread_evenly(action):
 
 def test_the_label_is_the_prompts_then_the_options_then_the_longest_name_in_the_text(action):
     reward, fixed = action(), action(label="Playing  Piano")
-    assert reward.target("a man playing piano") == ACTIONS.index("playing piano")
-    assert reward.target("a man Playing_the piano") == ACTIONS.index("playing")
-    assert reward.target("she is tying knot (not on a tie), slowly") == ACTIONS.index("tying knot (not on a tie)")
+    assert reward.target(Prompt("a man playing piano")) == ACTIONS.index("playing piano")
+    assert reward.target(Prompt("a man Playing_the piano")) == ACTIONS.index("playing")
+    assert reward.target(Prompt("she is tying knot (not on a tie), slowly")) == 3
     assert reward.target(Prompt("a man playing piano", label="eating ice cream")) == ACTIONS.index("eating ice cream")
     assert reward.target(Prompt("a man playing piano")) == ACTIONS.index("playing piano")
-    assert fixed.target("a dog runs") == fixed.target("eating ice cream") == ACTIONS.index("playing piano")
+    assert fixed.target(Prompt("a dog runs")) == fixed.target(Prompt("eating ice cream")) == 0
     assert fixed.target(Prompt("a dog", label="playing")) == ACTIONS.index("playing")
 
 
 def test_prompts_without_a_label_are_found_before_a_run_starts(action):
     reward = action()
-    reward.check_prompts(PROMPTS)
+    reward.check_prompts(as_prompts(PROMPTS))
     for text in ("a dog runs", "a man displaying pianos"):
-        message = error_of(lambda text=text: reward.check_prompts([*PROMPTS, text]))
+        message = error_of(lambda text=text: reward.check_prompts(as_prompts([*PROMPTS, text])))
         assert message.startswith(
             f"prompt {text!r} names no action that the classifier knows: give the prompts a label"
         )
@@ -153,7 +153,7 @@ def test_every_kinetics_label_finds_itself_in_a_prompt(shared, action):
     names = json.loads(shared("parity/rewards/labels.json").read_text())["kinetics400_labels"]
     reward = action()
     reward.indices = {name.lower(): index for index, name in enumerate(names)}
-    assert [reward.target(f"A person is {name} in a park.") for name in names] == list(range(400))
+    assert [reward.target(Prompt(f"A person is {name} in a park.")) for name in names] == list(range(400))
 
 
 def test_missing_weights_are_an_error():

@@ -1,20 +1,21 @@
-"""Mixes are exactly their weighted parts."""
+"""Mixes are exactly their weighted parts; what a reward needs to see is checked before a run."""
 
 from __future__ import annotations
 
 import torch
 
-from vader.rewards.base import ClipReward, FrameReward, RewardMix
+from vader.nouns import Clip
+from vader.rewards import FrameReward, Reward, RewardMix
 
 
 class Redness(FrameReward):
     def score_frames(self, images, prompts):
-        return images[:, 0].mean(dim=(1, 2)) + torch.tensor([float(len(prompt)) for prompt in prompts])
+        return images[:, 0].mean(dim=(1, 2)) + torch.tensor([float(len(prompt.text)) for prompt in prompts])
 
 
-class Stillness(ClipReward):
-    def forward(self, frames, prompts):
-        return -frames.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
+class Stillness(Reward):
+    def score(self, clip, prompts):
+        return -clip.frames.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
 
 
 def test_frame_reward_pairs_frames_with_their_videos_prompt():
@@ -26,14 +27,19 @@ def test_frame_reward_pairs_frames_with_their_videos_prompt():
 def test_mix_is_the_weighted_sum_of_its_parts():
     frames, prompts = torch.rand(2, 3, 3, 4, 4), ["a", "b"]
     mix = RewardMix({"red": Redness(), "still": Stillness()}, {"red": 2.0, "still": -0.5})
-    parts = mix.parts(frames, prompts)
-    assert torch.equal(parts["still"], Stillness()(frames, prompts))
+    parts = {name: reward(frames, prompts) for name, reward in mix.items()}
     torch.testing.assert_close(mix(frames, prompts), 2 * parts["red"] - 0.5 * parts["still"])
+    assert torch.equal(mix.total(parts), mix(frames, prompts))
 
 
-def test_a_mix_is_framewise_if_all_its_parts_are():
-    assert RewardMix({"red": Redness()}, {"red": 1.0}).framewise
-    assert not RewardMix({"red": Redness(), "still": Stillness()}, {"red": 1.0, "still": 1.0}).framewise
+def test_a_plain_call_is_a_score_of_the_whole_clip_at_its_seconds():
+    class Late(Reward):
+        def score(self, clip, prompts):
+            return clip.times.amax(dim=1)
+
+    frames = torch.rand(2, 5, 3, 4, 4)
+    assert Late()(frames, ["a", "b"], fps=4.0).tolist() == [1.0, 1.0]
+    assert torch.equal(Stillness()(frames, ["a", "b"]), Stillness().score(Clip.whole(frames, 8.0), []))
 
 
 def test_precision_is_passed_on_and_foreign_rewards_stay_float32():

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import BertTokenizer
 
 from vader.errors import UserError
+from vader.nouns import Prompt
 from vader.rewards import imagereward
 from vader.rewards.imagereward import ImageReward
 
@@ -152,4 +153,4 @@ def test_mistakes_are_one_line(place, tmp_path, reward):
         with pytest.raises(UserError, match=message):
             ImageReward(str(tmp_path / "cut.safetensors"), str(place / "bert"))
     with pytest.raises(UserError, match="a prompt is empty"):
-        reward.check_prompts(["red", ""])
+        reward.check_prompts([Prompt("red"), Prompt("")])

@@ -12,6 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 from factories import write_tokenizer
 from reward_factories import make_tiny_clip
 from vader.errors import UserError
+from vader.nouns import Prompt
 from vader.rewards.clip import from_open_clip
 from vader.rewards.pickscore import PickScore
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, crop, normalize
@@ -74,7 +75,7 @@ def test_half_precision_keeps_the_temperature(folder):
 
 def test_an_empty_prompt_is_an_error(folder):
     with pytest.raises(UserError, match="PickScore compares a video with its prompt"):
-        PickScore(folder).check_prompts(["red", " "])
+        PickScore(folder).check_prompts([Prompt("red"), Prompt(" ")])
 
 
 def test_the_full_size_release_is_transformers_clip(shared):

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from reward_factories import make_head, make_tiny_clip
 from vader.errors import UserError
-from vader.recipe import MIXES, RewardSection
+from vader.recipe.sections import RewardSection
 from vader.rewards import FrameReward, RewardMix, build_mix, load_reward, reward_names
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.hps import HPS
-from vader.rewards.registry import BUILT_IN, part_names, reward_class
+from vader.rewards.registry import BUILT_IN, MIXES, Named, part_names, reward_class
 
 OWN = """
 import torch
@@ -59,7 +59,8 @@ def test_mix_of_a_recipe(own, tmp_path):
     mix = build_mix(sections)
     assert isinstance(mix, RewardMix)
     assert mix.weights == {"aesthetic": 0.5, "Redness": 1.0, "Redness_2": -2.0}
-    parts = mix.parts(torch.rand(2, 1, 3, 16, 16), ["", ""])
+    frames = torch.rand(2, 1, 3, 16, 16)
+    parts = {name: reward(frames, ["", ""]) for name, reward in mix.items()}
     torch.testing.assert_close(parts["Redness_2"], 2 * parts["Redness"])
 
 
@@ -82,7 +83,7 @@ def test_the_named_mix_has_the_gradient_of_the_papers_loss(tmp_path, monkeypatch
 
 
 def test_a_mix_loads_like_a_reward(own, monkeypatch):
-    monkeypatch.setitem(MIXES, "reds", ({"name": own, "weight": 0.5}, {"name": own, "weight": -2.0}))
+    monkeypatch.setitem(MIXES, "reds", (Named(own, 0.5), Named(own, -2.0)))
     mix = load_reward("reds", strength=3.0)
     assert mix.weights == {"Redness": 0.5, "Redness_2": -2.0}
     assert mix.sensible_range == (-4.0, 1.0)

@@ -364,7 +364,7 @@ def test_mistakes_are_one_line(file, options, message):
 
 
 def test_odd_frames_are_refused(file):
-    with pytest.raises(UserError, match=r"frames in groups of 2, got 5: set video\.frames or algorithm\.frames"):
+    with pytest.raises(UserError, match=r"frames in groups of 2, got 5: set video\.frames, or what the reward sees"):
         VJEPA(file).freeze()(torch.rand(1, 5, 3, 16, 16), [""])
 
 

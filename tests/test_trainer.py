@@ -24,6 +24,7 @@ from vader.cli import main
 from vader.errors import RunError, UserError
 from vader.runs.folder import ADAPTER
 from vader.runs.reader import read_run
+from vader.sampling import POLICIES
 from vader.training.trainer import train
 
 # ---- numbers ----
@@ -55,8 +56,8 @@ def plain_run(tmp_path_factory) -> Path:
     [
         "train.micro_batch=1",
         "train.micro_batch=2",
-        "algorithm.split_backward=false",
-        "algorithm.frames.chunk=2",
+        "scoring.split_backward=false",
+        "scoring.chunk=2",
         "sampling.guidance_batched=false",
         "evaluation.batch=1",
         "train.checkpoint_every=1",
@@ -101,7 +102,7 @@ def test_a_metric_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, cap
     asked = ["train", str(TOY), "--runs", str(tmp_path)]
     assert main([*asked, "evaluation.metrics=[{name: pikscore}]"]) == 2
     assert "unknown metric 'pikscore': did you mean 'pickscore'?" in capsys.readouterr().err
-    few = ["video.frames=1", "algorithm.frames.sample=1", "rewards=[{name: 'toys:Warmth'}]"]
+    few = ["video.frames=1", "rewards=[{name: 'toys:Warmth'}]"]
     assert main([*asked, *few, "evaluation.metrics=[{name: 'toys:Stillness'}]"]) == 2
     assert "reward 'Stillness' needs at least 2 frames" in capsys.readouterr().err
     assert not (tmp_path / "toy").exists()
@@ -109,9 +110,9 @@ def test_a_metric_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, cap
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_split_and_plain_backward_of_frame_rewards_agree(tmp_path, chunk):
-    warmth = ("rewards=[{name: 'toys:Warmth'}]", f"algorithm.frames={{sample: 3, chunk: {chunk}}}")
+    warmth = ("rewards=[{name: 'toys:Warmth', sees: 3}]", f"scoring.chunk={chunk}")
     train(toy_recipe(*warmth), tmp_path / "split")
-    train(toy_recipe(*warmth, "algorithm.split_backward=false"), tmp_path / "plain")
+    train(toy_recipe(*warmth, "scoring.split_backward=false"), tmp_path / "plain")
     assert_close_runs(tmp_path / "split/toy", tmp_path / "plain/toy", tolerance=1e-6)
 
 
@@ -123,11 +124,19 @@ def test_what_must_change_the_numbers(tmp_path, plain_run, override):
     assert metrics(tmp_path / "toy")[-1]["reward"] != pytest.approx(metrics(plain_run)[-1]["reward"], rel=1e-4)
 
 
-@pytest.mark.parametrize("sample", [2, "all", "first_middle_last", "every_second", [1, 3]], ids=str)
-@pytest.mark.parametrize("policy", ["full", "random_tail", "draft_lv", "drtune", "refl"])
-def test_every_policy_trains_on_every_choice_of_frames(tmp_path, policy, sample):
-    choice = (f"algorithm.policy={{name: {policy}, k: 2}}", f"algorithm.frames.sample={sample}")
-    train(toy_recipe(*choice, "train.steps=2", "evaluation.videos=1"), tmp_path)
+SEEN = [2, "all", "first_middle_last", "every_second", [1, 3]]
+WITH_K = ("bridge", "draft_lv", "drtune", "sparse")
+
+
+@pytest.mark.parametrize(
+    ("policy", "sees"), [(p, SEEN[i % len(SEEN)]) for i, p in enumerate(sorted(set(POLICIES) - {"last", "steps"}))]
+)
+@pytest.mark.parametrize("split", ["true", "false"])
+def test_every_policy_trains_on_its_choice_of_frames(tmp_path, policy, sees, split):
+    choice = f"algorithm.policy={{name: {policy}{', k: 2' if policy in WITH_K else ''}}}"
+    frames = [f"rewards.{number}.sees={sees}" for number in (0, 1)]
+    few = ("train.steps=2", "evaluation.videos=1", f"scoring.split_backward={split}")
+    train(toy_recipe(choice, *frames, *few), tmp_path)
     steps = read_run(tmp_path / "toy").train
     assert all(step.grad_norm > 0 and step.skipped == 0 for step in steps)
     assert [step.queries for step in steps] == ([8, 16] if policy == "draft_lv" else [4, 8])
@@ -168,8 +177,7 @@ def saved(run: Path, step: int) -> dict:
 
 
 def assert_same_state(one: dict, other: dict) -> None:
-    for name, weight in one["adapter"].items():
-        assert torch.equal(weight, other["adapter"][name])
+    torch.testing.assert_close(one["adapter"], other["adapter"], rtol=0, atol=0)
     torch.testing.assert_close(one["optimizer"], other["optimizer"], rtol=0, atol=0)
 
 
@@ -177,7 +185,7 @@ KEEP_ALL = ("train.checkpoint_every=1", "train.keep_checkpoints=100")
 
 
 @pytest.mark.parametrize("score", [not_a_number, without_gradient])
-@pytest.mark.parametrize("backward", ["train.micro_batch=2", "algorithm.split_backward=false"])
+@pytest.mark.parametrize("backward", ["train.micro_batch=2", "scoring.split_backward=false"])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, score, backward):
     failing_in(monkeypatch, {1, 4, 5}, score)
     train(toy_recipe(*KEEP_ALL, backward), tmp_path)
@@ -187,7 +195,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch,
     assert [line["grad_norm"] is None for line in lines] == [True, False, False, True, True, False]
     for before, after in ((0, 1), (3, 4), (3, 5)):
         assert_same_state(saved(run, before), saved(run, after))
-    assert any(not torch.equal(a, b) for a, b in zip(*(saved(run, s)["adapter"].values() for s in (5, 6)), strict=True))
+    before, after = (saved(run, step)["adapter"]["unet"] for step in (5, 6))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
     assert "skipped steps" in (run / "report.html").read_text()
     assert [step.step for step in read_run(run).train] == [1, 2, 3, 4, 5, 6]
 
@@ -204,8 +213,9 @@ def test_too_many_in_a_row_end_the_run_with_its_last_checkpoint(tmp_path, monkey
         "them (step 5): try a lower optimizer.lr or model.precision=fp32\n"
     )
     assert saved(run, 5)["progress"] == {"step": 5, "queries": 20, "skipped": 3, "skipped_in_row": 2}
-    assert saved(run, 5)["adapter"].keys() == saved(run, 0)["adapter"].keys()
-    assert all(weight.isfinite().all() for weight in saved(run, 5)["adapter"].values())
+    first, last = (saved(run, step)["adapter"]["unet"] for step in (0, 5))
+    assert last.keys() == first.keys()
+    assert all(weight.isfinite().all() for weight in last.values())
     assert not (run / ADAPTER).exists()
     assert main(arguments) == 0
     assert [line["step"] for line in metrics(run) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
@@ -249,13 +259,13 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["rewards.0.name=aestetic"], "unknown reward 'aestetic': did you mean 'aesthetic'?"),
         (["rewards.0.name=toys:Warmht"], "did you mean 'Warmth'?"),
         (["rewards.0.gain=2"], "reward 'toys:Warmth' has no option 'gain'"),
-        (["algorithm.frames.sample=1"], "reward 'Stillness' needs at least 2 frames together, got 1"),
+        (["rewards.1.sees=1"], "reward 'Stillness' needs at least 2 frames together, got 1"),
         (["model.family=modelscop"], "unknown model family 'modelscop': did you mean 'modelscope'?"),
         (["model.family=toys:Warmth"], "is not a VideoModel"),
         (["algorithm.name=reward_gradiant"], "unknown algorithm 'reward_gradiant': did you mean 'reward_gradient'?"),
         (["prompts.train=no.txt"], "prompt file 'no.txt' does not exist"),
         (["prompts.test=tiny-tset"], "did you mean 'tiny-test'?"),
-        (["algorithm.policy.k=5"], "k can be at most 4"),
+        (["algorithm.policy.k=5"], "the policy's k is 5 but sampling.steps is 4: it can be at most that"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -334,7 +344,7 @@ def test_sampling_with_the_adapter_of_another_model(tmp_path, capsys, plain_run)
     )
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2
-    assert error.startswith(f"vader: adapter '{plain_run / 'adapter'}' (trained on 'none') does not fit: it is of")
+    assert error.startswith(f"vader: adapter '{plain_run / ADAPTER}' (trained on 'none') does not fit: it is of")
 
 
 # ---- dry, finished, tracked ----

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vader.algorithms.base import Algorithm as Algorithm
+    from vader.algorithms.base import Metrics as Metrics
     from vader.errors import RunError as RunError
     from vader.errors import UserError as UserError
     from vader.evaluation.metrics.base import Metric as Metric
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vader.networks.techniques import Technique as Technique
     from vader.nouns import Clip as Clip
     from vader.nouns import Condition as Condition
+    from vader.nouns import Known as Known
     from vader.nouns import Prompt as Prompt
     from vader.nouns import VideoSize as VideoSize
     from vader.recipe import Recipe as Recipe
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Algorithm": "vader.algorithms.base",
+    "Metrics": "vader.algorithms.base",
     "Reward": "vader.rewards.base",
     "AllFrames": "vader.rewards.needs",
     "Clip": "vader.nouns",
     "Condition": "vader.nouns",
     "Frames": "vader.rewards.needs",
+    "Known": "vader.nouns",
     "Metric": "vader.evaluation.metrics.base",
     "PerSecond": "vader.rewards.needs",
     "Prompt": "vader.nouns",

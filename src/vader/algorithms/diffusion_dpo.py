@@ -181,10 +181,10 @@ class DiffusionDPO(Algorithm):
         """The loss of a pair at a random step of the sampling chain, under random noise, and its margin."""
         rng = randomness.generator(self.recipe.train.seed, "dpo/time", step, number)
         i = int(torch.randint(len(engine.sampler.schedule), (), generator=rng))
-        pair_noise = engine.noise(self.recipe.train.seed, "dpo", step, (number, number))  # the same noise twice
-        walk = engine.walk([pair.prompt, pair.prompt], pair_noise)
+        both, seed = [pair.prompt, pair.prompt], self.recipe.train.seed
+        walk = engine.walk(both, seed, "dpo", step, (number, number))  # of one number: the same noise twice
         walk = replace(walk, sampler=replace(engine.sampler, guidance=NoGuidance()))
-        noise = pair_noise.draw("pair")
+        noise = walk.noise.draw("pair")
         with engine.clock("gradient"):
             with adapters_disabled(engine.model.denoisers):
                 reference = noise_errors(walk, i, pair.latents, noise)

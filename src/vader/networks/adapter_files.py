@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_write
 from vader.networks.adapter import (
     ADAPTABLE,
     NAME,
@@ -98,10 +99,8 @@ def save_adapter(
         The path of the file.
     """
     path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    save_file(_folded(module, component), aside, metadata=_header(module, component, metadata))
-    aside.replace(path)
+    with atomic_write(path) as temporary:
+        save_file(_folded(module, component), temporary, metadata=_header(module, component, metadata))
     return path
 
 

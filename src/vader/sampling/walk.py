@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -21,7 +21,7 @@ from vader.models.base import VideoModel
 from vader.nouns import Condition, map_latents
 from vader.sampling.guidance import Guidance, Passes
 from vader.sampling.noise import Noise
-from vader.solvers import Level, Schedule, Solver
+from vader.solvers import Level, Schedule, Solver, Step
 
 UNIT = 1e-3  # small: a solver that clips clean estimates is linear there
 
@@ -67,10 +67,6 @@ class Place:
     std: float = 0.0
 
 
-def _never(i: int) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Walk:
     """The chain of B videos: everything that fixes it, and the moves.
@@ -114,57 +110,53 @@ class Walk:
             carry: factor on the gradient that goes on through the denoiser's input; 0 stops it (DRTune).
         """
         with self.phases("gradient" if grad else "sample"):
-            return self._move(at, at.i + 1, self.sampler.schedule.ends[at.i], grad, weight, carry)
+            return self._move(at, grad, weight, carry)
 
-    def leap(self, at: Place, end: int, grad: bool = True) -> Place:
-        """By one prediction straight to where step `end` starts, however far: without fresh noise on the way."""
-        with self.phases("gradient" if grad else "sample"):
-            return self._move(at, end, self.level(end), grad, 1.0, 1.0)
+    def leap(self, at: Place, end: int) -> Place:
+        """By one prediction with gradient straight to where step `end` starts, however far, without fresh noise."""
+        with self.phases("gradient"):
+            prediction = self._predicted(at, True, 1.0, 1.0)
+            here, estimates = self.start_of(at.i), self.sampler.solver.estimates
+            clean = map_latents(lambda x, found: estimates(x, found, here)[0], at.latents, prediction)
+            return Place(end, self._kept(self.led(at, clean, end)), clean=self._kept(clean))
 
-    def _move(self, at: Place, to: int, there: Level, grad: bool, weight: float, carry: float) -> Place:
+    def _move(self, at: Place, grad: bool, weight: float, carry: float) -> Place:
+        """One step of the chain; see `step`."""
+        prediction, solver = self._predicted(at, grad, weight, carry), self.sampler.solver
+        here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
+        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
+        if isinstance(at.latents, Tensor):
+            done = solver.step(at.latents, prediction, here, there, fresh, at.memory)
+        else:
+            done = _joined({
+                name: solver.step(
+                    x, prediction[name], here, there, fresh and fresh[name], at.memory and at.memory[name]
+                )
+                for name, x in at.latents.items()
+            })  # fmt: skip
+        latents, clean, mean = map(self._kept, (done.next, done.clean, done.mean))
+        return Place(at.i + 1, latents, done.memory, clean, mean, done.std)
+
+    def _predicted(self, at: Place, grad: bool, weight: float, carry: float) -> Any:
         with torch.set_grad_enabled(grad), self.gradient_step() if grad else nullcontext():
             seen = map_latents(lambda x: scale_gradient(x, carry), at.latents)
             prediction = self.predict(at.i, seen)
         if grad and self.on_gradient is not None:
             self.on_gradient(self, at.i, seen, prediction)
-        return self.advance(at, to, there, map_latents(lambda x: scale_gradient(x, weight), prediction))
-
-    def advance(self, at: Place, to: int, there: Level, prediction: Any) -> Place:
-        """Where a prediction leads from a place."""
-        solver = self.sampler.solver
-        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
-        here, memory = self.start_of(at.i), at.memory
-        if isinstance(at.latents, Tensor):
-            done = solver.step(at.latents, prediction, here, there, fresh, memory)
-            return Place(to, self._kept(done.next), done.memory, done.clean, done.mean, done.std)
-        steps = {
-            name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
-            for name, x in at.latents.items()
-        }
-        columns = {
-            key: {name: getattr(step, key) for name, step in steps.items()}
-            for key in ("next", "memory", "clean", "mean")
-        }
-        std = next(iter(steps.values())).std
-        return Place(to, self._kept(columns["next"]), columns["memory"], columns["clean"], columns["mean"], std)
+        return map_latents(lambda x: scale_gradient(x, weight), prediction)
 
     # ---- several ----
 
     def places(
-        self, at: Place, end: int, active: Callable[[int], bool] = _never,
-        weight: Callable[[int], float] = lambda i: 1.0, carry: Callable[[int], float] = lambda i: 1.0,
-    ) -> Iterator[Place]:  # fmt: skip
+        self, at: Place, end: int, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0
+    ) -> Iterator[Place]:
         """Every place after `at` until step `end` starts; steps that are not active have no graph of their own."""
         while at.i < end:
-            there = self.sampler.schedule.ends[at.i]
-            at = self._move(at, at.i + 1, there, active(at.i), weight(at.i), carry(at.i))
+            at = self._move(at, at.i in active, weight, carry)
             yield at
 
-    def to(
-        self, end: int, at: Place, active: Callable[[int], bool] = _never,
-        weight: Callable[[int], float] = lambda i: 1.0, carry: Callable[[int], float] = lambda i: 1.0,
-    ) -> Place:  # fmt: skip
-        """On from a place to where step `end` starts."""
+    def to(self, end: int, at: Place, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0) -> Place:
+        """On from a place to where step `end` starts, as `step` in the active ones."""
         with self.phases("gradient"):
             return _last(at, self.places(at, end, active, weight, carry))
 
@@ -224,6 +216,13 @@ class Walk:
     def _kept(self, latents: Any) -> Any:
         """Latents with what the condition knows of them in its place."""
         return latents if self.condition.known is None else self.condition.known.keep(latents)
+
+
+def _joined(steps: Mapping[str, Step]) -> Step:
+    """Steps of latents by name as one step, whose parts are by name."""
+    columns = [{name: step[field] for name, step in steps.items()} for field in range(len(Step._fields))]
+    parts: dict[str, Any] = dict(zip(Step._fields, columns, strict=True))
+    return Step(**{**parts, "std": next(iter(parts["std"].values()))})
 
 
 def _last(start: Place, places: Iterator[Place]) -> Place:

@@ -20,14 +20,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vader.models.base import VideoModel
 from vader.networks.adapter import add_adapters, parameters_of
-from vader.nouns import Condition, Prompt, VideoSize, flat, map_latents
+from vader.nouns import Condition, Prompt, VideoSize, as_prompts, flat, map_latents
 from vader.plugins import one_line
 from vader.randomness import generator
 from vader.rewards.base import Reward
 from vader.sampling.guidance import Passes, load_guidance
 from vader.sampling.noise import Noise
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import solver_from_config
+from vader.sampling.videos import solver_of
 
 PROMPTS = (Prompt("a red circle moving left over snow"), Prompt("a blue square moving up over grass"))
 SIZE = VideoSize(frames=4, height=32, width=32)
@@ -61,7 +60,7 @@ def _check(name: str, test: Callable[[], Outcome]) -> Check:
 # ---- rewards ----
 
 
-def check_reward(reward: Reward, prompts: Sequence[Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
+def check_reward(reward: Reward, prompts: Sequence[str | Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
     """Checks a reward on random videos of `size`, one for each prompt (two or more)."""
     device = next(reward.parameters(), torch.empty(0)).device
     frames = _random_pixels(len(prompts), size).to(device)
@@ -75,7 +74,7 @@ def check_reward(reward: Reward, prompts: Sequence[Prompt] = PROMPTS, size: Vide
     }
     if not reward.framewise:
         del tests["frames don't mix"]
-    bound = {name: partial(test, reward, frames, list(prompts)) for name, test in tests.items()}
+    bound = {name: partial(test, reward, frames, as_prompts(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": partial(_frozen, {"reward": reward})})
 
 
@@ -142,7 +141,7 @@ def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[Prompt]
 # ---- base models ----
 
 
-def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[Prompt] = PROMPTS) -> list[Check]:
+def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str | Prompt] = PROMPTS) -> list[Check]:
     """Checks a model on random latents of `size`, one for each prompt (two or more), and random pictures if it
     starts from them.
 
@@ -152,16 +151,19 @@ def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[Pro
         "latents have a shape": _noise_shape,
         "one condition a prompt": _conditions,
         "solver steps": _solver_steps,
+        "every denoiser has its times": _experts,
         "prediction is like the latents": _prediction,
         "videos don't mix": _predictions_independent,
         "pixels in [0, 1]": _pixels,
         "chosen frames are those of the whole": _chosen_frames,
-        "windows hold every frame once": _windows,
+        "windows are parts of the whole": _windows,
         "gradient reaches the latents": _reaches_latents,
         "gradient reaches the adapter": _reaches_adapter,
         "gradient agrees with finite differences": _adapter_gradient_agrees,
     }
-    bound = {name: partial(test, model, size, list(prompts)) for name, test in tests.items()}
+    if type(model).decode_audio is not VideoModel.decode_audio:
+        tests["sound in [-1, 1], with gradient"] = _sound
+    bound = {name: partial(test, model, size, as_prompts(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": lambda: _frozen(model.networks())})
 
 
@@ -175,21 +177,17 @@ def _condition(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Con
     return model.encode(prompts, size, images)
 
 
-def _times(model: VideoModel, size: VideoSize) -> dict[str, float]:
-    """A time for each denoiser that works somewhere in a chain: the middle one of those it is told."""
-    told: dict[str, list[float]] = {}
-    for level in _solver(model).schedule(CHAIN, size).starts:
-        told.setdefault(model.expert(level.time), []).append(level.time)
-    return {name: times[len(times) // 2] for name, times in told.items()}
-
-
-def _solver(model: VideoModel) -> Solver:
-    return solver_from_config(model.scheduler)
+def _times(model: VideoModel, size: VideoSize) -> dict[str, list[float]]:
+    """The times of a chain by the denoiser that `expert` names of them."""
+    times: dict[str, list[float]] = {}
+    for level in solver_of(model).schedule(CHAIN, size).starts:
+        times.setdefault(model.expert(level.time), []).append(level.time)
+    return times
 
 
 def _predict(model: VideoModel, size: VideoSize, latents: Any, condition: Condition, time: float | None = None) -> Any:
     """The guided prediction at a time, or in the middle of a chain."""
-    told = _solver(model).schedule(4, size).starts[2].time if time is None else time
+    told = solver_of(model).schedule(4, size).starts[2].time if time is None else time
     first = latents if isinstance(latents, Tensor) else next(iter(latents.values()))
     guidance = load_guidance(model.guidance, {"scale": 2.0})
     return guidance(Passes(model, latents, torch.tensor(told).to(first), condition))
@@ -212,19 +210,31 @@ def _conditions(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Ou
         return False, "cond and uncond differ in names or shapes"
     if any(shape[0] != len(prompts) for shape in shapes.values()):
         return False, f"first dimension should be {len(prompts)}: {shapes}"
+    latents = _latents(model, size, len(prompts))
+    if condition.known is not None and _shapes(condition.known.keep(latents)) != _shapes(latents):
+        return False, f"with what is known in their place latents are {_shapes(condition.known.keep(latents))}"
     attached = [name for name, value in condition.both().items() if value.requires_grad]
     return not attached, f"{attached[0]} carries a graph" if attached else f"{shapes}"
 
 
 @torch.no_grad()
 def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
-    solver = _solver(model)
+    solver = solver_of(model)
     schedule = solver.schedule(4, size)
     latents = flat(_latents(model, size, len(prompts)))
     nothing = torch.zeros_like(latents)
     step = solver.step(latents, nothing, schedule.starts[2], schedule.ends[2], nothing)
     times = torch.tensor([level.time for level in schedule.starts])
     return bool(step.next.isfinite().all()), f"times {_listed(times)}"
+
+
+def _experts(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    told = _times(model, size)
+    if unknown := [name for name in told if name not in model.denoisers]:
+        return False, f"expert() names {unknown[0]!r}, but the denoisers are {', '.join(model.denoisers)}"
+    if idle := [name for name in model.denoisers if name not in told]:
+        return False, f"{idle[0]!r} works at no time of a chain of {CHAIN} steps: expert() never names it"
+    return True, "; ".join(f"{name} from {max(times):.4g} to {min(times):.4g}" for name, times in told.items())
 
 
 @torch.no_grad()
@@ -265,15 +275,32 @@ def _pixels(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcom
 @torch.no_grad()
 def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     latents = _latents(model, size, len(prompts))
-    rows = torch.arange(len(prompts), device=latents.device)[:, None]
-    chosen = (rows + torch.tensor([0, size.frames // 2], device=latents.device)) % size.frames  # each video its own
+    rows = torch.arange(len(prompts), device=model.device)[:, None]
+    chosen = (rows + torch.tensor([0, size.frames // 2], device=model.device)) % size.frames  # each video its own
     return _equal(model.decode(latents, chosen), model.decode(latents)[rows, chosen], _tolerance(model.denoiser))
 
 
+@torch.no_grad()
 def _windows(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
-    windows = model.windows(size)
-    frames = [frame for window in windows for frame in window]
-    return frames == list(range(size.frames)), f"{len(windows)} of {max(map(len, windows), default=0)} frames or less"
+    windows = [list(window) for window in model.windows(size)]
+    if [frame for window in windows for frame in window] != list(range(size.frames)):
+        return False, f"they should hold every frame once, in order: {windows}"
+    latents, count = _latents(model, size, len(prompts)), len(prompts)
+    alone = [model.decode(latents, torch.tensor(window, device=model.device).expand(count, -1)) for window in windows]
+    same, detail = _equal(torch.cat(alone, dim=1), model.decode(latents), _tolerance(model.denoiser))
+    return same, f"{len(windows)} of at most {max(map(len, windows))} frames; {detail}"
+
+
+def _sound(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    latents = map_latents(lambda x: x.requires_grad_(), _latents(model, size, len(prompts)))
+    parts = [latents] if isinstance(latents, Tensor) else list(latents.values())
+    samples = model.decode_audio(latents).samples
+    if samples.ndim != 3 or len(samples) != len(prompts) or samples.dtype != torch.float32:
+        return False, f"{list(samples.shape)} {samples.dtype}, should be [{len(prompts)}, C, N] torch.float32"
+    gradients = torch.autograd.grad(samples.sum(), parts, allow_unused=True)
+    reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    low, high = samples.min().item(), samples.max().item()
+    return reached and -1 <= low <= high <= 1, f"{list(samples.shape)}, from {low:.2f} to {high:.2f}"
 
 
 def _reaches_latents(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
@@ -290,8 +317,6 @@ def _reaches_adapter(model: VideoModel, size: VideoSize, prompts: list[Prompt]) 
     reached = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
     finite = all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
     targets = ", ".join(probe.lora_targets)
-    if idle := [name for name in probe.denoisers if name not in _times(probe, size)]:
-        return False, f"{idle[0]} works at no time of a chain: look at expert()"
     return finite and reached == len(parameters), f"{reached} of {len(parameters)} tensors of {targets}"
 
 
@@ -301,7 +326,8 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[P
         start = parameters_to_vector(parameters).detach().clone()
         value = objective()
         _require_dtype(value, dtype)
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([one.flatten() for one in gradients])
 
         @torch.no_grad()
         def shifted(displacement: Tensor) -> float:
@@ -316,17 +342,19 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[P
 def _adapter_objective(
     model: VideoModel, size: VideoSize, prompts: list[Prompt], dtype: torch.dtype
 ) -> tuple[VideoModel, list[nn.Parameter], Callable[[], Tensor]]:
-    """A copy of the model with small random adapters, all in `dtype`, and a random projection of its predictions."""
+    """A copy of the model with small random adapters, all in `dtype`, and a random projection of its predictions,
+    one for each denoiser, in the middle of its times."""
     probe = _copy_with_adapters(model)
     for denoiser in probe.denoisers.values():
         CASTS[dtype](denoiser)
     latents = map_latents(lambda x: x.to(dtype), _latents(model, size, len(prompts)))
-    condition, times = _cast(_condition(model, size, prompts), dtype), _times(model, size)
+    condition = _cast(_condition(model, size, prompts), dtype)
+    middles = [times[len(times) // 2] for times in _times(model, size).values()]
     numbers = flat(latents)
     weights = torch.randn(numbers.shape, generator=generator(0, "check/projection")).to(numbers)
 
     def objective() -> Tensor:
-        predictions = [flat(_predict(probe, size, latents, condition, time)) for time in times.values()]
+        predictions = [flat(_predict(probe, size, latents, condition, time)) for time in middles]
         return sum((one * weights).sum() for one in predictions) / weights.numel() ** 0.5  # type: ignore[return-value]
 
     return probe, parameters_of(probe.denoisers), objective
