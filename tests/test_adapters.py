@@ -6,7 +6,13 @@ import json
 
 import pytest
 import torch
-from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import (
+    TextToVideoSDPipeline,
+    UNet3DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -195,6 +201,137 @@ def test_adapters_fit_any_network(tmp_path):
     x = torch.randn(3, 4)
     output = net(x)
     torch.testing.assert_close(adapters.merge_adapter(net)(x), output)
+
+
+# ---- two experts ----
+
+WAN_TARGETS = ("to_q", "to_v", "to_out.0", "ffn.net.2")
+
+
+def make_wan(seed):
+    torch.manual_seed(seed)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "num_layers": 2}
+    network = WanTransformer3DModel(**sizes, text_dim=16, freq_dim=32, ffn_dim=32)
+    return network.eval().requires_grad_(False)
+
+
+def make_experts():
+    return {"transformer": make_wan(0), "transformer_2": make_wan(1)}
+
+
+@torch.no_grad()
+def outputs(experts):
+    g = torch.Generator().manual_seed(3)
+    latents, text = torch.randn(1, 4, 3, 4, 4, generator=g), torch.randn(1, 5, 16, generator=g)
+    return [expert(latents, torch.tensor([500.0]), text, return_dict=False)[0] for expert in experts.values()]
+
+
+@pytest.fixture
+def experts():
+    found = make_experts()
+    adapters.add_adapters(found, WAN_TARGETS, rank=4, alpha=8)
+    for seed, expert in enumerate(found.values()):
+        randomised(expert, seed)
+    return found
+
+
+def assert_same_outputs(ours, reference, atol=1e-6):
+    for one, other in zip(outputs(ours), outputs(reference), strict=True):
+        torch.testing.assert_close(one, other, atol=atol, rtol=0)
+
+
+def wan_pipeline():
+    return WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=UniPCMultistepScheduler(), **make_experts()
+    )  # fmt: skip
+
+
+def in_pipeline(pipe):
+    return {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
+
+
+def test_diffusers_loads_the_files_of_both_experts(experts, tmp_path):
+    first, second = files.save_adapters(experts, tmp_path, {"family": "wan"})
+    assert first.name == files.FILE_NAME
+    assert second.name == "pytorch_lora_weights.transformer_2.safetensors"
+    for path in (first, second):
+        assert all(name.startswith("transformer.") for name in load_file(path))
+    pipe = wan_pipeline()
+    assert max((a - b).abs().max() for a, b in zip(outputs(experts), outputs(in_pipeline(pipe)), strict=True)) > 0.01
+    pipe.load_lora_weights(tmp_path, weight_name=first.name)
+    pipe.load_lora_weights(tmp_path, weight_name=second.name, load_into_transformer_2=True)
+    assert_same_outputs(in_pipeline(pipe), experts)
+
+
+def test_a_folder_is_loaded_into_all_denoisers_or_a_pipeline(experts, tmp_path):
+    files.save_adapters(experts, tmp_path, {})
+    assert_same_outputs(in_pipeline(files.load_into(wan_pipeline(), tmp_path)), experts)
+    others = make_experts()
+    files.load_adapters(others, tmp_path)
+    assert_same_outputs(others, experts)
+    single = files.load_adapter(make_wan(1), tmp_path, "transformer_2")
+    also = files.load_adapter(make_wan(1), tmp_path / "pytorch_lora_weights.transformer_2.safetensors")
+    expected = outputs({"second": experts["transformer_2"]})
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(outputs({"": single}) * 2, expected * 2, strict=True))
+    assert torch.allclose(*outputs({"": also}), *expected, atol=1e-6)
+    with pytest.raises(UserError, match=r"several networks \(it has transformer, transformer_2\): name one"):
+        files.load_adapter(make_wan(0), tmp_path)
+    with pytest.raises(UserError, match="is for 'transformer_2', and the networks here are transformer"):
+        files.load_adapters({"transformer": make_wan(0)}, tmp_path)
+
+
+def test_one_expert_alone_carries_an_adapter(tmp_path):
+    experts = make_experts()
+    chosen = adapters.chosen_denoisers(experts, ["transformer_2"])
+    adapters.add_adapters(chosen, WAN_TARGETS, rank=2)
+    randomised(experts["transformer_2"])
+    (path,) = files.save_adapters(experts, tmp_path, {})
+    assert files.read_metadata(tmp_path)["component"] == "transformer_2"
+    assert path.name == "pytorch_lora_weights.transformer_2.safetensors"
+    assert len(adapters.parameters_of(experts)) == len(adapters.adapter_parameters(experts["transformer_2"]))
+    others = make_experts()
+    files.load_adapters(others, tmp_path)
+    assert not adapters.has_adapter(others["transformer"])
+    assert_same_outputs(others, experts)
+    with pytest.raises(UserError, match=r"names 'unet', but the model's are transformer, transformer_2"):
+        adapters.chosen_denoisers(experts, ["unet"])
+    with pytest.raises(UserError, match="is empty"):
+        adapters.chosen_denoisers(experts, [])
+
+
+def test_a_target_must_be_in_every_expert():
+    experts = {"transformer": make_wan(0), "transformer_2": nn.Sequential(nn.Linear(2, 2))}
+    with pytest.raises(UserError, match="'to_q' names no layer of the denoiser 'transformer_2'"):
+        adapters.add_adapters(experts, ("to_q",), rank=2)
+    assert not adapters.has_adapter(experts["transformer"])
+
+
+def test_experts_start_apart_and_the_first_as_an_only_denoiser_does():
+    experts = {"transformer": make_wan(0), "transformer_2": make_wan(0)}
+    adapters.add_adapters(experts, WAN_TARGETS, rank=2, seed=9)
+    states = adapters.adapters_state(experts)
+    only = adapters.adapter_state(adapters.add_adapter(make_wan(0), WAN_TARGETS, rank=2, seed=9))
+    assert all(torch.equal(only[name], value) for name, value in states["transformer"].items())
+    assert not any(torch.equal(only[name], value) for name, value in states["transformer_2"].items() if "_A" in name)
+
+
+def test_states_and_switches_of_all_experts(experts):
+    base = make_experts()
+    with adapters.adapters_disabled(experts):
+        assert_same_outputs(experts, base, atol=0)
+    adapters.add_adapters(base, WAN_TARGETS, rank=4, alpha=8)
+    adapters.load_adapters_state(base, adapters.adapters_state(experts))
+    assert_same_outputs(base, experts, atol=0)
+    expected = outputs(experts)
+    adapters.merge_adapters(experts)
+    assert not any(adapters.has_adapter(expert) for expert in experts.values())
+    for ours, reference in zip(outputs(experts), expected, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="it lacks 'transformer_2'"):
+        adapters.load_adapters_state(base, {"transformer": adapters.adapter_state(base["transformer"])})
+
+
+# ---- files that do not fit ----
 
 
 def test_files_that_do_not_fit_say_so(unet, folder, tmp_path):

@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from factories import make_tiny_modelscope
 from vader.cli import main
 from vader.errors import UserError
-from vader.models import Guidance, VideoSize, load_model
+from vader.models import load_model
 from vader.models.videocrafter.release import schedule_buffers
 from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.networks.adapter_files import FILE_NAME, load_adapter, read_metadata, save_adapter
+from vader.nouns import VideoSize, as_prompts
+from vader.sampling import make_sampler
+from vader.sampling.guidance import Passes
 from vader.tools import export
 from videocrafter_factories import LEVELS, make_tiny_videocrafter
 
@@ -51,10 +54,11 @@ def adapter(folder, tmp_path_factory):
 
 @torch.no_grad()
 def sample(model, latents):
-    condition, schedule = model.encode(["a red ball"], size=VideoSize(3, 16, 16)), model.solver.schedule(4)
-    for i in range(len(schedule)):
-        prediction = model.predict(latents, schedule.times[i], condition, Guidance(5.0))
-        latents = model.solver.step(schedule, i, latents, prediction).next
+    size = VideoSize(3, 16, 16)
+    sampler, condition = make_sampler(model, size, 4, 5.0), model.encode(as_prompts(["a red ball"]), size)
+    for here, there in zip(sampler.schedule.starts, sampler.schedule.ends, strict=True):
+        prediction = sampler.guidance(Passes(model, latents, torch.tensor(here.time), condition))
+        latents = sampler.solver.step(latents, prediction, here, there).next
     return model.decode(latents)
 
 

@@ -23,7 +23,8 @@ from toy_runs import TOY, Command, adapter, lines_of, metrics, toy_recipe, wait_
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.errors import Stopped
 from vader.files.video import read_video
-from vader.runs.checkpoints import Checkpoints, MetricsLog
+from vader.runs.checkpoints import Checkpoints
+from vader.runs.log import MetricsLog
 from vader.training.trainer import train
 
 # ---- asked to stop ----
@@ -146,9 +147,9 @@ def half_line(log: MetricsLog, line: dict) -> None:
 # Where the process dies: a function, in which of its calls, and what that call has done by then.
 PLACES = {
     "before anything": ("vader.training.trainer._restore", 1, None),
-    "within the first evaluation": ("vader.training.trainer.summary", 1, None),
+    "within the first evaluation": ("vader.evaluation.held_out.HeldOut.summary", 1, None),
     "before the first checkpoint": ("vader.training.trainer._save", 1, None),
-    "within a line of metrics": ("vader.runs.checkpoints.MetricsLog.append", 3, half_line),
+    "within a line of metrics": ("vader.runs.log.MetricsLog.append", 3, half_line),
     "checkpoint written but not in place": ("os.rename", 3, None),
     "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
     "within a video": ("vader.files.video._encode", 2, half_video),

@@ -141,6 +141,7 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+@torch.no_grad()
 def merge_adapter(module: nn.Module) -> nn.Module:
     """Adds the adapter to the weights (in float32, then rounded to theirs) and leaves a plain network, in place."""
     for name, layer in lora_layers(module).items():

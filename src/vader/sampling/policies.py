@@ -185,7 +185,7 @@ def late_biased(count: int, k: int, bias: float, generator: Generator) -> list[i
 
 def compensation(walk: Walk, chosen: Sequence[int], rescale: float) -> float:
     """`1 + rescale * (path / chosen part - 1)`: what chosen steps are to make up for the rest (arXiv 2606.11075)."""
-    reach = [abs(walk.reach(i)) for i in range(len(walk))]
+    reach = list(map(abs, walk.reach()))
     return 1 + rescale * (sum(reach) / sum(reach[i] for i in chosen) - 1)
 
 

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
+from operator import mul
 from typing import Any, Protocol
 
 import torch
@@ -209,9 +210,11 @@ class Walk:
         """The factor on the gradient that passes from where step i starts to where step `end` does, past denoisers."""
         return math.prod(self.linear(j, self.sampler.schedule.ends[j])[0] for j in range(i, end))
 
-    def reach(self, i: int) -> float:
-        """How much step i's prediction counts in the final latents, by the linear part of the steps after it."""
-        return self.linear(i, self.sampler.schedule.ends[i])[1] * self.passed(i + 1, len(self))
+    def reach(self) -> list[float]:
+        """How much each step's prediction counts in the final latents, by the linear part of the steps after it."""
+        factors = [self.linear(i, end) for i, end in enumerate(self.sampler.schedule.ends)]
+        passed = accumulate((kept for kept, _ in reversed(factors)), mul, initial=1.0)
+        return [gain * rest for (_, gain), rest in zip(reversed(factors), passed, strict=False)][::-1]
 
     def _kept(self, latents: Any) -> Any:
         """Latents with what the condition knows of them in its place."""
