@@ -76,7 +76,7 @@ class Case:
     sees: int | str = 1
 
 
-FREE, PLAIN, CHUNK = "memory=[]", "scoring.split_backward=false", "scoring.chunk={window}"
+FREE, PLAIN, CHUNK = "memory=[]", "algorithm.split_backward=false", "scoring.chunk={window}"
 CASES = {
     "plain": Case((FREE, PLAIN)),
     "split backward": Case((FREE,)),
