@@ -177,7 +177,7 @@ def count(model: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "operations": [],
     }
     for recompute in (False, True):
-        for network in engine.model.networks().values() if recompute else ():
+        for network in (*engine.model.networks().values(), engine.reward) if recompute else ():
             checkpoint_blocks(network)
         for recipe in recipes:
             found = count_operations(at_size(engine, recipe))
