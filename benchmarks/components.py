@@ -131,7 +131,7 @@ def frame_counts(recipe: Recipe) -> list[int]:
 
 
 def case_overrides(recipe: Recipe, frames: int, split: bool) -> list[str]:
-    return [*sees_overrides(recipe, frames), f"scoring.split_backward={str(split).lower()}"]
+    return [*sees_overrides(recipe, frames), f"algorithm.split_backward={str(split).lower()}"]
 
 
 def measure_peak(recipe: Recipe) -> dict[str, Any]:

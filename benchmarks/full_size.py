@@ -28,10 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
-from vader.engine.build import attach_fresh, build_sampler, load_base, load_recipe_guidance, video_size
+from vader.engine.build import attach_fresh, build_sampler, load_recipe_guidance, video_size
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine
 from vader.errors import UserError
+from vader.models.registry import load_model
 from vader.networks.adapter import parameters_of
 from vader.networks.measure import count_parameters
 from vader.networks.recompute import checkpoint_blocks
@@ -75,7 +76,7 @@ class Case:
     sees: int | str = 1
 
 
-FREE, PLAIN, CHUNK = "memory=[]", "scoring.split_backward=false", "scoring.chunk={window}"
+FREE, PLAIN, CHUNK = "memory=[]", "algorithm.split_backward=false", "scoring.chunk={window}"
 CASES = {
     "plain": Case((FREE, PLAIN)),
     "split backward": Case((FREE,)),
@@ -176,7 +177,7 @@ def count(model: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "operations": [],
     }
     for recompute in (False, True):
-        for network in engine.model.networks().values() if recompute else ():
+        for network in (*engine.model.networks().values(), engine.reward) if recompute else ():
             checkpoint_blocks(network)
         for recipe in recipes:
             found = count_operations(at_size(engine, recipe))
@@ -190,13 +191,14 @@ def meta_engine(recipe: Recipe) -> Engine:
     The prompt's features are there already, as in training, where a reward encodes a prompt once.
     """
     device = torch.device("meta")
-    dtype, guidance = frozen_dtype(recipe.model.precision, device), load_recipe_guidance(recipe)
-    model, mix = load_base(recipe, dtype), build_mix(recipe.rewards).to_precision(dtype)
+    dtype, section = frozen_dtype(recipe.model.precision, device), recipe.model
+    model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
+    mix = build_mix(recipe.rewards).to_precision(dtype)
     mix(torch.empty(1, 1, 3, recipe.video.height, recipe.video.width, device=device), [PROMPT])
     attach_fresh(recipe, model)
     parameters = parameters_of(model.denoisers)
     optimizer, scaler = torch.optim.AdamW(parameters), torch.amp.GradScaler(enabled=False)
-    sampler = build_sampler(recipe, model, guidance)
+    sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
     scorer = Scorer(model, mix, video_size(recipe), recipe.scoring.chunk)
     return Engine(
         sampler, scorer, Accelerator(cpu=True), recipe, Techniques(), parameters, optimizer, scaler, Clock(device)

@@ -28,7 +28,7 @@ from vader.sampling.guidance import Passes as Guided
 from vader.sampling.noise import Noise
 from vader.sampling.policies import Policy
 from vader.sampling.walk import Sampler, Walk
-from vader.scoring.choice import Group, Piece, blocks, pieces
+from vader.scoring.choice import Group, Piece, blocks, pieces, training_groups
 from vader.solvers.scheduler_config import solver_from_config
 
 Run = Callable[[], Any]
@@ -62,7 +62,7 @@ def necessary_passes(engine: Engine, algorithm: RewardGradient, batch: Batch) ->
     return [
         Pass("encoder", repeats, encoding(engine.model, micro.prompts, engine.size)),
         *denoiser_passes(walk, needed, repeats),
-        *scoring_passes(engine, micro, walk.noise.draw("start"), repeats * views),
+        *scoring_passes(engine, micro, walk.noise.draw("start"), repeats * views, algorithm.settings.split_backward),
         Pass("optimiser", 1, optimising(engine)),
     ]
 
@@ -179,30 +179,31 @@ def _denoiser(model: VideoModel, branch: Branch) -> Callable[[Tensor], Tensor]:
     return lambda latents: model.denoiser(latents.to(dtype), branch.time, text).sample
 
 
-def scoring_passes(engine: Engine, batch: Batch, latents: Tensor, count: int) -> list[Pass]:
+def scoring_passes(engine: Engine, batch: Batch, latents: Tensor, count: int, split: bool) -> list[Pass]:
     """Decoder and rewards, each on all pieces of its frames."""
-    found: dict[str, list[Run]] = defaultdict(list)
-    for name, run in scoring_runs(engine, batch, latents):
-        found[name].append(run)
+    seed, found = engine.recipe.train.seed, defaultdict[str, list[Run]](list)
+    for group in training_groups(engine.reward, engine.size, seed, batch.step, batch.indices):
+        for name, run in scoring_runs(engine, group, batch.prompts, latents, split):
+            found[name].append(run)
     return [Pass(name, count, _together(runs)) for name, runs in found.items()]
 
 
-def scoring_runs(engine: Engine, batch: Batch, latents: Tensor) -> Iterator[tuple[str, Run]]:
-    """Each call, in the pieces that the recipe's `scoring` makes: forward and backward to the latents or pixels."""
-    model, settings = engine.model, engine.recipe.scoring
-    for group in engine.shown(batch):
-        whole, prompts = Piece(*map(slice, group.frames.shape)), batch.prompts
-        if not settings.split_backward:
-            yield "decoder", decoding(model, latents, group.frames, whole)
-            yield "reward", scoring(engine, group.rewards, prompts, group.frames.shape)
-            continue
-        parts = pieces(group.frames, model.windows(engine.size), settings.chunk)
-        for piece in parts:
-            yield "decoder", decoding(model, latents, group.frames, piece)
-            yield from (("reward", run) for run in framewise_runs(engine, group, prompts, piece))
-        if group.whole:
-            yield from (("decoder, no gradient", unseen(model, latents, group.frames, piece)) for piece in parts)
-            yield "reward", scoring(engine, group.whole, prompts, group.frames.shape)
+def scoring_runs(
+    engine: Engine, group: Group, prompts: Sequence[Prompt], latents: Tensor, split: bool
+) -> Iterator[tuple[str, Run]]:
+    """Each call, in the pieces that the scorer makes: forward and backward to the latents or pixels."""
+    model, frames = engine.model, group.frames
+    if not split:
+        yield "decoder", decoding(model, latents, frames, Piece(*map(slice, frames.shape)))
+        yield "reward", scoring(engine, {**group.framewise, **group.whole}, prompts, frames.shape)
+        return
+    parts = pieces(frames, model.windows(engine.size), engine.recipe.scoring.chunk)
+    for piece in parts:
+        yield "decoder", decoding(model, latents, frames, piece)
+        yield from (("reward", run) for run in framewise_runs(engine, group, prompts, piece))
+    if group.whole:
+        yield from (("decoder, no gradient", unseen(model, latents, frames, piece)) for piece in parts)
+        yield "reward", scoring(engine, group.whole, prompts, frames.shape)
 
 
 def framewise_runs(engine: Engine, group: Group, prompts: Sequence[Prompt], piece: Piece) -> Iterator[Run]:

@@ -117,7 +117,7 @@ def assert_bare_passes_are_the_step(step, image_tower):
         ("algorithm.policy.k=2", "sampling.guidance_detach_uncond=true"),
         ("algorithm.policy={name: full}", "sampling.guidance=1"),
         ("algorithm.policy={name: steps, steps: [0, 2]}", "train.micro_batch=1"),
-        ("algorithm.policy={name: drtune, k: 2}", "scoring.split_backward=false"),
+        ("algorithm.policy={name: drtune, k: 2}", "algorithm.split_backward=false"),
         ("algorithm.policy={name: draft_lv, k: 2}", "rewards.0.sees=2", "scoring.chunk=4"),
         ("algorithm.policy={name: draft_lv, k: 2}", "rewards.0.sees=all", "scoring.chunk=3"),
         ("algorithm.policy={name: refl}", "algorithm.base_distance=0.1"),
@@ -190,7 +190,7 @@ def test_frame_cases(recipe_path):
     assert components.frame_counts(load_recipe(recipe_path)) == [1, 4]
     assert components.frame_counts(load_recipe("modelscope-aesthetic")) == [1, 4, 16]
     recipe = load_recipe("tiny", components.case_overrides(load_recipe("tiny"), 8, split=False))
-    assert (recipe.rewards[0].sees, recipe.scoring.split_backward) == (8, False)
+    assert (recipe.rewards[0].sees, recipe.algorithm.options["split_backward"]) == (8, False)
 
 
 # ---- full size ----
@@ -305,7 +305,9 @@ def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, t
     assert (once["recompute"], again["recompute"]) == (False, True)
     for name, one in once["passes"].items():
         assert one["count"] == 1
-        assert (again["passes"][name]["each"] > one["each"]) == (name in ("denoiser, gradient to adapter", "decoder"))
+        assert (again["passes"][name]["each"] > one["each"]) == (
+            name in ("denoiser, gradient to adapter", "decoder", "reward")
+        )
     assert full_size.count_table(result).row_count > 10
 
 
