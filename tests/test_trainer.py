@@ -260,7 +260,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["rewards.0.name=toys:Warmht"], "did you mean 'Warmth'?"),
         (["rewards.0.gain=2"], "reward 'toys:Warmth' has no option 'gain'"),
         (["rewards.1.sees=1"], "reward 'Stillness' needs at least 2 frames together, got 1"),
-        (["model.family=modelscop"], "unknown model family 'modelscop': did you mean 'modelscope'?"),
+        (["model.family=modelscop"], "unknown model 'modelscop': did you mean 'modelscope'?"),
         (["model.family=toys:Warmth"], "is not a VideoModel"),
         (["algorithm.name=reward_gradiant"], "unknown algorithm 'reward_gradiant': did you mean 'reward_gradient'?"),
         (["prompts.train=no.txt"], "prompt file 'no.txt' does not exist"),
