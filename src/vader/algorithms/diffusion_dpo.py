@@ -66,11 +66,13 @@ def noise_errors(walk: Walk, i: int, clean: Any, noise: Any) -> Tensor:
     """Mean squared error `[B]` of the noise estimate for clean latents `[B, ...]` noised to where step i starts.
 
     It is the noise whatever the denoiser predicts (noise, velocity, ...), so that the weight of a noise level is the
-    same for all families.
+    same for all families. Latents that are known are not noised, and have no error.
     """
     noisy = walk.renoised(clean, i, noise).latents
     here, estimates = walk.start_of(i), walk.sampler.solver.estimates
     found = map_latents(lambda x, prediction: estimates(x, prediction, here)[1], noisy, walk.predict(i, noisy))
+    if known := walk.condition.known:
+        found = replace(known, latents=noise).keep(found)
     return (flat(noise) - flat(found)).square().mean(dim=1)
 
 

@@ -166,7 +166,7 @@ def direct_align(
     j = min(len(walk), i + max(1, round(gap * len(walk))))
     there = walk.level(j)
     led = walk.leap(walk.renoised(clean, i, noise), j).latents
-    yield View(map_latents(lambda x, e: (x - there.sigma * e) / there.alpha, led, noise))
+    yield View(walk.kept(map_latents(lambda x, e: (x - there.sigma * e) / there.alpha, led, noise)))
 
 
 # ---- what they share ----
@@ -185,7 +185,7 @@ def late_biased(count: int, k: int, bias: float, generator: Generator) -> list[i
 
 def compensation(walk: Walk, chosen: Sequence[int], rescale: float) -> float:
     """`1 + rescale * (path / chosen part - 1)`: what chosen steps are to make up for the rest (arXiv 2606.11075)."""
-    reach = list(map(abs, walk.reach()))
+    reach = list(map(abs, walk.reaches()))
     return 1 + rescale * (sum(reach) / sum(reach[i] for i in chosen) - 1)
 
 

@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, chain
-from operator import mul
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -89,7 +88,7 @@ class Walk:
 
     def start(self) -> Place:
         scale = self.sampler.schedule.init_scale
-        return Place(0, self._kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
+        return Place(0, self.kept(map_latents(lambda x: x * scale, self.noise.draw("start"))))
 
     # ---- one prediction ----
 
@@ -113,38 +112,47 @@ class Walk:
         with self.phases("gradient" if grad else "sample"):
             return self._move(at, grad, weight, carry)
 
-    def leap(self, at: Place, end: int) -> Place:
-        """By one prediction with gradient straight to where step `end` starts, however far, without fresh noise."""
-        with self.phases("gradient"):
-            prediction = self._predicted(at, True, 1.0, 1.0)
-            here, estimates = self.start_of(at.i), self.sampler.solver.estimates
-            clean = map_latents(lambda x, found: estimates(x, found, here)[0], at.latents, prediction)
-            return Place(end, self._kept(self.led(at, clean, end)), clean=self._kept(clean))
+    def leap(self, at: Place, end: int, grad: bool = True) -> Place:
+        """By one prediction straight to where step `end` starts, however far: without fresh noise on the way."""
+        solver, here, there = self.sampler.solver, self.start_of(at.i), self.level(end)
+        with self.phases("gradient" if grad else "sample"):
+            prediction = self._predicted(at, grad)
+        clean, noise = (
+            map_latents(lambda x, v, of=of: solver.estimates(x, v, here)[of], at.latents, prediction) for of in (0, 1)
+        )
+        latents = map_latents(lambda x, e: solver.renoise(x, e, there), clean, noise)
+        return Place(end, self.kept(latents), clean=self.kept(clean))
 
     def _move(self, at: Place, grad: bool, weight: float, carry: float) -> Place:
-        """One step of the chain; see `step`."""
-        prediction, solver = self._predicted(at, grad, weight, carry), self.sampler.solver
-        here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
-        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
-        if isinstance(at.latents, Tensor):
-            done = solver.step(at.latents, prediction, here, there, fresh, at.memory)
-        else:
-            done = _joined({
-                name: solver.step(
-                    x, prediction[name], here, there, fresh and fresh[name], at.memory and at.memory[name]
-                )
-                for name, x in at.latents.items()
-            })  # fmt: skip
-        latents, clean, mean = map(self._kept, (done.next, done.clean, done.mean))
-        return Place(at.i + 1, latents, done.memory, clean, mean, done.std)
+        return self.advance(at, self._predicted(at, grad, weight, carry))
 
-    def _predicted(self, at: Place, grad: bool, weight: float, carry: float) -> Any:
+    def _predicted(self, at: Place, grad: bool, weight: float = 1.0, carry: float = 1.0) -> Any:
+        """The prediction at a place, its gradient scaled."""
         with torch.set_grad_enabled(grad), self.gradient_step() if grad else nullcontext():
             seen = map_latents(lambda x: scale_gradient(x, carry), at.latents)
             prediction = self.predict(at.i, seen)
         if grad and self.on_gradient is not None:
             self.on_gradient(self, at.i, seen, prediction)
         return map_latents(lambda x: scale_gradient(x, weight), prediction)
+
+    def advance(self, at: Place, prediction: Any) -> Place:
+        """Where a prediction leads from a place, by one step."""
+        solver, memory = self.sampler.solver, at.memory
+        fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
+        here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
+        if isinstance(at.latents, Tensor):
+            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory)._asdict())
+        steps = {
+            name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
+            for name, x in at.latents.items()
+        }
+        columns = {key: {name: getattr(step, key) for name, step in steps.items()} for key in Step._fields}
+        return self._stepped(at.i, columns | {"std": next(iter(steps.values())).std})
+
+    def _stepped(self, i: int, found: dict[str, Any]) -> Place:
+        """The place after step i; what is known is in its place in all latents that policies and rewards may see."""
+        following, clean, mean = (self.kept(found[key]) for key in ("next", "clean", "mean"))
+        return Place(i + 1, following, found["memory"], clean, mean, found["std"])
 
     # ---- several ----
 
@@ -177,7 +185,7 @@ class Walk:
         """Clean latents brought to where step i starts, by this noise."""
         level = self.start_of(i)
         renoise = self.sampler.solver.renoise
-        return Place(i, self._kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
+        return Place(i, self.kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
 
     # ---- where things are ----
 
@@ -192,7 +200,8 @@ class Walk:
         """Latents to which a clean estimate made at a place would lead, at the level where step `end` starts."""
         here, there = self.start_of(at.i), self.level(end)
         ratio = there.sigma / here.sigma
-        return map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+        led = map_latents(lambda x, x0: there.alpha * x0 + ratio * (x - here.alpha * x0), at.latents, clean)
+        return self.kept(led)
 
     # ---- gradient by the linear part of the steps alone ----
 
@@ -210,13 +219,16 @@ class Walk:
         """The factor on the gradient that passes from where step i starts to where step `end` does, past denoisers."""
         return math.prod(self.linear(j, self.sampler.schedule.ends[j])[0] for j in range(i, end))
 
-    def reach(self) -> list[float]:
+    def reaches(self) -> list[float]:
         """How much each step's prediction counts in the final latents, by the linear part of the steps after it."""
-        factors = [self.linear(i, end) for i, end in enumerate(self.sampler.schedule.ends)]
-        passed = accumulate((kept for kept, _ in reversed(factors)), mul, initial=1.0)
-        return [gain * rest for (_, gain), rest in zip(reversed(factors), passed, strict=False)][::-1]
+        found, passed = list[float](), 1.0
+        for i in reversed(range(len(self))):
+            goes_on, counts = self.linear(i, self.sampler.schedule.ends[i])
+            found.append(counts * passed)
+            passed *= goes_on
+        return found[::-1]
 
-    def _kept(self, latents: Any) -> Any:
+    def kept(self, latents: Any) -> Any:
         """Latents with what the condition knows of them in its place."""
         return latents if self.condition.known is None else self.condition.known.keep(latents)
 
