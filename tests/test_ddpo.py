@@ -286,9 +286,7 @@ def stop_in(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(DDPO, "step", interrupted)
 
 
-@pytest.mark.parametrize(
-    "override", ["train.micro_batch=1", "sampling.guidance_batched=false", "scoring.chunk=2"]
-)
+@pytest.mark.parametrize("override", ["train.micro_batch=1", "sampling.guidance_batched=false", "scoring.chunk=2"])
 def test_what_must_not_change_the_numbers(tmp_path, few_prompts, plain_run, override):
     train(toy_recipe(*WHOLE, few_prompts, override), tmp_path)
     assert_close_metrics(metrics(tmp_path / "toy"), metrics(plain_run), absolute=1e-5)
