@@ -197,12 +197,20 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The type hints of a signature, but for those that name what only a type checker imports."""
     signature = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     function = inspect.unwrap(signature)
-    hints: dict[str, Any] = {}
+    hints, homes = dict[str, Any](), _homes(target)
     for name, hint in getattr(function, "__annotations__", {}).items():
         alone = SimpleNamespace(__annotations__={name: hint})
         with suppress(NameError):
-            hints |= get_type_hints(alone, globalns=function.__globals__, include_extras=True)
+            hints |= get_type_hints(alone, globalns=homes.get(name, function.__globals__), include_extras=True)
     return hints
+
+
+def _homes(target: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+    """Of each field of a dataclass, the names of the module that declares it: `__init__` knows the last class's."""
+    if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
+        return {}
+    known = {cls: vars(sys.modules[cls.__module__]) for cls in reversed(target.__mro__)}
+    return {name: names for cls, names in known.items() for name in inspect.get_annotations(cls)}
 
 
 def _validated(hint: Any, value: Any, label: str) -> Any:
