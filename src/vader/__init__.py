@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vader.nouns import Clip as Clip
     from vader.nouns import Condition as Condition
     from vader.nouns import Known as Known
-    from vader.nouns import Known as Known
     from vader.nouns import Prompt as Prompt
     from vader.nouns import VideoSize as VideoSize
     from vader.recipe import Recipe as Recipe
