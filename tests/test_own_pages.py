@@ -7,14 +7,26 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from toy_runs import TOY
 from vader import VideoModel
+from vader.algorithms import resolved
 from vader.cli import main
+from vader.engine.build import load_recipe_guidance
 from vader.models import load_model
+from vader.networks.techniques import load_techniques
 from vader.nouns import VideoSize
+from vader.plugins import checked_options
+from vader.recipe import BUILT_IN, Recipe, load_recipe, recipe_names
+from vader.rewards.registry import BUILT_IN as REWARDS
+from vader.rewards.registry import reward_class
+from vader.runs.reader import Run, read_run
+from vader.sampling.policies import load_policy
 from vader.sampling.videos import sample_videos
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +47,8 @@ def written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield write
-    for name in ("my_model", "my_reward"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
 def commands(page: str) -> list[list[str]]:
@@ -81,3 +93,105 @@ def test_readmes_sketch_of_a_model_names_the_contract():
         given = [part.split("=")[0].strip() for part in parameters.split(",")]
         expected = inspect.signature(getattr(VideoModel, name)).parameters
         assert set(given) - {"*", "self", "cls"} == expected.keys() - {"self", "cls"}, name
+
+
+# ---- parts of one's own, all in one run of the toy model ----
+
+PARTS = {  # of each page, the module that its code is, and the section of a recipe that names its part
+    "docs/policies.md": ("my_policies", "algorithm"),
+    "docs/guidance.md": ("my_guidance", "sampling"),
+    "docs/memory.md": ("my_memory", "memory"),
+    "docs/evaluation.md": ("my_metrics", "evaluation"),
+}
+
+
+def section_of(page: str, key: str, module: str) -> dict[str, Any]:
+    """The page's recipe snippet that names a part of this module."""
+    (snippet,) = (block for block in blocks(page, "yaml") if f"{module}:" in block)
+    found = yaml.safe_load(snippet)
+    assert found.keys() == {key}
+    return found
+
+
+@pytest.fixture
+def own_parts(written) -> dict[str, Any]:
+    """The recipe of a toy run with the parts of all pages, their code written to the working folder."""
+    recipe = yaml.safe_load(TOY.read_text()) | {"train": {"steps": 1, "batch": 2}, "evaluation": {"videos": 3}}
+    for page, (module, key) in PARTS.items():
+        written(module, "".join(block for block in blocks(page, "python") if f"# {module}.py" in block))
+        section = section_of(page, key, module)[key]
+        recipe[key] = {**recipe[key], **section} if isinstance(recipe.get(key), dict) else section
+    return recipe
+
+
+def trained(recipe: dict[str, Any], *overrides: str) -> Run:
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", "own.yaml", *overrides]) == 0
+    return read_run(Path("runs/toy"))
+
+
+def test_the_pages_on_parts_of_ones_own(own_parts):
+    run = trained(own_parts)
+    assert run.finished
+    assert set(run.evaluations[-1].figures) == {"Brightness", "Variety"}
+    assert run.train[0].grad_norm > 0
+
+
+def test_options_of_the_pages_parts_are_checked(own_parts, capsys):
+    Path("own.yaml").write_text(yaml.safe_dump(own_parts))
+    assert main(["train", "own.yaml", "algorithm.policy.k=9"]) == 2
+    assert "policy 'stretch' has k = 9: with 4 sampling steps choose 1 to 4" in capsys.readouterr().err
+    assert main(["train", "own.yaml", "memory.1.most=2"]) == 2
+    assert "has no option 'most'" in capsys.readouterr().err
+
+
+def test_the_page_on_algorithms(own_parts, written):
+    page = "docs/algorithms.md"
+    written("my_algorithm", blocks(page, "python")[0])
+    run = trained(own_parts | section_of(page, "algorithm", "my_algorithm"))
+    assert run.train[0].queries == 3 * 2
+
+
+# ---- what pages write of recipes ----
+
+PAGES = ["README.md", "benchmarks/README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+
+
+def commands_with_recipes(page: str) -> list[list[str]]:
+    """Recipe and overrides of every command of the page that trains one, or measures its training."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    found = [re.search(r"(?:vader train|components\.py|policies\.py) (.*)", line) for line in lines]
+    words = [shlex.split(match[1], comments=True) for match in found if match]
+    return [[word for word in line if not word.startswith("-")] for line in words if "..." not in line]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_pages_name_recipes_and_keys(page):
+    for source, *overrides in commands_with_recipes(page):
+        if source in recipe_names():
+            checked(load_recipe(source, overrides))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_of_pages_are_parts_of_recipes(page, tmp_path):
+    for snippet in blocks(page, "yaml"):
+        recipe = yaml.safe_load((BUILT_IN / "tiny.yaml").read_text())
+        for key, section in yaml.safe_load(snippet).items():
+            joined = isinstance(section, dict) and key != "algorithm"
+            recipe[key] = {**recipe.get(key, {}), **section} if joined else section
+        (tmp_path / "snippet.yaml").write_text(yaml.safe_dump(recipe))
+        checked(load_recipe(str(tmp_path / "snippet.yaml")))
+
+
+def checked(recipe: Recipe) -> None:
+    """Raises `UserError` if a part that is built in is none, or does not take its options; nothing is loaded."""
+    for reward in recipe.rewards:
+        if reward.name in REWARDS:
+            checked_options(reward_class(reward.name), reward.name, reward.options)
+    if ":" not in recipe.algorithm.name:
+        policy = resolved(recipe).algorithm.options.get("policy")
+        if policy and ":" not in policy["name"]:
+            load_policy(policy["name"], {key: value for key, value in policy.items() if key != "name"})
+    if ":" not in recipe.model.family and ":" not in str(recipe.sampling.guidance):
+        load_recipe_guidance(recipe)
+    load_techniques([part for part in recipe.memory if ":" not in part.name])
