@@ -305,7 +305,9 @@ def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, t
     assert (once["recompute"], again["recompute"]) == (False, True)
     for name, one in once["passes"].items():
         assert one["count"] == 1
-        assert (again["passes"][name]["each"] > one["each"]) == (name in ("denoiser, gradient to adapter", "decoder", "reward"))
+        assert (again["passes"][name]["each"] > one["each"]) == (
+            name in ("denoiser, gradient to adapter", "decoder", "reward")
+        )
     assert full_size.count_table(result).row_count > 10
 
 

@@ -232,10 +232,29 @@ def test_as_many_prompts_as_videos(capsys, user_folder):
 def test_lists_start_with_the_names(capsys):
     assert main(["list", "recipes"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
-    expected = {"models": "modelscope", "rewards": "aesthetic", "prompts": "tiny-test", "algorithms": "reward_gradient"}
+    expected = {
+        "models": "modelscope",
+        "rewards": "aesthetic",
+        "metrics": "gold",
+        "prompts": "tiny-test",
+        "algorithms": "reward_gradient",
+        "policies": "last",
+        "guidance": "cfg",
+        "memory": "recompute",
+    }
     for kind, name in expected.items():
         assert main(["list", kind]) == 0
         assert name in {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_recipes_are_listed_by_a_whole_sentence(capsys):
+    assert main(["list", "recipes"]) == 0
+    assert all(line.endswith(".") for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_negative_prompt_without_guidance_is_refused(capsys):
+    arguments = ["sample", "a dog", "--guidance", "1", "--negative", "grey"]
+    assert "under which nothing is led away from" in error_of(capsys, arguments)
 
 
 def test_check_passes_a_good_reward(capsys, user_folder):

@@ -16,22 +16,21 @@ from diffusers import AutoencoderKL
 
 from factories import make_tiny_modelscope
 from toy_runs import adapter, assert_close_metrics, metrics, toy_recipe
+from toy_walks import FLOW, SIZE, make_walk
 from toys import DDIM, GaussianModel, ToyModel
+from vader.algorithms import load_algorithm
 from vader.algorithms.diffusion_dpo import DiffusionDPO, dpo_loss, noise_errors
 from vader.algorithms.preferences import Pair, ReplayBuffer, read_preferences
 from vader.errors import Stopped, UserError
 from vader.files.video import write_png_frames
-from vader.models.base import Guidance, VideoModel, VideoSize
+from vader.models.base import VideoModel
 from vader.models.modelscope import ModelScope
-from vader.networks.adapter import adapter_disabled, adapter_parameters, add_adapter
-from vader.prompts import Prompt
-from vader.sampling.walk import Chain
-from vader.solvers.scheduler_config import solver_from_config
+from vader.networks.adapter import adapter_disabled
+from vader.nouns import Known, Prompt, VideoSize, as_prompts
+from vader.runs.folder import RunFolder
 from vader.training.trainer import Run, build_run, next_batch, train
 
-FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-SIZE = VideoSize(frames=4, height=8, width=8)
-DPO = "algorithm={name: diffusion_dpo, frames: {sample: 3}, dpo: {updates: 2, pairs: 3, capacity: 6}}"
+DPO = "algorithm={name: diffusion_dpo, updates: 2, pairs: 3, capacity: 6}"
 
 # ---- the loss ----
 
@@ -55,32 +54,44 @@ def test_the_loss_is_log_2_where_model_and_reference_agree():
     [
         # `scale` is the factor from the prediction's error to that of the noise
         (DDIM, "ddim", "epsilon", lambda at: 1.0),
-        (DDIM, "ddim", "v_prediction", lambda at: at["alpha"]),
-        (DDIM, "euler_edm", "v_prediction", lambda at: at["alpha"] / (1 + at["sigma"] ** 2) ** 0.5),
-        (FLOW, "euler_flow", None, lambda at: 1 - at["sigma"]),
+        (DDIM, "ddim", "v_prediction", lambda at: at.alpha),
+        (DDIM, "euler_edm", "v_prediction", lambda at: at.alpha / (1 + at.sigma**2) ** 0.5),
+        (FLOW, "euler_flow", None, lambda at: 1 - at.sigma),
     ],
     ids=["epsilon", "v", "edm v", "flow"],
 )
 def test_errors_are_those_of_the_noise_whatever_is_predicted(config, kind, prediction, scale, step):
-    model = ToyModel(dtype=torch.float64)
-    model.solver = solver_from_config(config | ({"prediction_type": prediction} if prediction else {}), kind=kind)
-    schedule = model.solver.schedule(4, SIZE)
-    chain = Chain(model, schedule, model.encode(["red", "red"]), Guidance())
-    clean, noise = torch.randn(2, 2, *model.noise_shape(SIZE), dtype=torch.float64)
-    at = {name: float(table[step]) for name, table in schedule.tables.items()}
-    predicted = chain.predict(step, at["alpha"] * clean + at["sigma"] * noise)
-    norm = (at["alpha"] ** 2 + at["sigma"] ** 2) ** 0.5
+    config = config | ({"prediction_type": prediction} if prediction else {})
+    walk = make_walk(config, steps=4, solver=kind)
+    clean, noise = torch.randn(2, *walk.start().latents.shape, dtype=torch.float64)
+    at = walk.start_of(step)
+    predicted = walk.predict(step, at.alpha * clean + at.sigma * noise)
+    norm = (at.alpha**2 + at.sigma**2) ** 0.5
     target = {
         "epsilon": noise,
-        "v_prediction": (at["alpha"] * noise - at["sigma"] * clean) / norm,
+        "v_prediction": (at.alpha * noise - at.sigma * clean) / norm,
         None: noise - clean,
     }[prediction]
     expected = scale(at) ** 2 * (predicted - target).square().mean(dim=(1, 2, 3, 4))
-    torch.testing.assert_close(noise_errors(chain, step, clean, noise), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(noise_errors(walk, step, clean, noise), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_latents_that_are_known_have_no_error():
+    """They are not noised, so there is no noise of theirs to find; what is mean over all else stays."""
+    walk = make_walk(FLOW, steps=4)
+    clean, noise = torch.randn(2, *walk.start().latents.shape, dtype=torch.float64)
+    mask = torch.zeros_like(clean)
+    mask[:, :, 0] = 1
+    kept = replace(walk, condition=replace(walk.condition, known=Known(clean, mask)))
+    at = walk.start_of(1)
+    noisy = torch.where(mask == 1, clean, at.alpha * clean + at.sigma * noise)
+    found = noisy + at.alpha * walk.predict(1, noisy)
+    expected = ((found - noise).square() * (1 - mask)).mean(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(noise_errors(kept, 1, clean, noise), expected, rtol=1e-9, atol=1e-12)
 
 
 def dpo_run(folder: Path, *overrides: str) -> Run:
-    return build_run(toy_recipe(DPO, *overrides), folder / "toy")
+    return build_run(toy_recipe(DPO, *overrides), RunFolder(folder / "toy"))
 
 
 def test_a_fresh_adapter_s_loss_is_log_2_and_a_step_makes_the_winner_preferred(tmp_path):
@@ -88,7 +99,7 @@ def test_a_fresh_adapter_s_loss_is_log_2_and_a_step_makes_the_winner_preferred(t
     run = dpo_run(tmp_path, "model.family=toys:GaussianModel")
     engine, algorithm = run.engine, run.algorithm
     latents = torch.ones(2, *engine.model.noise_shape(engine.size))
-    pair = Pair("red", torch.stack([latents[0], -latents[1]]))
+    pair = Pair(Prompt("red"), torch.stack([latents[0], -latents[1]]))
     for number in range(5):
         loss, margin = algorithm._loss(engine, pair, 1, number)
         assert (loss.item(), margin.item()) == (pytest.approx(math.log(2), abs=1e-7), 0.0)
@@ -103,9 +114,9 @@ def test_a_fresh_adapter_s_loss_is_log_2_and_a_step_makes_the_winner_preferred(t
 
 def test_the_gradient_is_that_of_the_formula(tmp_path):
     """At a fresh adapter: beta / 4 times the gradient of (winner's error - loser's), on one time and one noise."""
-    run = dpo_run(tmp_path, "algorithm.dpo.beta=12")
+    run = dpo_run(tmp_path, "algorithm.beta=12")
     engine = run.engine
-    pair = Pair("red", torch.randn(2, *engine.model.noise_shape(engine.size)))
+    pair = Pair(Prompt("red"), torch.randn(2, *engine.model.noise_shape(engine.size)))
     seen = []
     hook = engine.model.denoiser.register_forward_hook(lambda _, inputs, __: seen.append(inputs))
     loss, _ = run.algorithm._loss(engine, pair, 2, 3)
@@ -113,31 +124,24 @@ def test_the_gradient_is_that_of_the_formula(tmp_path):
     hook.remove()
     (noisy, time, _), again = seen[1], seen[0]
     assert torch.equal(noisy, again[0])  # the reference sees the same
-    schedule = engine.model.solver.schedule(4, engine.size)
-    i = schedule.times.tolist().index(float(time))
-    alpha, sigma = (float(schedule.tables[name][i]) for name in ("alpha", "sigma"))
+    (level,) = (level for level in engine.sampler.schedule.starts if level.time == float(time))
+    alpha, sigma = level.alpha, level.sigma
     noises = (noisy - alpha * pair.latents) / sigma
     torch.testing.assert_close(noises[0], noises[1], rtol=0, atol=1e-5)
-    text = engine.model.encode(["red", "red"]).cond["text"]
+    text = engine.model.encode(as_prompts(["red", "red"]), SIZE).cond["text"]
     errors = (noises - engine.model.denoiser(noisy, time, text)).square().flatten(1).mean(dim=1)
     wanted = torch.autograd.grad(12 / 4 * (errors[0] - errors[1]), engine.parameters)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-7)
 
 
-def test_the_reference_is_the_frozen_base(tmp_path):
-    chain_of = {}
-    for name, model in {"base": ToyModel(), "adapted": ToyModel()}.items():
-        chain_of[name] = Chain(model, model.solver.schedule(4), model.encode(["a", "b"]), Guidance())
-    model = chain_of["adapted"].model
-    add_adapter(model.denoiser, model.lora_targets, rank=2)
-    for parameter in adapter_parameters(model.denoiser):
-        parameter.data.normal_()
-    clean, noise = torch.randn(2, 2, *model.noise_shape(SIZE))
-    base = noise_errors(chain_of["base"], 1, clean, noise)
-    assert not torch.allclose(noise_errors(chain_of["adapted"], 1, clean, noise), base, rtol=1e-2)
-    with adapter_disabled(model.denoiser):
-        assert torch.equal(noise_errors(chain_of["adapted"], 1, clean, noise), base)
+def test_the_reference_is_the_frozen_base():
+    plain, adapted = make_walk(model=ToyModel(torch.float64)), make_walk()
+    clean, noise = torch.randn(2, *plain.start().latents.shape, dtype=torch.float64)
+    base = noise_errors(plain, 1, clean, noise)
+    assert not torch.allclose(noise_errors(adapted, 1, clean, noise), base, rtol=1e-2)
+    with adapter_disabled(adapted.sampler.model.denoiser):
+        assert torch.equal(noise_errors(adapted, 1, clean, noise), base)
 
 
 # ---- pairs of the reward ----
@@ -153,7 +157,7 @@ def filled(capacity: int = 8) -> ReplayBuffer:
 def places(run_or_none, buffer: ReplayBuffer) -> set[tuple[float, float]]:
     engine = type("Device", (), {"model": type("Model", (), {"device": "cpu"})})
     picked = [buffer.pick(engine, number) for number in range(len(buffer))]
-    assert all(pair.prompt == "cat" for pair in picked)
+    assert all(pair.prompt == Prompt("cat") for pair in picked)
     return {tuple(pair.latents[:, 0].tolist()) for pair in picked}
 
 
@@ -182,7 +186,7 @@ def test_a_buffer_is_saved_and_loaded_exactly():
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other.ranked, buffer.ranked)
     for one, same in zip(buffer.entries, other.entries, strict=True):
-        assert (same.prompt, same.prompt.label, same.prompt.image) == ("a boat", "sail", Path("a.png"))
+        assert same.prompt == prompts[0]
         assert same.reward == one.reward
         assert torch.equal(same.latents, one.latents)
 
@@ -225,7 +229,7 @@ GOOD = {"prompt": "a sunset, warm", "winner": "warm", "loser": "cold"}
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
 def test_a_run_on_a_preference_file_asks_no_reward_and_follows_it(videos, name):
     path = write_pairs(videos / name, [GOOD])
-    file = f"algorithm={{name: diffusion_dpo, frames: {{sample: 3}}, dpo: {{preferences: {path}, beta: 20, pairs: 4}}}}"
+    file = f"algorithm={{name: diffusion_dpo, preferences: {path}, beta: 20, pairs: 4}}"
     few = ("train.steps=5", "evaluation.every=5", "optimizer.lr=0.03")
     result = train(toy_recipe("model.family=toys:GaussianModel", file, *few), videos / "runs")
     lines = [line for line in metrics(videos / "runs/toy") if line["kind"] == "train"]
@@ -253,7 +257,7 @@ def test_mistakes_in_a_preference_file_are_found_before_the_model_is_loaded(vide
     monkeypatch.setattr(ToyModel, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     path = write_pairs(videos / "pairs.jsonl", rows)
     with pytest.raises(UserError, match=message):
-        build_run(toy_recipe(f"algorithm={{name: diffusion_dpo, dpo: {{preferences: {path}}}}}"), videos / "toy")
+        build_run(toy_recipe(f"algorithm={{name: diffusion_dpo, preferences: {path}}}"), RunFolder(videos / "toy"))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +323,7 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path, plain_run, step):
     assert adapter(tmp_path / "toy") == adapter(plain_run)
 
 
-@pytest.mark.parametrize("override", ["train.micro_batch=1", "algorithm.frames.chunk=2", "memory.offload=true"])
+@pytest.mark.parametrize("override", ["train.micro_batch=1", "scoring.chunk=2", "memory=[{name: offload_activations}]"])
 def test_what_must_not_change_the_numbers(tmp_path, plain_run, override):
     train(toy_recipe(DPO, override), tmp_path)
     assert_close_metrics(metrics(tmp_path / "toy"), metrics(plain_run), absolute=1e-5)
@@ -343,7 +347,7 @@ def test_a_reward_that_is_not_finite_skips_the_step_and_is_forgotten(tmp_path, m
 
 def test_the_reward_rises(tmp_path):
     settings = ("model.family=toys:GaussianModel", "video={frames: 1, height: 4, width: 4}", "sampling.guidance=1")
-    algorithm = "algorithm={name: diffusion_dpo, dpo: {beta: 5, capacity: 64, pairs: 16, updates: 2}}"
+    algorithm = "algorithm={name: diffusion_dpo, beta: 5, capacity: 64, pairs: 16, updates: 2}"
     loop = ("train.batch=32", "train.steps=15", "optimizer.lr=0.05", "train.checkpoint_every=100", "sampling.steps=5")
     many = ("evaluation={every: 100, videos: 64, batch: 64, shown: 1}", "rewards=[{name: 'toys:Warmth'}]")
     result = train(toy_recipe(*settings, algorithm, *loop, *many), tmp_path)
@@ -353,15 +357,15 @@ def test_the_reward_rises(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["algorithm.dpo.videos_per_prompt=3"], "train.batch 4 is no multiple of algorithm.dpo.videos_per_prompt 3"),
-        (["algorithm.dpo.videos_per_prompt=1"], "'algorithm.dpo.videos_per_prompt' is 1: expected an integer from 2"),
-        (["algorithm.dpo.capacity=3"], "algorithm.dpo.capacity is 3 but train.batch is 4"),
-        (["algorithm.split_backward=true"], "algorithm.split_backward belongs to algorithm 'reward_gradient'"),
-        (["algorithm.dpo.bta=1"], "unknown key 'algorithm.dpo.bta': did you mean 'beta'?"),
+        (["algorithm.videos_per_prompt=3"], "train.batch 4 is no multiple of algorithm.videos_per_prompt 3"),
+        (["algorithm.videos_per_prompt=1"], "algorithm 'diffusion_dpo': videos_per_prompt is 1: "),
+        (["algorithm.capacity=3"], "algorithm.capacity is 3 but train.batch is 4"),
+        (["algorithm.policy={name: last}"], "algorithm 'diffusion_dpo' has no option 'policy'"),
+        (["algorithm.bta=1"], "algorithm 'diffusion_dpo' has no option 'bta': did you mean 'beta'?"),
     ],
     ids=str,
 )
 def test_contradictions(overrides, message):
     with pytest.raises(UserError) as caught:
-        toy_recipe(DPO, *overrides)
+        load_algorithm(toy_recipe(DPO, *overrides))
     assert message in str(caught.value)

@@ -1,80 +1,194 @@
-"""Guidance and the gradient: what is cut is cut wholly, what stays is the published formula's."""
+"""Each strategy of guidance against its prediction written out by hand, in float64; one pass where one is enough."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from toy_runs import toy_recipe
+from toy_walks import FLOW, TwoExperts, make_model, make_walk
 from toys import ToyModel
-from vader.networks.adapter import adapter_parameters, add_adapter
-from vader.nouns import VideoSize, as_prompts
-from vader.sampling.noise import Noise
-from vader.sampling.videos import make_sampler
-from vader.sampling.walk import Walk
-
-STEPS, SCALE, SIZE = 5, 4.0, VideoSize(frames=4, height=8, width=8)
-ACTIVE = (3, 4)
+from vader.engine.build import load_recipe_guidance
+from vader.errors import UserError
+from vader.networks.adapter import parameters_of
+from vader.sampling import Walk, load_guidance
+from vader.sampling.guidance import Guidance, Passes
 
 
-@dataclass(frozen=True)
-class Float64Noise(Noise):
-    def draw(self, use: str) -> Tensor:
-        return super().draw(use).double()
+def branches(walk: Walk, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The conditional and the unconditional prediction, each by a pass of its own."""
+    level, model = walk.start_of(i), walk.sampler.model
+    time, scaled = torch.tensor(level.time, dtype=torch.float64), x * level.input_scale
+    return model.denoise(scaled, time, walk.condition.cond), model.denoise(scaled, time, walk.condition.uncond)
 
 
-def walk_of(detach_uncond: bool, batched: bool = True) -> Walk:
-    """In float64, its adapter away from zero, on the CPU."""
-    model = ToyModel(dtype=torch.float64)
-    add_adapter(model.denoiser, model.lora_targets, rank=2)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in adapter_parameters(model.denoiser):
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    sampler = replace(make_sampler(model, SIZE, STEPS, SCALE), batched=batched, detach_uncond=detach_uncond)
-    condition = model.encode(as_prompts(["red", "blue"]), SIZE)
-    return Walk(sampler, condition, Float64Noise(model.noise_shape(SIZE), 0, "train", 1, (0, 1)))
+def passes_of(walk: Walk, i: int) -> list[int]:
+    """The batch sizes of the denoisers' passes in one prediction."""
+    sizes: list[int] = []
+    hooks = [
+        denoiser.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+        for denoiser in walk.sampler.model.denoisers.values()
+    ]
+    walk.predict(i, walk.start().latents)
+    for hook in hooks:
+        hook.remove()
+    return sizes
 
 
-def gradient(walk: Walk, latents: Tensor) -> Tensor:
-    """Of a curved function of the final latents, in all adapter weights, as one vector."""
-    parameters = adapter_parameters(walk.sampler.model.denoiser)
-    return torch.cat([part.flatten() for part in torch.autograd.grad(torch.sin(3 * latents).sum(), parameters)])
-
-
-def by_hand(walk: Walk, through_uncond: bool) -> Tensor:
-    """Final latents, each step's two passes written out; without `through_uncond` one of them is a mere number."""
-    model, schedule, latents = walk.sampler.model, walk.sampler.schedule, walk.start().latents
-    for i, (here, there) in enumerate(zip(schedule.starts, schedule.ends, strict=True)):
-        with torch.set_grad_enabled(i in ACTIVE):
-            seen, time = latents * here.input_scale, torch.tensor(here.time, dtype=torch.float64)
-            cond = model.denoise(seen, time, walk.condition.cond)
-            uncond = model.denoise(seen, time, walk.condition.uncond)
-            uncond = uncond if through_uncond else torch.tensor(uncond.tolist(), dtype=torch.float64)
-            guided = uncond + SCALE * (cond - uncond)
-            latents = walk.sampler.solver.step(latents, guided, here, there).next
-    return latents
+def guided(name: str, **options) -> Walk:
+    return make_walk(FLOW, steps=4, guidance=load_guidance(name, options))
 
 
 @pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("detach", [True, False])
-def test_detached_unconditional_branch(detach: bool, batched: bool) -> None:
-    """The gradient is the one of a chain in which the unconditional predictions are constants: none through weights,
-    none through the latents that go into them, at two steps in a row."""
-    walk = walk_of(detach, batched)
-    walk.condition.uncond["text"].requires_grad_()
-    final = walk.to(STEPS, walk.frozen(ACTIVE[0]), active=ACTIVE)
-    found = gradient(walk, final.latents)
-    torch.testing.assert_close(final.latents, by_hand(walk, True), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(found, gradient(walk, by_hand(walk, not detach)), rtol=1e-12, atol=1e-14)
-    other = gradient(walk, by_hand(walk, detach))
-    assert not torch.allclose(found, other, rtol=1e-2)  # the two are far apart: the test can fail
+@pytest.mark.parametrize("scale", [1.0, 3.0, 7.5])
+def test_cfg(scale, batched):
+    walk = guided("cfg", scale=scale)
+    walk = replace(walk, sampler=replace(walk.sampler, batched=batched))
+    x = walk.start().latents
+    cond, uncond = branches(walk, 1, x)
+    torch.testing.assert_close(walk.predict(1, x), uncond + scale * (cond - uncond), rtol=1e-12, atol=1e-14)
+    assert passes_of(walk, 1) == ([2] if scale == 1 else [4] if batched else [2, 2])
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_nothing_of_a_detached_branch_has_a_graph(detach: bool) -> None:
-    walk = walk_of(detach)
-    text = walk.condition.uncond["text"].requires_grad_()
-    walk.to(STEPS, walk.frozen(ACTIVE[0]), active=ACTIVE).latents.sum().backward()
-    assert (text.grad is None) == detach
+def test_none():
+    walk = guided("none")
+    x = walk.start().latents
+    assert torch.equal(walk.predict(1, x), branches(walk, 1, x)[0])
+    assert passes_of(walk, 1) == [2]
+
+
+def test_ramp_goes_from_1_at_the_first_frame_to_its_scale_at_the_last():
+    walk = guided("ramp", scale=4.0)
+    x = walk.start().latents
+    cond, uncond = branches(walk, 1, x)
+    for frame, scale in enumerate((1.0, 2.0, 3.0, 4.0)):
+        expected = (uncond + scale * (cond - uncond))[:, :, frame]
+        torch.testing.assert_close(walk.predict(1, x)[:, :, frame], expected, rtol=1e-12, atol=1e-14)
+    assert passes_of(guided("ramp", scale=1.0), 1) == [2]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "inside"), [(0.0, 0.5, {0, 1}), (0.25, 1.0, {1, 2, 3}), (0.3, 0.6, {2}), (0.0, 1.0, {0, 1, 2, 3})]
+)
+def test_interval_guides_in_a_part_of_the_chain(start, end, inside):
+    walk = guided("interval", scale=3.0, start=start, end=end)
+    for i in range(4):
+        x = walk.frozen(i).latents
+        cond, uncond = branches(walk, i, x)
+        scale = 3.0 if i in inside else 1.0
+        torch.testing.assert_close(walk.predict(i, x), uncond + scale * (cond - uncond), rtol=1e-12, atol=1e-14)
+        assert passes_of(walk, i) == ([4] if i in inside else [2])
+
+
+def test_experts_have_scales_of_their_own():
+    guidance = load_guidance("experts", {"scales": {"transformer": 4.0, "transformer_2": 2.5}})
+    walk = make_walk(FLOW, steps=4, guidance=guidance, model=make_model(TwoExperts))
+    names = [walk.sampler.model.expert(walk.start_of(i).time) for i in range(4)]
+    assert set(names) == {"transformer", "transformer_2"}
+    for i, name in enumerate(names):
+        x = walk.frozen(i).latents
+        cond, uncond = branches(walk, i, x)
+        scale = {"transformer": 4.0, "transformer_2": 2.5}[name]
+        torch.testing.assert_close(walk.predict(i, x), uncond + scale * (cond - uncond), rtol=1e-12, atol=1e-14)
+
+
+def test_experts_need_a_scale_for_each():
+    guidance = load_guidance("experts", {"scales": {"transformer": 4.0}})
+    walk = make_walk(FLOW, guidance=guidance, model=make_model(TwoExperts))
+    with pytest.raises(UserError, match="guidance 'experts' has no scale for 'transformer_2'"):
+        walk.frozen(5)
+
+
+class Distilled(ToyModel):
+    """Is told the scale."""
+
+    def denoise(self, latents, time, inputs):
+        told = inputs["guidance"].to(latents).view(-1, 1, 1, 1, 1)
+        return told * super().denoise(latents, time, inputs)
+
+
+def test_embedded_is_told_the_scale_in_one_pass():
+    guidance = load_guidance("embedded", {"scale": 6.0})
+    walk = make_walk(FLOW, guidance=guidance, model=make_model(Distilled))
+    plain = make_walk(FLOW, guidance=load_guidance("none", {}))
+    x = walk.start().latents
+    torch.testing.assert_close(walk.predict(1, x), 6.0 * plain.predict(1, x), rtol=1e-12, atol=1e-14)
+    assert passes_of(walk, 1) == [2]
+
+
+# ---- the unconditional branch without gradient ----
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", ["cfg", "ramp"])
+def test_detach_uncond_stops_exactly_the_unconditional_branch(name, batched):
+    walk = guided(name, scale=4.0)
+    walk = replace(walk, sampler=replace(walk.sampler, detach_uncond=True, batched=batched))
+    parameters = parameters_of(walk.sampler.model.denoisers)
+    x = walk.start().latents.requires_grad_()
+    cond, uncond = branches(walk, 1, x)
+    scale = torch.linspace(1, 4, 4, dtype=torch.float64).view(1, 1, 4, 1, 1) if name == "ramp" else 4.0
+    weights = torch.randn_like(cond)
+    by_hand = uncond.detach() + scale * (cond - uncond.detach())
+    expected = torch.autograd.grad((weights * by_hand).sum(), [x, *parameters])
+    prediction = walk.predict(1, x)
+    torch.testing.assert_close(prediction, by_hand, rtol=1e-12, atol=1e-14)
+    found = torch.autograd.grad((weights * prediction).sum(), [x, *parameters])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
+    whole = replace(walk, sampler=replace(walk.sampler, detach_uncond=False))
+    (free,) = torch.autograd.grad((weights * whole.predict(1, x)).sum(), x)
+    assert not torch.allclose(free, expected[0], rtol=1e-3)
+
+
+def test_without_gradient_the_branches_stay_in_one_batch():
+    walk = guided("cfg", scale=4.0)
+    walk = replace(walk, sampler=replace(walk.sampler, detach_uncond=True))
+    with torch.no_grad():
+        assert passes_of(walk, 1) == [4]
+    assert passes_of(walk, 1) == [2, 2]
+
+
+# ---- by name ----
+
+
+class Halfway(Guidance):
+    """One's own: the mean of both branches."""
+
+    def __call__(self, passes: Passes) -> Tensor:
+        cond, uncond = passes.both()
+        return (cond + uncond) / 2
+
+
+def test_one_s_own():
+    walk = guided("test_guidance:Halfway")
+    x = walk.start().latents
+    torch.testing.assert_close(walk.predict(1, x), sum(branches(walk, 1, x)) / 2, rtol=1e-12, atol=1e-14)
+
+
+def test_a_number_is_the_scale_of_the_family_s_strategy():
+    number, named = toy_recipe("sampling.guidance=5"), toy_recipe("sampling.guidance={name: interval, scale: 5.0}")
+    assert load_recipe_guidance(number) == load_guidance("cfg", {"scale": 5.0})
+    assert load_recipe_guidance(named) == load_guidance("interval", {"scale": 5.0})
+    svd = toy_recipe("model.family=svd", "sampling.guidance=3")
+    assert load_recipe_guidance(svd) == load_guidance("ramp", {"scale": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cgf", {"scale": 1.0}, "unknown guidance 'cgf': did you mean 'cfg'?"),
+        ("cfg", {}, "guidance 'cfg' needs the option 'scale'"),
+        ("cfg", {"scale": "high"}, "guidance 'cfg': scale is 'high'"),
+        ("interval", {"scale": 2.0, "start": 0.5, "end": 0.5}, "start 0.5 must be below end 0.5"),
+        ("interval", {"scale": 2.0, "end": 1.5}, "both in [0, 1]"),
+        ("toys:Warmth", {}, "guidance 'toys:Warmth' is not a Guidance"),
+    ],
+)
+def test_mistakes_are_one_line(name, options, message):
+    with pytest.raises(UserError) as error:
+        load_guidance(name, options)
+    assert message in str(error.value)

@@ -208,6 +208,9 @@ def test_sampling_options_reach_the_solver(folder, model):
     reference = DDIMScheduler.from_pretrained(folder / "scheduler", timestep_spacing="trailing")
     reference.set_timesteps(5)
     assert trailing == reference.timesteps.tolist() != leading
+    ddim, dpm = (solver_of(model, kind=kind).schedule(25).ends[-1] for kind in ("auto", "dpm"))
+    assert (ddim.alpha, ddim.sigma) == pytest.approx((0.99957, 0.02915), abs=1e-5)
+    assert (dpm.alpha, dpm.sigma) == (1, 0)
 
 
 def test_unknown_families_name_the_nearest():

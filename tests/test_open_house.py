@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,15 @@ def _inside(monkeypatch):
     """The user works in a folder of their own."""
     monkeypatch.chdir(HOUSE)
     monkeypatch.syspath_prepend(str(HOUSE))
+    _forget()
+    yield
+    _forget()
+
+
+def _forget():
+    """Other tests have modules of the same names."""
+    for file in HOUSE.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture
@@ -237,6 +248,12 @@ def test_a_policy_with_an_option(trained, refused):
     assert "policy 'pair' has steps 9 apart, of 4: choose 1 to 3" in refused(
         "algorithm.policy={name: 'my_policies:pair', apart: 9}"
     )
+
+
+def test_the_page_on_policies_shows_it():
+    page = (HOUSE.parents[1] / "docs/policies.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert shown in (HOUSE / "my_policies.py").read_text()
 
 
 # ---- a memory technique ----

@@ -70,7 +70,7 @@ def test_sampling_with_guidance_is_the_official_trajectory(shared):
     model = OpenSora(official_network(shared), None, None, RELEASE_SCHEDULER)
     size = VideoSize(51, 240, 426, 24)
     text, mask = stored["stdit/y"][:, 0], stored["stdit/mask"].bool()
-    told = {"text_mask": mask, **model._told(size, 1)}
+    told = {"text_mask": mask, **model._size_inputs(size, 1)}
     null = model.denoiser.y_embedder.y_embedding[None]
     condition = Condition({"text": text, **told}, {"text": null, **told})
     solver, z = solver_of(model), stored["traj_stdit/z_init"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vader.files.hub import tiny_weights
+from vader.nouns import as_prompts
 from vader.pretrain import actions
 from vader.pretrain.loop import Schedule
 from vader.rewards import load_reward
@@ -29,6 +30,6 @@ def test_a_few_steps_write_a_classifier_that_the_reward_loads(tmp_path, monkeypa
     assert found.keys() == {"motion_accuracy"}
     assert (tmp_path / "actions" / "model.safetensors").stat().st_size < 3e6
     reward = load_reward("action", checkpoint=str(tmp_path / "actions"))
-    prompts = ["a red ring moving left over sea", "a red ring moving up over sea"]
+    prompts = as_prompts(["a red ring moving left over sea", "a red ring moving up over sea"])
     assert [reward.target(prompt) for prompt in prompts] == [0, 2]
     assert reward(torch.rand(2, 8, 3, 32, 32), prompts).max() < 0

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from toy_runs import TOY, Command, assert_close_metrics, lines_of, metrics, toy_recipe, wait_until
+from toys import Stillness, ToyDenoiser, ToyModel, Warmth
 from vader.errors import UserError
 from vader.runs.checkpoints import Checkpoints
 from vader.runs.folder import ADAPTER
@@ -66,7 +68,10 @@ def free_port() -> int:
 
 
 def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Command]:
-    """The command in `count` processes that know of each other; all but the first may not write."""
+    """The command in `count` processes that know of each other; all but the first may not write to `runs`.
+
+    Each leaves a list of its network passes in `logs`.
+    """
     world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": 1}  # as launchers set them
     shared = world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
@@ -74,10 +79,40 @@ def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Com
             ["train", str(TOY), *arguments, "--runs", str(runs)],
             logs / str(rank),
             {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
-            prepare=partial(_forbid_writing, str(runs)) if rank else None,
+            prepare=partial(_prepare, str(runs) if rank else None, str(logs / f"passes-{rank}")),
         )
         for rank in range(count)
     ]
+
+
+def _prepare(forbidden: str | None, passes: str) -> None:
+    if forbidden:
+        _forbid_writing(forbidden)
+    _record_passes(passes)
+
+
+def _record_passes(path: str) -> None:
+    """Writes a line for every pass of denoiser, decoder and rewards: its inputs' shape, and whether it has a graph."""
+    file = open(path, "w", buffering=1)  # noqa: SIM115
+
+    def record(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def recording(self: Any, seen: Any, *args: Any, **options: Any) -> Any:
+            shape = tuple(getattr(seen, "frames", seen).shape)
+            file.write(f"{owner.__name__} {shape} {torch.is_grad_enabled()}\n")
+            return whole(self, seen, *args, **options)
+
+        setattr(owner, name, recording)
+
+    record(ToyDenoiser, "forward")
+    record(ToyModel, "decode_unclamped")
+    record(Warmth, "score_frames")
+    record(Stillness, "score")
+
+
+def passes(logs: Path, count: int) -> list[list[str]]:
+    return [(logs / f"passes-{rank}").read_text().splitlines() for rank in range(count)]
 
 
 def _forbid_writing(folder: str) -> None:
@@ -111,9 +146,19 @@ VARIANTS = {
         4,
         ["algorithm={name: ddpo, minibatches: 4, inner_epochs: 2}", "sampling.eta=1"],
     ),
-    "diffusion_dpo": (2, DPO),
+    # beta's own 5000 makes 1e-5 of the rounding of sums, in the first edition as here
+    "diffusion_dpo": (2, ["algorithm={name: diffusion_dpo, pairs: 3, capacity: 6, beta: 500}"]),
     "pull to the base": (2, ["algorithm.base_distance=0.1"]),
     "fewer held-out videos than processes": (4, ["evaluation.videos=2"]),
+    "an odd number of held-out videos": (2, ["evaluation={every: 2, videos: 5, batch: 2}"]),
+    "held-out videos, three processes": (3, ["evaluation={every: 2, videos: 4, batch: 1}", "train.batch=6"]),
+    "ddpo, shares that fall into no minibatches": (
+        2,
+        ["algorithm={name: ddpo, minibatches: 2}", "sampling.eta=1", "train.batch=6", "train.micro_batch=1"],
+    ),
+    "ddpo, three processes": (3, ["algorithm={name: ddpo, minibatches: 3}", "sampling.eta=1", "train.batch=6"]),
+    "diffusion_dpo, three processes": (3, ["algorithm={name: diffusion_dpo, pairs: 4, beta: 500}", "train.batch=6"]),
+    "each reward its own frames": (2, ["rewards.0.sees=1", "rewards.1.sees=all", "scoring.chunk=2"]),
 }
 
 
@@ -121,6 +166,9 @@ VARIANTS = {
 def test_several_processes_equal_one(tmp_path, count, overrides):
     processes = launch(count, [*FIVE_STEPS, *overrides], tmp_path / "logs", tmp_path / "runs")
     assert [process.status() for process in processes] == [0] * count
+    first, *others = passes(tmp_path / "logs", count)
+    assert first
+    assert all(other == first for other in others)  # in step at every pass, so that frozen weights can be sharded
     train(toy_recipe(*FIVE_STEPS, *overrides), tmp_path / "one")
     assert_same_numbers(tmp_path / "runs/toy", tmp_path / "one/toy")
 

@@ -1,90 +1,62 @@
-"""The reward gradient through the sampling chain: against finite differences, and two ways of computing agree."""
+"""VADER's update: its gradient against finite differences, the pull to the base, and what a policy must reach."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from itertools import combinations
 
 import pytest
 import torch
 
-from toys import Stillness, ToyModel, Warmth
-from vader.models.base import Guidance, VideoSize
-from vader.networks.adapter import adapter_parameters, add_adapter
-from vader.rewards.base import RewardMix
-from vader.sampling.policies import Plan
-from vader.sampling.walk import Chain, Noise, sample_latents, views
-from vader.scoring.scorer import Scorer, split_backward
+from toy_runs import toy_recipe
+from toy_walks import SIZE, Float64Noise, TwoExperts, cfg, gradient, make_walk
+from toys import Stillness, Warmth
+from vader.algorithms.reward_gradient import BaseDistance
+from vader.errors import UserError
+from vader.networks.adapter import parameters_of
+from vader.nouns import Prompt
+from vader.rewards import RewardMix
+from vader.runs.folder import RunFolder
+from vader.sampling import Walk, load_policy
+from vader.sampling.walk import Place
+from vader.scoring.choice import evaluation_groups
+from vader.scoring.scorer import Scorer
+from vader.training.trainer import build_run, next_batch
 
-STEPS, SIZE = 5, VideoSize(frames=4, height=8, width=8)
-FRAMEWISE = RewardMix({"warmth": Warmth()}, {"warmth": 1.0})
+STEPS = 5
+PROMPTS = [Prompt("a"), Prompt("b")]
 MIXED = RewardMix({"warmth": Warmth(), "stillness": Stillness()}, {"warmth": 1.0, "stillness": 0.5})
 
 
-@dataclass(frozen=True)
-class Float64Noise(Noise):
-    def draw(self, use: str) -> torch.Tensor:
-        return super().draw(use).double()
+def losses(walk: Walk, split: bool):
+    """What VADER differentiates, with the sign of the reward."""
+    scorer, groups = Scorer(walk.sampler.model, MIXED, SIZE, 1), evaluation_groups(MIXED, SIZE, 2)
+    scale = -torch.ones(2, dtype=torch.float64)
+    if not split:
+        return lambda latents: scorer.graph(latents, PROMPTS, groups, scale)[0]
+    return lambda latents: (latents * scorer.pull(latents, PROMPTS, groups, scale)[0]).sum()
 
 
-NOISE = Float64Noise((4, 4, 2, 2), 0, "train", 1, (0, 1))
-
-
-def make_chain(guidance: Guidance, eta: float = 0.0) -> Chain:
-    model = ToyModel(eta, torch.float64)
-    add_adapter(model.denoiser, model.lora_targets, rank=2)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in adapter_parameters(model.denoiser):
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    condition = model.encode(["red", "blue"])
-    return Chain(model, model.solver.schedule(STEPS, SIZE), condition, guidance)
-
-
-def all_frames() -> torch.Tensor:
-    return torch.arange(SIZE.frames).expand(2, -1)
-
-
-def gradient(chain: Chain, plan: Plan, mix: RewardMix, frames: torch.Tensor, split: bool) -> torch.Tensor:
-    """The reward's gradient in all adapter weights, as one vector."""
-    parameters = adapter_parameters(chain.model.denoiser)
-    for parameter in parameters:
-        parameter.grad = None
-    scorer = Scorer(chain.model, mix, ["a", "b"])
-    for view in views(chain, NOISE, plan):
-        if split:
-            at_latents, _ = split_backward(scorer, view.latents, frames, 1, -1.0 / plan.views)
-            (view.latents * at_latents).sum().backward()
-        else:
-            total, _ = scorer(view.latents, frames)
-            (total.sum() / plan.views).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in parameters])
-
-
-def truncated_reward(chain: Chain, plan: Plan, base: list[torch.Tensor]) -> torch.Tensor:
-    """The reward as a function of the adapter in the active steps only: inactive ones use the weights `base`."""
-    parameters = adapter_parameters(chain.model.denoiser)
+def truncated_reward(walk: Walk, first: int, base: list[torch.Tensor]) -> torch.Tensor:
+    """The reward as a function of the adapter from step `first` on: earlier ones use the weights `base`."""
+    parameters = parameters_of(walk.sampler.model.denoisers)
     moved = [parameter.data.clone() for parameter in parameters]
 
     def use(values: list[torch.Tensor]) -> None:
         for parameter, value in zip(parameters, values, strict=True):
             parameter.data = value
 
-    latents, state = chain.start(NOISE), None
     with torch.no_grad():
-        for i in range(STEPS):
-            use(moved if i in plan.active else base)
-            latents, *_, state = chain.advance(i, latents, chain.predict(i, latents), NOISE, state)
+        use(base)
+        before: Place = walk.frozen(first)
         use(moved)
-        return Scorer(chain.model, MIXED, ["a", "b"])(latents, all_frames())[0].sum()
+        return losses(walk, False)(walk.to(STEPS, before).latents)
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["split", "plain"])
-@pytest.mark.parametrize("guidance", [Guidance(1.0), Guidance(4.0), Guidance(4.0, batched=False)], ids=str)
+@pytest.mark.parametrize(("scale", "batched"), [(1.0, True), (4.0, True), (4.0, False)], ids=str)
 @pytest.mark.parametrize("k", [1, 3, STEPS])
-def test_equals_central_differences(k: int, guidance: Guidance, split: bool) -> None:
-    chain, plan = make_chain(guidance), Plan(frozenset(range(STEPS - k, STEPS)))
-    found = gradient(chain, plan, MIXED, all_frames(), split)
-    parameters = adapter_parameters(chain.model.denoiser)
+def test_equals_central_differences(k, scale, batched, split):
+    walk = make_walk(steps=STEPS, guidance=cfg(scale), batched=batched)
+    found = gradient(walk, load_policy("last", {"k": k})(walk, torch.Generator()), losses(walk, split))
+    parameters = parameters_of(walk.sampler.model.denoisers)
     base = [parameter.data.clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(7)
     for _ in range(2):
@@ -94,84 +66,113 @@ def test_equals_central_differences(k: int, guidance: Guidance, split: bool) -> 
         for sign in (1, -1):
             for parameter, value, d in zip(parameters, base, direction, strict=True):
                 parameter.data = value + sign * 1e-5 * d
-            rewards.append(truncated_reward(chain, plan, base))
+            rewards.append(truncated_reward(walk, STEPS - k, base))
             for parameter, value in zip(parameters, base, strict=True):
                 parameter.data = value.clone()
         assert slope.item() == pytest.approx(((rewards[0] - rewards[1]) / 2e-5).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_split_equals_plain(eta: float) -> None:
-    chain, plan = make_chain(Guidance(3.0), eta), Plan(frozenset({2, 3, 4}))
-    for mix in (FRAMEWISE, MIXED):
-        plain = gradient(chain, plan, mix, all_frames(), split=False)
-        torch.testing.assert_close(gradient(chain, plan, mix, all_frames(), split=True), plain, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_random_frames_average_to_all_frames(count: int) -> None:
-    """Over all equally likely choices of frames the gradient's mean is exactly the all-frames gradient."""
-    chain, plan = make_chain(Guidance(3.0)), Plan(frozenset({4}))
-    choices = [torch.tensor(c).expand(2, -1) for c in combinations(range(SIZE.frames), count)]
-    mean = torch.stack([gradient(chain, plan, FRAMEWISE, c, split=True) for c in choices]).mean(dim=0)
-    torch.testing.assert_close(mean, gradient(chain, plan, FRAMEWISE, all_frames(), split=True), rtol=1e-12, atol=1e-16)
-
-
-def test_sampling_is_the_same_with_and_without_gradient() -> None:
-    chain = make_chain(Guidance(3.0), eta=1.0)
-    plain = sample_latents(chain, NOISE)
-    for plan in (Plan(frozenset({4})), Plan(frozenset(range(STEPS))), Plan(frozenset({1, 3}), detach_input=True)):
-        assert torch.equal(next(views(chain, NOISE, plan)).latents, plain)
-
-
-def test_no_graph_before_the_first_active_step() -> None:
-    """The unconditional twin of truth: with K = 1 the latents' graph holds exactly one pass of the denoiser."""
-    chain = make_chain(Guidance(1.0))
-    calls = []
-    chain.model.denoiser.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    next(views(chain, NOISE, Plan(frozenset({STEPS - 1}))))
-    assert calls == [False] * (STEPS - 1) + [True]
-
-
-def test_detached_input_cuts_the_chain() -> None:
+def test_inputs_without_gradient_cut_the_chain():
     """DRTune: gradient reaches an active step only through the solver's linear part, so steps add up independently."""
-    chain, frames = make_chain(Guidance(3.0)), all_frames()
-    both = gradient(chain, Plan(frozenset({1, 3}), detach_input=True), FRAMEWISE, frames, split=True)
-    alone = [gradient(chain, Plan(frozenset({i}), detach_input=True), FRAMEWISE, frames, split=True) for i in (1, 3)]
-    torch.testing.assert_close(both, alone[0] + alone[1], rtol=1e-10, atol=1e-14)
-    chained = gradient(chain, Plan(frozenset({1, 3})), FRAMEWISE, frames, split=True)
-    assert not torch.allclose(chained, both, rtol=1e-3)
+
+    def of(steps: set[int], carry: float) -> torch.Tensor:
+        walk = make_walk(steps=STEPS)
+        end = walk.to(STEPS, walk.frozen(min(steps)), steps.__contains__, carry=lambda i: carry)
+        (loss,) = [losses(walk, True)(end.latents)]
+        parameters = parameters_of(walk.sampler.model.denoisers)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    both = of({1, 3}, 0.0)
+    torch.testing.assert_close(both, of({1}, 0.0) + of({3}, 0.0), rtol=1e-9, atol=1e-13)
+    assert not torch.allclose(of({1, 3}, 1.0), both, rtol=1e-3)
 
 
-def test_refl_sees_the_clean_estimate() -> None:
-    chain = make_chain(Guidance(3.0))
-    view = next(views(chain, NOISE, Plan(frozenset({2}), sees="clean")))
-    latents, state = chain.start(NOISE), None
-    for i in range(3):
-        step = chain.advance(i, latents, chain.predict(i, latents), NOISE, state)
-        latents, state = step.next, step.state
-    assert torch.equal(view.latents, step.clean)
+# ---- the pull to the base ----
 
 
-def test_draft_lv_runs_the_last_step_from_fresh_noisings() -> None:
-    chain, plan = make_chain(Guidance(3.0)), Plan(frozenset({STEPS - 1}), views=3)
-    seen = [view.latents.detach() for view in views(chain, NOISE, plan)]
-    assert torch.equal(seen[0], sample_latents(chain, NOISE))
-    again = chain.model.solver.renoise(chain.schedule, STEPS - 1, seen[0], NOISE.draw("view2"))
-    expected = chain.advance(STEPS - 1, again, chain.predict(STEPS - 1, again), NOISE).next
-    assert torch.equal(seen[2], expected)
-    assert not torch.equal(seen[1], seen[2])
-
-
-def test_base_distance_is_that_of_the_predictions() -> None:
-    model_chain = make_chain(Guidance(3.0))
-    chain = Chain(
-        model_chain.model, model_chain.schedule, model_chain.condition, model_chain.guidance, base_distance=True
-    )
-    view = next(views(chain, NOISE, Plan(frozenset({0}))))
-    start = chain.start(NOISE)
-    adapted = chain.predict(0, start)
-    for parameter in adapter_parameters(chain.model.denoiser):
+def test_base_distance_is_that_of_the_predictions():
+    distance, walk = BaseDistance(), make_walk(steps=STEPS)
+    told = Walk(walk.sampler, walk.condition, walk.noise, on_gradient=distance)
+    told.to(STEPS, told.frozen(3), {3, 4}.__contains__)
+    places = walk.path()
+    adapted = [walk.predict(i, places[i].latents) for i in (3, 4)]
+    for parameter in parameters_of(walk.sampler.model.denoisers):
         parameter.data.zero_()
-    expected = (adapted - chain.predict(0, start)).square().flatten(1).mean(dim=1).sum()
-    torch.testing.assert_close(view.distance, expected)
+    base = [walk.predict(i, places[i].latents) for i in (3, 4)]
+    expected = sum((one - other).square().flatten(1).mean(dim=1) for one, other in zip(adapted, base, strict=True))
+    torch.testing.assert_close(distance.taken(), expected, rtol=1e-10, atol=0)
+    assert distance.sum is None
+
+
+def test_the_pull_to_the_base_is_part_of_the_gradient(tmp_path, monkeypatch):
+    """A step's gradient with weight w is that without, plus w times that of the mean distance."""
+
+    def of(weight: float) -> torch.Tensor:
+        run = build_run(toy_recipe(f"algorithm.base_distance={weight}"), RunFolder(tmp_path / str(weight)))
+        generator = torch.Generator().manual_seed(5)
+        for parameter in run.engine.parameters:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        found: list[torch.Tensor] = []
+
+        def keep(*_: object) -> tuple[float, bool]:
+            found.extend(parameter.grad.flatten() for parameter in run.engine.parameters)
+            return 1.0, True
+
+        monkeypatch.setattr(run.engine, "optimise", keep, raising=False)
+        metrics = run.algorithm.step(run.engine, next_batch(run, 1))
+        assert ("base_distance" in metrics.extra) == (weight > 0)
+        return torch.cat(found)
+
+    none, one, three = of(0.0), of(1.0), of(3.0)
+    torch.testing.assert_close(three - none, 3 * (one - none), rtol=1e-3, atol=1e-5)
+    assert (one - none).abs().max() > 1e-3
+
+
+# ---- experts ----
+
+EXPERTS = ("model.family=toy_walks:TwoExperts", "sampling.steps=6")
+
+
+def built(tmp_path, *overrides: str):
+    return build_run(toy_recipe(*EXPERTS, *overrides), RunFolder(tmp_path / "toy"))
+
+
+def test_a_policy_that_never_reaches_a_denoiser_is_refused_before_the_run(tmp_path):
+    with pytest.raises(UserError) as error:
+        built(tmp_path, "algorithm.policy={name: last, k: 2}")
+    assert str(error.value) == (
+        "the policy 'last' never reaches 'transformer', which denoises other steps than [4, 5]: choose a policy that "
+        "goes further back, or set adapter.denoisers to [transformer_2]"
+    )
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.policy={name: full}"],
+        ["algorithm.policy={name: sparse, k: 1}"],
+        ["algorithm.policy={name: leap}"],
+        ["algorithm.policy={name: last, k: 2}", "adapter.denoisers=[transformer_2]"],
+        ["algorithm.policy={name: steps, steps: [0]}", "adapter.denoisers=[transformer]"],
+    ],
+)
+def test_a_policy_that_reaches_all_that_is_trained_is_taken(tmp_path, overrides):
+    run = built(tmp_path, *overrides)
+    before = [parameter.clone() for parameter in run.engine.parameters]
+    assert not run.algorithm.step(run.engine, next_batch(run, 1)).skipped
+    assert any(not torch.equal(*pair) for pair in zip(before, run.engine.parameters, strict=True))
+
+
+def test_the_gradient_reaches_each_expert_in_its_own_steps():
+    from toy_walks import FLOW, make_model
+
+    model = make_model(TwoExperts)
+    noise = Float64Noise(model.noise_shape(SIZE), 0, "train", 1, (0, 1))
+    walk = make_walk(FLOW, steps=6, model=model, noise=noise)
+    names = [model.expert(walk.start_of(i).time) for i in range(6)]
+    for i, name in enumerate(names):
+        gradient(walk, load_policy("steps", {"steps": (i,)})(walk, torch.Generator()), losses(walk, True))
+        for other, denoiser in model.denoisers.items():
+            touched = any(p.grad is not None and p.grad.abs().max() > 0 for p in parameters_of({other: denoiser}))
+            assert touched == (other == name)

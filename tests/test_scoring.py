@@ -7,7 +7,7 @@ import torch
 
 from vader.errors import UserError
 from vader.files.video import write_mp4, write_png_frames
-from vader.rewards.base import ClipReward, FrameReward, RewardMix
+from vader.rewards import AllFrames, FrameReward, PerSecond, Reward, RewardMix
 from vader.scoring.files import CHUNK, find_videos, over_files, score_files
 
 
@@ -17,17 +17,17 @@ class Brightness(FrameReward):
         self.calls: list[tuple[int, set[str]]] = []
 
     def score_frames(self, images, prompts):
-        self.calls.append((len(images), set(prompts)))
+        self.calls.append((len(images), {prompt.text for prompt in prompts}))
         return images.mean(dim=(1, 2, 3))
 
 
-class Flicker(ClipReward):
-    min_frames = 1  # it says itself what it needs
+class Flicker(Reward):
+    """Says itself what it needs."""
 
-    def forward(self, frames, prompts):
-        if frames.shape[1] < 2:
+    def score(self, clip, prompts):
+        if clip.frames.shape[1] < 2:
             raise UserError("reward 'flicker' needs two frames, got 1: set max_frames")
-        return -frames.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
+        return -clip.frames.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
 
 
 def mix(**rewards):
@@ -43,7 +43,7 @@ def test_scores_equal_the_rewards_own(tmp_path):
     write_png_frames(tmp_path / "clip", video)
     both = mix(brightness=Brightness(), flicker=Flicker())
     (score,) = score_files([tmp_path / "clip"], both, ["a prompt"])
-    expected = both.parts(video[None], ["a prompt"])
+    expected = {name: reward(video[None], ["a prompt"]) for name, reward in both.items()}
     assert score.error is None
     assert score.frames == 5
     assert list(score.parts) == ["brightness", "flicker"]
@@ -101,7 +101,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_file(tmp_path):
 
 def test_a_clip_reward_says_how_many_frames_it_takes(tmp_path):
     class Pairs(Flicker):
-        min_frames, frame_multiple = 2, 2
+        needs = AllFrames(least=2, multiple=2)
 
     write_png_frames(tmp_path / "odd", ramp(5))
     write_png_frames(tmp_path / "one", ramp(1))
@@ -112,6 +112,28 @@ def test_a_clip_reward_says_how_many_frames_it_takes(tmp_path):
     assert even.error is None
     (one,) = score_files([tmp_path / "one"], mix(pairs=Pairs()), [""])
     assert "reward 'pairs' needs at least 2 frames together, got 1" in one.error
+
+
+class Times(Reward):
+    """The times at which it sees frames, as decimals of one number."""
+
+    needs = PerSecond(2.0, multiple=2)
+
+    def score(self, clip, prompts):
+        return (clip.times[0] * 10.0 ** -torch.arange(clip.times.shape[1])).sum()[None]
+
+
+def test_frames_by_the_second_follow_the_file_s_own_speed(tmp_path):
+    write_mp4(tmp_path / "fast.mp4", ramp(17), fps=8)
+    write_mp4(tmp_path / "slow.mp4", ramp(17), fps=2)
+    write_png_frames(tmp_path / "folder", ramp(17))
+    fast, slow, folder = score_files(
+        [tmp_path / name for name in ("fast.mp4", "slow.mp4", "folder")], mix(times=Times()), [""] * 3
+    )
+    assert fast.total == pytest.approx(0 / 1 + (5 / 8) / 10 + (11 / 8) / 100 + (16 / 8) / 1000, abs=1e-5)
+    spread = torch.linspace(0, 16, 16).round() / 2  # 17 frames at two a second: the nearest even number
+    assert slow.total == pytest.approx((spread * 10.0 ** -torch.arange(16)).sum().item(), abs=1e-5)
+    assert "reward 'times' needs frames by the second, and nothing tells how fast these are" in folder.error
 
 
 def test_prompts_are_checked_before_anything_is_read(tmp_path):

@@ -36,7 +36,7 @@ def test_pictures_are_what_their_captions_say_and_none_is_on_both_sides(cache) -
     looks = []
     for half in ("train", "test"):
         prompts = load_prompts(f"tiny-pictures-{half}")
-        assert list(prompts) == list(load_prompts(f"tiny-{half}"))
+        assert list(map(str, prompts)) == list(map(str, load_prompts(f"tiny-{half}")))
         seen = judge(prompt_images(prompts, 32, 32)[:, None])
         truth = torch.tensor([parse_caption(prompt.text) for prompt in prompts])
         found = torch.stack([seen.color, seen.shape, seen.background], dim=1)

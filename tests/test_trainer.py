@@ -142,6 +142,37 @@ def test_every_policy_trains_on_its_choice_of_frames(tmp_path, policy, sees, spl
     assert [step.queries for step in steps] == ([8, 16] if policy == "draft_lv" else [4, 8])
 
 
+ALGORITHMS = {
+    "reward_gradient": ["algorithm={name: reward_gradient}"],
+    "without split backward": ["algorithm={name: reward_gradient}", "scoring.split_backward=false"],
+    "ddpo": ["algorithm={name: ddpo}", "sampling.eta=1"],
+    "diffusion_dpo": ["algorithm={name: diffusion_dpo, pairs: 2}"],
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_no_more_than_a_chunk_of_images_is_scored_at_once(tmp_path, monkeypatch, algorithm):
+    """In training and in evaluation alike; without split backward the user has asked for one large graph."""
+    sizes: dict[bool, list[int]] = {False: [], True: []}
+    score = Warmth.score_frames
+
+    def watched(self: Warmth, images: Tensor, prompts: Collection[str]) -> Tensor:
+        sizes[torch.is_grad_enabled()].append(len(images))
+        return score(self, images, prompts)
+
+    monkeypatch.setattr(Warmth, "score_frames", watched)
+    few = ("scoring.chunk=2", "rewards.0.sees=all", "train.steps=2", "train.batch=4", "evaluation.videos=3")
+    train(toy_recipe(*few, *algorithm), tmp_path)
+    evaluated, trained = 2 * 3 * 4, 2 * 4 * 4  # twice three held-out videos, two steps of four, of four frames each
+    assert max(sizes[False]) == 2
+    if algorithm[0] == "algorithm={name: reward_gradient}":
+        assert sum(sizes[False]) == evaluated
+        assert sum(sizes[True]) == trained
+        assert max(sizes[True]) == (16 if len(algorithm) == 2 else 2)
+    else:
+        assert sum(sizes[False]) == evaluated + trained
+
+
 def test_the_reward_rises(tmp_path):
     result = train(toy_recipe("rewards=[{name: 'toys:Warmth'}]", "train.steps=40", "evaluation.every=40"), tmp_path)
     assert result.after[0] > result.before[0] + 0.1
@@ -260,7 +291,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["rewards.0.name=toys:Warmht"], "did you mean 'Warmth'?"),
         (["rewards.0.gain=2"], "reward 'toys:Warmth' has no option 'gain'"),
         (["rewards.1.sees=1"], "reward 'Stillness' needs at least 2 frames together, got 1"),
-        (["model.family=modelscop"], "unknown model family 'modelscop': did you mean 'modelscope'?"),
+        (["model.family=modelscop"], "unknown model 'modelscop': did you mean 'modelscope'?"),
         (["model.family=toys:Warmth"], "is not a VideoModel"),
         (["algorithm.name=reward_gradiant"], "unknown algorithm 'reward_gradiant': did you mean 'reward_gradient'?"),
         (["prompts.train=no.txt"], "prompt file 'no.txt' does not exist"),

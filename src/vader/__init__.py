@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vader.models.registry import load_model as load_model
     from vader.networks.adapter import merge_adapter as merge_adapter
     from vader.networks.techniques import Technique as Technique
+    from vader.nouns import Audio as Audio
     from vader.nouns import Clip as Clip
     from vader.nouns import Condition as Condition
     from vader.nouns import Known as Known
@@ -54,6 +55,7 @@ _HOMES = {
     "Metrics": "vader.algorithms.base",
     "Reward": "vader.rewards.base",
     "AllFrames": "vader.rewards.needs",
+    "Audio": "vader.nouns",
     "Clip": "vader.nouns",
     "Condition": "vader.nouns",
     "Frames": "vader.rewards.needs",

@@ -63,7 +63,7 @@ class RewardGradient(Algorithm):
             for view in self.policy(walk, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
                 weight = torch.ones(len(part.prompts), device=engine.model.device) * view.weight / batch.total
                 scale = engine.scaler.scale(weight)
-                loss, scored = self._score(engine, part, view.latents, scale)
+                loss, scored = self._score(engine, part, walk.kept(view.latents), scale)
                 pull = distance.taken() if distance else torch.zeros_like(scale)
                 with engine.clock("gradient"):
                     (loss + self.settings.base_distance * (scale * pull).sum()).backward()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +15,10 @@ from vader.errors import UserError, nearest
 
 @app.command("list", epilog="Example: vader list recipes")
 def list_names(
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="models, rewards, metrics, prompts, recipes or algorithms.")
-    ],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What: models, rewards, metrics, policies ...")],
 ) -> None:
-    """List what is built in and can be named in a recipe."""
+    """List what is built in and can be named in a recipe: models, rewards, metrics, prompts, recipes, algorithms,
+    policies, guidance or memory techniques."""
     if kind not in LISTINGS:
         raise UserError(f"cannot list {kind!r}: {nearest(kind, LISTINGS)}")
     names = LISTINGS[kind]()
@@ -54,13 +56,43 @@ def _prompt_sets() -> dict[str, str]:
 def _recipes() -> dict[str, str]:
     from vader.recipe import BUILT_IN, recipe_names
 
-    return {name: (BUILT_IN / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in recipe_names()}
+    return {name: _first_sentence((BUILT_IN / f"{name}.yaml").read_text()) for name in recipe_names()}
+
+
+def _first_sentence(recipe: str) -> str:
+    """Of the comment that heads a recipe."""
+    comment = " ".join(re.findall(r"^# (.*)", recipe.partition("name:")[0], re.MULTILINE))
+    return re.split(r"(?<=\.) ", comment, maxsplit=1)[0]
 
 
 def _algorithms() -> dict[str, str]:
     from vader.algorithms import algorithm_names
 
     return algorithm_names()
+
+
+def _policies() -> dict[str, str]:
+    from vader.sampling.policies import POLICIES
+
+    return _documented(POLICIES)
+
+
+def _guidance() -> dict[str, str]:
+    from vader.sampling.guidance import STRATEGIES
+
+    return _documented(STRATEGIES)
+
+
+def _memory() -> dict[str, str]:
+    from vader.networks.techniques import TECHNIQUES, Technique
+    from vader.plugins import load_object
+
+    return _documented({name: load_object(spec, "memory technique", Technique) for name, spec in TECHNIQUES.items()})
+
+
+def _documented(parts: Mapping[str, Any]) -> dict[str, str]:
+    """The first paragraph on each."""
+    return {name: " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split()) for name, part in parts.items()}
 
 
 LISTINGS = {
@@ -70,4 +102,7 @@ LISTINGS = {
     "prompts": _prompt_sets,
     "recipes": _recipes,
     "algorithms": _algorithms,
+    "policies": _policies,
+    "guidance": _guidance,
+    "memory": _memory,
 }

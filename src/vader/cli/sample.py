@@ -61,6 +61,10 @@ def sample(
     resolved = _recipe_to_sample(recipe, model, size_asked)
     video = with_changes(resolved.video, fps=fps)
     sampling = with_changes(resolved.sampling, steps=steps, guidance=guidance, negative=negative)
+    from vader.recipe import rules
+
+    for contradiction in rules.of_sampling(sampling):
+        raise UserError(contradiction)
     resolved = resolved.model_copy(update={"video": video, "sampling": sampling})
     make_folder(out)
     from vader.engine.build import build_solver, load_recipe_guidance, video_size

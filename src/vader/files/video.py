@@ -73,9 +73,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Tensor:
 
 def stream_frames(path: str | Path, max_frames: int | None = None) -> Iterator[Tensor]:
     """`read_video`, one frame `[3, H, W]` at a time, so that a long video need not fit into memory."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"no video at {path}: give a video file or a folder of frames")
+    path = _existing(path)
     images = _folder_images(path, max_frames) if path.is_dir() else _file_images(path, max_frames)
     first = next(images, None)
     if first is None:
@@ -90,9 +88,9 @@ def frame_rate(path: str | Path, max_frames: int | None = None) -> float | None:
     """Frames a second of a video file, as `stream_frames` gives them; None for a folder of frames, which tells none.
 
     Raises:
-        UserError: unreadable.
+        UserError: missing or unreadable.
     """
-    path = Path(path)
+    path = _existing(path)
     if path.is_dir():
         return None
     with _readable(path), av.open(str(path)) as container:
@@ -101,6 +99,12 @@ def frame_rate(path: str | Path, max_frames: int | None = None) -> float | None:
         return None if rate is None else float(rate)
     count = _count_frames(path)
     return float(rate) * len(subsampled(count, max_frames)) / count
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).exists():
+        raise UserError(f"no video at {path}: give a video file or a folder of frames")
+    return Path(path)
 
 
 def subsampled(count: int, limit: int | None) -> list[int]:

@@ -149,9 +149,9 @@ class StableVideoDiffusion(VideoModel):
         """See `VideoModel.denoise`: latents and prediction are `[N, F, C, h, w]`."""
         dtype = self.denoiser.dtype
         image = inputs["image"].to(latents)[:, None].expand_as(latents)
-        told = torch.cat([latents, image], dim=2).to(dtype)
+        beside = torch.cat([latents, image], dim=2).to(dtype)
         clip, numbers = inputs["clip"].to(dtype), inputs["numbers"]
-        return self.denoiser(told, time.to(latents.device), clip, numbers, return_dict=False)[0].to(latents.dtype)
+        return self.denoiser(beside, time.to(latents.device), clip, numbers, return_dict=False)[0].to(latents.dtype)
 
     def windows(self, size: VideoSize) -> Sequence[range]:
         """Stretches of `decode_chunk` frames; the last may be shorter."""

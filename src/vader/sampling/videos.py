@@ -66,15 +66,15 @@ def sample_videos(
     noise depends on the seed and its place among the prompts alone, not on how they are batched. The other arguments
     are those of `make_sampler`.
     """
-    sampler, told = make_sampler(model, size, steps, guidance, solver), as_prompts(prompts)
-    shape = model.noise_shape(size)
-    model.check_prompts(told, pictured=images is not None)
-    model.prepare(told)
+    sampler = make_sampler(model, size, steps, guidance, solver)
+    shape, prompts = model.noise_shape(size), as_prompts(prompts)
+    model.check_prompts(prompts, pictured=images is not None)
+    model.prepare(prompts)
     videos = []
-    for start in range(0, len(told), batch):
+    for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
-        condition = model.encode(told[some], size, None if images is None else images[some])
-        noise = Noise(shape, seed, "sample", 0, range(len(told))[some], model.device)
+        condition = model.encode(prompts[some], size, None if images is None else images[some])
+        noise = Noise(shape, seed, "sample", 0, range(len(prompts))[some], model.device)
         walk = Walk(sampler, condition, noise)
         videos.append(model.decode(walk.frozen(len(walk)).latents).cpu())
     return torch.cat(videos)

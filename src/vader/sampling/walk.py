@@ -229,7 +229,7 @@ class Walk:
         return found[::-1]
 
     def kept(self, latents: Any) -> Any:
-        """Latents with what the condition knows of them in its place."""
+        """Latents with what is known of them in its place: after every move, and before they are decoded."""
         return latents if self.condition.known is None else self.condition.known.keep(latents)
 
 

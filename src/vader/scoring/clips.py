@@ -35,10 +35,11 @@ class Sheet:
     values: int = 0
 
     def add(self, row: int, videos: int, parts: Mapping[str, Tensor]) -> None:
-        """Adds (shares of) the scores `[b]` of some of the videos, from a row on."""
+        """Adds (shares of) the scores `[b]` of some of the videos, from a row on; in float32 or better."""
         for name, part in parts.items():
-            whole = self.parts.setdefault(name, torch.zeros(videos, device=part.device))
-            whole[row : row + len(part)] += part.detach().float()
+            kind = torch.promote_types(part.dtype, torch.float32)
+            whole = self.parts.setdefault(name, torch.zeros(videos, dtype=kind, device=part.device))
+            whole[row : row + len(part)] += part.detach()
 
     def count_clamped(self, raw: Tensor) -> None:
         """Clamped pixels carry no gradient, so they are counted."""

@@ -130,16 +130,16 @@ def _score_whole(
     rewards: Mapping[str, Reward], mix: RewardMix, frames: Tensor, prompt: Prompt, fps: float | None
 ) -> dict[str, PartScore]:
     """Rewards that need a video's frames `[F, 3, H, W]` together, each of those that it needs."""
-    found, count = {}, len(frames)
+    found, (count, _, height, width) = {}, frames.shape
+    size = VideoSize(count, height, width, max(1, round(fps or 8)))
     for name, reward in rewards.items():
-        _check_count(name, reward, count)
         if fps is None and isinstance(mix.shown[name], PerSecond):
             raise UserError(
                 f"reward {name!r} needs frames by the second, and nothing tells how fast these are: give a video file"
             )
-        height, width = frames.shape[-2:]
-        size = VideoSize(count, height, width, round(fps or 8))
-        clip = Clip.whole(frames[None], fps or 8.0).at(mix.shown[name].choose(size)[None])
+        chosen = mix.shown[name].choose(size)
+        _check_count(name, reward, len(chosen))
+        clip = Clip.whole(frames[None], fps or 8.0).at(chosen[None])
         device = _device(reward)
         shown = Clip(clip.frames.to(device), clip.times.to(device))
         found[name] = PartScore(reward.score(shown, [prompt]).item(), None)

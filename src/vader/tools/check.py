@@ -8,6 +8,7 @@ that raises has failed, with the error as its detail.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vader.models.base import VideoModel
 from vader.networks.adapter import add_adapters, parameters_of
-from vader.nouns import Condition, Prompt, VideoSize, as_prompts, flat, map_latents
+from vader.nouns import Audio, Clip, Condition, Prompt, VideoSize, as_prompts, flat, map_latents
 from vader.plugins import one_line
 from vader.randomness import generator
 from vader.rewards.base import Reward
@@ -30,6 +31,7 @@ from vader.sampling.videos import solver_of
 
 PROMPTS = (Prompt("a red circle moving left over snow"), Prompt("a blue square moving up over grass"))
 SIZE = VideoSize(frames=4, height=32, width=32)
+SOUND_RATE = 8000  # samples a second
 CHAIN = 40  # steps: enough that every denoiser has some of them
 
 
@@ -61,20 +63,21 @@ def _check(name: str, test: Callable[[], Outcome]) -> Check:
 
 
 def check_reward(reward: Reward, prompts: Sequence[str | Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
-    """Checks a reward on random videos of `size`, one for each prompt (two or more)."""
+    """Checks a reward on random videos of `size`, one for each prompt (two or more), with sound if it listens."""
     device = next(reward.parameters(), torch.empty(0)).device
-    frames = _random_pixels(len(prompts), size).to(device)
+    clip = _random_clip(len(prompts), size, reward.needs.audio, device)
+    reached = "pixels or sound" if reward.needs.audio else "the pixels"
     tests = {
         "one finite number a video": _scores,
         "the same again": _same_again,
         "videos don't mix": _videos_independent,
         "frames don't mix": _frames_independent,
-        "gradient reaches the pixels": _reaches_pixels,
-        "gradient agrees with finite differences": _pixel_gradient_agrees,
+        f"gradient reaches {reached}": _reaches_clip,
+        "gradient agrees with finite differences": _clip_gradient_agrees,
     }
     if not reward.framewise:
         del tests["frames don't mix"]
-    bound = {name: partial(test, reward, frames, as_prompts(prompts)) for name, test in tests.items()}
+    bound = {name: partial(test, reward, clip, as_prompts(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": partial(_frozen, {"reward": reward})})
 
 
@@ -84,9 +87,17 @@ def _random_pixels(count: int, size: VideoSize) -> Tensor:
     return 0.2 + 0.6 * torch.rand(shape, generator=generator(0, "check/pixels"))
 
 
+def _random_clip(count: int, size: VideoSize, sound: bool, device: torch.device) -> Clip:
+    """Pixels and, if wanted, sound in stereo, half as loud as can be."""
+    length = math.ceil(SOUND_RATE * size.frames / size.fps)
+    samples = torch.rand((count, 2, length), generator=generator(0, "check/sound")) - 0.5
+    audio = Audio(samples.to(device), SOUND_RATE) if sound else None
+    return Clip.whole(_random_pixels(count, size).to(device), size.fps, audio)
+
+
 @torch.no_grad()
-def _scores(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    scores = reward(frames, prompts)
+def _scores(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    scores = reward.score(clip, prompts)
     if tuple(scores.shape) != (len(prompts),):
         return False, f"shape is {list(scores.shape)}, should be [{len(prompts)}]"
     if scores.dtype != torch.float32:
@@ -96,44 +107,57 @@ def _scores(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
 
 
 @torch.no_grad()
-def _same_again(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    return _equal(reward(frames, prompts), reward(frames, prompts))
+def _same_again(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    return _equal(reward.score(clip, prompts), reward.score(clip, prompts))
 
 
 @torch.no_grad()
-def _videos_independent(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    alone = torch.cat([reward(frames[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
-    return _equal(reward(frames, prompts), alone)
+def _videos_independent(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    alone = torch.cat([reward.score(clip[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
+    return _equal(reward.score(clip, prompts), alone)
 
 
 @torch.no_grad()
-def _frames_independent(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    alone = torch.stack([reward(frame[:, None], prompts) for frame in frames.unbind(dim=1)])
-    return _equal(reward(frames, prompts), alone.mean(dim=0))
+def _frames_independent(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    places = torch.arange(clip.frames.shape[1], device=clip.frames.device).expand(len(clip), -1).split(1, dim=1)
+    alone = torch.stack([reward.score(clip.at(place), prompts) for place in places])
+    return _equal(reward.score(clip, prompts), alone.mean(dim=0))
 
 
-def _reaches_pixels(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    gradient = _pixel_gradient(reward, frames, prompts)
-    videos = gradient.flatten(1).norm(dim=1)
+def _reaches_clip(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    gradient = _clip_gradient(reward, clip, _numbers(clip), prompts)
+    videos = gradient.norm(dim=1)
     reached = (gradient != 0).float().mean().item()
-    return bool(videos.isfinite().all() and (videos > 0).all()), f"{reached:.0%} of the pixels; norms {_listed(videos)}"
+    return bool(videos.isfinite().all() and (videos > 0).all()), f"{reached:.0%} of them; norms {_listed(videos)}"
 
 
-def _pixel_gradient(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Tensor:
-    frames = frames.clone().requires_grad_()
-    return torch.autograd.grad(reward(frames, prompts).sum(), frames)[0]
+def _numbers(clip: Clip) -> Tensor:
+    """All pixels of each video and, where there is sound, its samples: `[B, D]`."""
+    return torch.cat([clip.frames.flatten(1), *([clip.audio.samples.flatten(1)] if clip.audio else [])], dim=1)
 
 
-def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
+def _with_numbers(clip: Clip, numbers: Tensor) -> Clip:
+    """The clip of other pixels and samples."""
+    count = clip.frames[0].numel()
+    audio = clip.audio and Audio(numbers[:, count:].view_as(clip.audio.samples), clip.audio.rate)
+    return Clip(numbers[:, :count].view_as(clip.frames), clip.times, audio)
+
+
+def _clip_gradient(reward: Reward, clip: Clip, numbers: Tensor, prompts: list[Prompt]) -> Tensor:
+    numbers = numbers.clone().requires_grad_()
+    return torch.autograd.grad(reward.score(_with_numbers(clip, numbers), prompts).sum(), numbers)[0]
+
+
+def _clip_gradient_agrees(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
     def error(dtype: torch.dtype) -> float:
-        probe, pixels = CASTS[dtype](copy.deepcopy(reward)), frames.to(dtype)
-        _require_dtype(probe(pixels, prompts), dtype)
+        probe, numbers = CASTS[dtype](copy.deepcopy(reward)), _numbers(clip).to(dtype)
+        _require_dtype(probe.score(_with_numbers(clip, numbers), prompts), dtype)
 
         @torch.no_grad()
         def shifted(displacement: Tensor) -> float:
-            return probe(pixels + displacement, prompts).double().sum().item()
+            return probe.score(_with_numbers(clip, numbers + displacement), prompts).double().sum().item()
 
-        return _gradient_error(_pixel_gradient(probe, pixels, prompts), shifted, PIXEL_STEPS[dtype])
+        return _gradient_error(_clip_gradient(probe, clip, numbers, prompts), shifted, PIXEL_STEPS[dtype])
 
     return _agreement(error)
 
@@ -187,10 +211,10 @@ def _times(model: VideoModel, size: VideoSize) -> dict[str, list[float]]:
 
 def _predict(model: VideoModel, size: VideoSize, latents: Any, condition: Condition, time: float | None = None) -> Any:
     """The guided prediction at a time, or in the middle of a chain."""
-    told = solver_of(model).schedule(4, size).starts[2].time if time is None else time
+    at = solver_of(model).schedule(4, size).starts[2].time if time is None else time
     first = latents if isinstance(latents, Tensor) else next(iter(latents.values()))
     guidance = load_guidance(model.guidance, {"scale": 2.0})
-    return guidance(Passes(model, latents, torch.tensor(told).to(first), condition))
+    return guidance(Passes(model, latents, torch.tensor(at).to(first), condition))
 
 
 def _noise_shape(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
@@ -229,12 +253,12 @@ def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> 
 
 
 def _experts(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
-    told = _times(model, size)
-    if unknown := [name for name in told if name not in model.denoisers]:
+    found = _times(model, size)
+    if unknown := [name for name in found if name not in model.denoisers]:
         return False, f"expert() names {unknown[0]!r}, but the denoisers are {', '.join(model.denoisers)}"
-    if idle := [name for name in model.denoisers if name not in told]:
+    if idle := [name for name in model.denoisers if name not in found]:
         return False, f"{idle[0]!r} works at no time of a chain of {CHAIN} steps: expert() never names it"
-    return True, "; ".join(f"{name} from {max(times):.4g} to {min(times):.4g}" for name, times in told.items())
+    return True, "; ".join(f"{name} from {max(times):.4g} to {min(times):.4g}" for name, times in found.items())
 
 
 @torch.no_grad()

@@ -86,11 +86,11 @@ class OpenSora(VideoModel):
         uncond_mask = mask.clone()
         for place, row in enumerate(negatives, start=len(prompts)):
             null[row], uncond_mask[row] = embedded[place].to(null.dtype), masks[place]
-        told = self._told(size, len(prompts))
-        cond = {"text": text.to(null.dtype), "text_mask": mask, **told}
-        return Condition(cond, {"text": null, "text_mask": uncond_mask, **told})
+        size_inputs = self._size_inputs(size, len(prompts))
+        cond = {"text": text.to(null.dtype), "text_mask": mask, **size_inputs}
+        return Condition(cond, {"text": null, "text_mask": uncond_mask, **size_inputs})
 
-    def _told(self, size: VideoSize, count: int) -> dict[str, Tensor]:
+    def _size_inputs(self, size: VideoSize, count: int) -> dict[str, Tensor]:
         numbers = {
             "fps": STILL_FPS if size.frames == 1 else size.fps,
             "height": size.height,
