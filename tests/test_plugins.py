@@ -207,6 +207,21 @@ def test_settings_are_a_dataclass_with_parts_in_it():
     assert instantiate(Settings, "algorithm 'x'", {"policy": Part(name="full")}).policy == Part(name="full")
 
 
+def test_settings_of_a_base_in_another_module_are_checked_too(write):
+    write(
+        "further",
+        "from dataclasses import dataclass\n"
+        "from test_plugins import Settings\n"
+        "@dataclass(frozen=True)\n"
+        "class More(Settings):\n"
+        "    times: int = 2\n",
+    )
+    more = load_object("further:More", "settings", Settings)
+    assert instantiate(more, "algorithm 'x'", {"policy": {"name": "last"}, "times": 3}).policy == Part(name="last")
+    with pytest.raises(UserError, match="share is 2: input should be less than or equal to 1"):
+        instantiate(more, "algorithm 'x'", {"policy": {"name": "last"}, "share": 2})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

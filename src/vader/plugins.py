@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
@@ -195,22 +195,23 @@ def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, option
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The type hints of a signature, but for those that name what only a type checker imports."""
-    signature = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    function = inspect.unwrap(signature)
-    hints, homes = dict[str, Any](), _homes(target)
-    for name, hint in getattr(function, "__annotations__", {}).items():
-        alone = SimpleNamespace(__annotations__={name: hint})
-        with suppress(NameError):
-            hints |= get_type_hints(alone, globalns=homes.get(name, function.__globals__), include_extras=True)
+    hints: dict[str, Any] = {}
+    for annotations, names in _annotations(target):
+        for name, hint in annotations.items():
+            alone = SimpleNamespace(__annotations__={name: hint})
+            with suppress(NameError):
+                hints |= get_type_hints(alone, globalns=names, include_extras=True)
     return hints
 
 
-def _homes(target: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """Of each field of a dataclass, the names of the module that declares it: `__init__` knows the last class's."""
-    if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
-        return {}
-    known = {cls: vars(sys.modules[cls.__module__]) for cls in reversed(target.__mro__)}
-    return {name: names for cls, names in known.items() for name in inspect.get_annotations(cls)}
+def _annotations(target: Callable[..., Any]) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Annotations with the names of the module where they are written: of a dataclass, those of each base's fields."""
+    if isinstance(target, type) and "__dataclass_fields__" in vars(target):
+        for base in reversed(target.__mro__):
+            yield inspect.get_annotations(base), vars(sys.modules[base.__module__])
+        return
+    function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    yield getattr(function, "__annotations__", {}), getattr(function, "__globals__", {})
 
 
 def _validated(hint: Any, value: Any, label: str) -> Any:
