@@ -27,12 +27,14 @@ from measuring import (
     present_bytes,
     reset_peak,
     run_script,
+    sees_overrides,
     timed,
     write_result,
 )
 from passes import Pass, necessary_passes
 from rich.table import Table
 
+from vader.algorithms.reward_gradient import RewardGradient
 from vader.errors import UserError
 from vader.recipe import Recipe, load_recipe
 
@@ -62,12 +64,12 @@ def main() -> None:
 
 def measure(recipe: Recipe, rounds: int = ROUNDS) -> tuple[torch.device, dict[str, Any]]:
     """Whole steps and their bare passes in turn: median seconds and peak bytes by phase, and the overhead ratio."""
-    if recipe.algorithm.name != "reward_gradient":
-        raise UserError(f"the overhead of algorithm {recipe.algorithm.name!r} cannot be measured: use reward_gradient")
     step = TrainingStep.of(recipe)
+    if not isinstance(step.algorithm, RewardGradient):
+        raise UserError(f"the overhead of algorithm {recipe.algorithm.name!r} cannot be measured: use reward_gradient")
     step.run()  # the optimiser's state, and whatever else a first time makes
     peaks = step.peaks()
-    passes = necessary_passes(step.engine, step.batch)
+    passes = necessary_passes(step.engine, step.algorithm, step.batch)
     time_passes(passes, step.device)
     whole, bare = [], []
     for _ in range(rounds):
@@ -112,7 +114,9 @@ def measure_frames(recipe: Recipe, source: str, overrides: list[str]) -> tuple[t
     """The peak of a step by how many frames are scored, under split and plain backward, as a ratio to one frame's."""
     cases: dict[str, dict[str, Any]] = {}
     for split in (True, False):
-        found = {n: _peak_in_process(source, [*overrides, *case_overrides(n, split)]) for n in frame_counts(recipe)}
+        found = {
+            n: _peak_in_process(source, [*overrides, *case_overrides(recipe, n, split)]) for n in frame_counts(recipe)
+        }
         for peak in found.values():
             peak["ratio"] = peak["peak"] / found[1]["peak"]
             peak["rise_ratio"] = (peak["peak"] - peak["before"]) / (found[1]["peak"] - found[1]["before"])
@@ -126,8 +130,8 @@ def frame_counts(recipe: Recipe) -> list[int]:
     return sorted({1, min(4, recipe.video.frames), recipe.video.frames})
 
 
-def case_overrides(frames: int, split: bool) -> list[str]:
-    return [f"algorithm.frames.sample={frames}", f"algorithm.split_backward={str(split).lower()}"]
+def case_overrides(recipe: Recipe, frames: int, split: bool) -> list[str]:
+    return [*sees_overrides(recipe, frames), f"algorithm.split_backward={str(split).lower()}"]
 
 
 def measure_peak(recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import argparse
 import gc
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,24 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vader.algorithms.base import Batch, Clock, Engine
-from vader.engine.build import attach_fresh, load_base
+from vader.algorithms import load_algorithm
+from vader.engine.batch import Batch
+from vader.engine.build import attach_fresh, build_sampler, load_recipe_guidance, video_size
+from vader.engine.device import frozen_dtype
+from vader.engine.engine import Clock, Engine
 from vader.errors import UserError
-from vader.models.registry import frozen_dtype
-from vader.networks.adapter import adapter_parameters
-from vader.networks.memory import checkpoint_blocks, count_parameters
-from vader.recipe import Recipe, expand_mixes, load_recipe
-from vader.rewards.registry import build_mix
+from vader.models.registry import load_model
+from vader.networks.adapter import parameters_of
+from vader.networks.measure import count_parameters
+from vader.networks.recompute import checkpoint_blocks
+from vader.networks.techniques import Techniques
+from vader.nouns import Prompt
+from vader.recipe import Recipe, load_recipe
+from vader.rewards.registry import MIXES, Named, build_mix
+from vader.scoring.scorer import Scorer
 
 ROUNDS = 3
-PROMPT = "a prompt"
+PROMPT = Prompt("a prompt")
 Size = tuple[int, int]  # height and width
 
 
@@ -56,29 +63,44 @@ SUBJECTS = {
     "svd": Subject("svd-aesthetic", "random_models:RandomSVD", ((576, 1024),), window=2),
     "opensora": Subject("opensora-hps", "random_models:RandomOpenSora", ((276, 368), (416, 554)), window=17),
 }
-PLAIN, ALL_FRAMES = "algorithm.split_backward=false", "algorithm.frames={{sample: all, chunk: {window}}}"
-CASES: dict[str, tuple[str, ...]] = {
-    "plain": ("memory.checkpointing=false", PLAIN),
-    "split backward": ("memory.checkpointing=false",),
-    "split, checkpointing": (),
-    "split, checkpointing, offload": ("memory.offload=true",),
-    "split, checkpointing, 4 frames": ("algorithm.frames.sample=4",),
-    "split, checkpointing, all frames": (ALL_FRAMES,),
-    "plain, checkpointing, 1 frame": (PLAIN,),
-    "plain, checkpointing, 4 frames": (PLAIN, "algorithm.frames.sample=4"),
-    "plain, checkpointing, all frames": (PLAIN, ALL_FRAMES),
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done about memory, as overrides of the recipe, and how many frames the rewards see.
+
+    Overrides may name `{window}`, see `Subject`.
+    """
+
+    overrides: tuple[str, ...] = ()
+    sees: int | str = 1
+
+
+FREE, PLAIN, CHUNK = "memory=[]", "algorithm.split_backward=false", "scoring.chunk={window}"
+CASES = {
+    "plain": Case((FREE, PLAIN)),
+    "split backward": Case((FREE,)),
+    "split, recompute": Case(),
+    "split, recompute, offload": Case(("memory=[{{name: recompute}}, {{name: offload_activations}}]",)),
+    "split, recompute, 4 frames": Case(sees=4),
+    "split, recompute, all frames": Case((CHUNK,), "all"),
+    "plain, recompute, 1 frame": Case((PLAIN,)),
+    "plain, recompute, 4 frames": Case((PLAIN,), 4),
+    "plain, recompute, all frames": Case((PLAIN, CHUNK), "all"),
 }
 
 
-def full_size_recipe(model: str, device: str, size: Size, overrides: Sequence[str] = ()) -> Recipe:
+def full_size_recipe(
+    model: str, device: str, size: Size, case: Case = CASES["split, recompute"], overrides: Sequence[str] = ()
+) -> Recipe:
     """The family's own recipe with random weights of its shape and of its rewards', one video a step.
 
-    Overrides may name `{window}`, see `Subject`. Prompts are any texts: nothing depends on what they say.
+    Prompts are any texts: nothing depends on what they say.
     """
     subject = SUBJECTS[model]
     rewards = [
-        {"name": "random_rewards:FullSize", "reward": part.name, "weight": part.weight, "device": device}
-        for part in expand_mixes(load_recipe(subject.recipe).rewards)
+        {"name": "random_rewards:FullSize", "reward": name, "weight": weight, "sees": case.sees, "device": device}
+        for name, weight in single_rewards(load_recipe(subject.recipe))
     ]
     ours = [
         *(f"model.family={subject.family}", f"model.checkpoint={device}", "model.precision=bf16"),
@@ -87,7 +109,14 @@ def full_size_recipe(model: str, device: str, size: Size, overrides: Sequence[st
         *(f"video.{side}={pixels}" for side, pixels in zip(("height", "width"), size, strict=True)),
         *("train.batch=1", "train.micro_batch=1"),
     ]
-    return load_recipe(subject.recipe, [*ours, *(override.format(window=subject.window) for override in overrides)])
+    theirs = [override.format(window=subject.window) for override in case.overrides]
+    return load_recipe(subject.recipe, [*ours, *theirs, *overrides])
+
+
+def single_rewards(recipe: Recipe) -> list[tuple[str, float]]:
+    """Names and weights of the recipe's rewards, those of mixes one by one."""
+    mixes = [(part, MIXES.get(part.name, (Named(part.name),))) for part in recipe.rewards]
+    return [(one.name, part.weight * one.weight) for part, ones in mixes for one in ones]
 
 
 # ---- on a device: seconds and memory ----
@@ -98,9 +127,9 @@ def measure(model: str, device: str, names: Iterable[str] = CASES, overrides: Se
     cases = []
     for size in SUBJECTS[model].sizes:
         for name in names:
-            recipe = full_size_recipe(model, device, size, [*CASES[name], *overrides])
+            recipe = full_size_recipe(model, device, size, CASES[name], overrides)
             console.print(f"{label(recipe)}, {name}")
-            cases.append({"size": label(recipe), "case": name, "overrides": list(CASES[name]), **measure_case(recipe)})
+            cases.append({"size": label(recipe), "case": name, **asdict(CASES[name]), **measure_case(recipe)})
             gc.collect()
             torch.cuda.empty_cache()
     return {"cases": cases}
@@ -136,7 +165,7 @@ def case_table(result: dict[str, Any]) -> Table:
 
 def count(model: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Parameters by component, the adapter's, and the floating-point operations of a step at every size."""
-    recipes = [full_size_recipe(model, "meta", size, overrides) for size in SUBJECTS[model].sizes]
+    recipes = [full_size_recipe(model, "meta", size, overrides=overrides) for size in SUBJECTS[model].sizes]
     engine = meta_engine(recipes[0])
     frozen = {**engine.model.networks(), **reward_networks(engine)}
     counts: dict[str, Any] = {
@@ -147,28 +176,39 @@ def count(model: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         },
         "operations": [],
     }
-    for checkpointing in (False, True):
-        for network in engine.model.networks().values() if checkpointing else ():
+    for recompute in (False, True):
+        for network in (*engine.model.networks().values(), engine.reward) if recompute else ():
             checkpoint_blocks(network)
         for recipe in recipes:
-            found = count_operations(replace(engine, recipe=recipe))
-            counts["operations"].append({"size": label(recipe), "checkpointing": checkpointing, **found})
+            found = count_operations(at_size(engine, recipe))
+            counts["operations"].append({"size": label(recipe), "recompute": recompute, **found})
     return counts
 
 
 def meta_engine(recipe: Recipe) -> Engine:
-    """The trainer's engine without data and without checkpointing: shapes and types alone.
+    """The trainer's engine without data and without memory techniques: shapes and types alone.
 
     The prompt's features are there already, as in training, where a reward encodes a prompt once.
     """
     device = torch.device("meta")
-    model = load_base(recipe, device)
-    reward = build_mix(recipe.rewards).to_precision(frozen_dtype(recipe.model.precision, device))
-    reward(torch.empty(1, 1, 3, recipe.video.height, recipe.video.width, device=device), [PROMPT])
+    dtype, section = frozen_dtype(recipe.model.precision, device), recipe.model
+    model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
+    mix = build_mix(recipe.rewards).to_precision(dtype)
+    mix(torch.empty(1, 1, 3, recipe.video.height, recipe.video.width, device=device), [PROMPT])
     attach_fresh(recipe, model)
-    parameters = adapter_parameters(model.denoiser)
+    parameters = parameters_of(model.denoisers)
     optimizer, scaler = torch.optim.AdamW(parameters), torch.amp.GradScaler(enabled=False)
-    return Engine(recipe, model, reward, Accelerator(cpu=True), parameters, optimizer, scaler, Clock(device))
+    sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
+    scorer = Scorer(model, mix, video_size(recipe), recipe.scoring.chunk)
+    return Engine(
+        sampler, scorer, Accelerator(cpu=True), recipe, Techniques(), parameters, optimizer, scaler, Clock(device)
+    )
+
+
+def at_size(engine: Engine, recipe: Recipe) -> Engine:
+    """The same networks under a recipe of another size."""
+    sampler = build_sampler(recipe, engine.model, engine.sampler.guidance)
+    return replace(engine, recipe=recipe, sampler=sampler, scorer=replace(engine.scorer, size=video_size(recipe)))
 
 
 def reward_networks(engine: Engine) -> dict[str, nn.Module]:
@@ -182,8 +222,10 @@ def count_frozen(network: nn.Module) -> int:
 def count_operations(engine: Engine) -> dict[str, Any]:
     """Floating-point operations (a multiply-add is two) of each necessary network pass, and of all in a step."""
     passes = {}
-    networks = [one for one in necessary_passes(engine, Batch(1, (PROMPT,), (0,), 1)) if one.name != "optimiser"]
-    for one in networks:
+    algorithm: Any = load_algorithm(engine.recipe)
+    for one in necessary_passes(engine, algorithm, Batch(1, (PROMPT,), (0,), 1)):
+        if one.name == "optimiser":
+            continue
         with FlopCounterMode(display=False) as counter:
             one.run()
         passes[one.name] = {"count": one.count, "each": counter.get_total_flops()}
@@ -200,7 +242,7 @@ def count_table(result: dict[str, Any]) -> Table:
         table.add_section()
         for name, one in found["passes"].items():
             table.add_row(f"{name} x {one['count']}, operations each", f"{one['each'] / 1e12:.3f} T")
-        step = f"a step at {found['size']}{', checkpointing' if found['checkpointing'] else ''}"
+        step = f"a step at {found['size']}{', recompute' if found['recompute'] else ''}"
         table.add_row(step, f"{found['total'] / 1e12:.1f} T")
     return table
 
@@ -228,7 +270,7 @@ def main() -> None:
     else:
         result = measure(asked.model, asked.device, asked.cases or CASES, asked.overrides)
     console.print(count_table(result) if counting else case_table(result))
-    recipe = full_size_recipe(asked.model, asked.device, SUBJECTS[asked.model].sizes[0], asked.overrides)
+    recipe = full_size_recipe(asked.model, asked.device, SUBJECTS[asked.model].sizes[0], overrides=asked.overrides)
     path = asked.out or RESULTS / f"full_size_{asked.model}{'_meta' if counting else ''}.json"
     write_result(path, "full_size", torch.device(asked.device), recipe, {"model": asked.model} | result)
 

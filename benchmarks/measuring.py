@@ -27,10 +27,13 @@ from diffusers.utils.logging import set_verbosity_error
 from rich.console import Console
 
 from vader.algorithms import load_algorithm
-from vader.algorithms.base import Algorithm, Batch, Clock, Engine
+from vader.algorithms.base import Algorithm
+from vader.engine.batch import Batch
 from vader.engine.build import build_engine
+from vader.engine.device import synchronize
+from vader.engine.engine import Clock, Engine
 from vader.errors import RunError, UserError
-from vader.prompts import load_prompts
+from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, library_versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -120,12 +123,14 @@ class TrainingStep:
     @classmethod
     def of(cls, recipe: Recipe) -> TrainingStep:
         """Raises `UserError` if a part of the recipe cannot be loaded here."""
-        engine = build_engine(recipe, Path("runs"))
+        algorithm, engine = load_algorithm(recipe), build_engine(recipe, Path("runs"))
         if engine.accelerator.num_processes > 1:
             raise UserError("benchmarks run in one process: start them with python")
-        total = recipe.train.batch
-        prompts = tuple(islice(cycle(load_prompts(recipe.prompts.train)), total))
-        return cls(engine, load_algorithm(recipe), Batch(1, prompts, tuple(range(total)), total))
+        algorithm.check(engine)
+        known, total = with_negative(load_prompts(recipe.prompts.train), recipe.sampling.negative), recipe.train.batch
+        prompts = tuple(islice(cycle(known), total))
+        engine.model.prepare(prompts)
+        return cls(engine, algorithm, Batch(1, prompts, tuple(range(total)), total))
 
     @property
     def device(self) -> torch.device:
@@ -154,8 +159,7 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds that a call takes, to the end of its GPU kernels."""
     began = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - began
 
 
@@ -206,6 +210,11 @@ def parser(about: str) -> argparse.ArgumentParser:
     line.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe, by dotted path")
     line.add_argument("--out", type=Path, metavar="FILE", help="default: in benchmarks/results/")
     return line
+
+
+def sees_overrides(recipe: Recipe, sees: int | str) -> list[str]:
+    """What lets every reward of a recipe see these frames."""
+    return [f"rewards.{number}.sees={sees}" for number in range(len(recipe.rewards))]
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -1,151 +1,253 @@
 """The network passes that a training step cannot do without: how many, and each as a bare call of its network.
 
-In go the engine and a batch, out come `Pass`es on tensors of the shapes and types that the step has. Their sum is
-what an ideal step would cost; their floating-point operations can be counted on the meta device.
+In go the engine, the algorithm and a batch, out come `Pass`es on tensors of the shapes and types that the step has.
+Their sum is what an ideal step would cost; their floating-point operations can be counted on the meta device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vader import randomness
-from vader.algorithms.base import Batch, Engine
+from vader.algorithms.reward_gradient import RewardGradient
+from vader.engine.batch import Batch
+from vader.engine.engine import Engine
 from vader.files.images import prompt_images
-from vader.models.base import VideoModel, VideoSize
+from vader.models.base import VideoModel
 from vader.models.modelscope import ModelScope
-from vader.sampling.policies import Plan, draw_plan
-from vader.sampling.walk import Chain
-from vader.scoring.frames import choose_frames
+from vader.nouns import Clip, Condition, Prompt, VideoSize
+from vader.rewards.base import Reward
+from vader.sampling.guidance import Guidance
+from vader.sampling.guidance import Passes as Guided
+from vader.sampling.noise import Noise
+from vader.sampling.policies import Policy
+from vader.sampling.walk import Sampler, Walk
+from vader.scoring.choice import Group, Piece, blocks, pieces, training_groups
+from vader.solvers.scheduler_config import solver_from_config
+
+Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A call of one network, and how often a training step needs it."""
+    """A call of one network (or its calls on all pieces of a video), and how often a training step needs it."""
 
     name: str
     count: int
-    run: Callable[[], Any]
+    run: Run
 
     def run_all(self) -> None:
         for _ in range(self.count):
             self.run()
 
 
-@dataclass(frozen=True)
-class Calls:
-    """How often one micro-batch needs each kind of pass; a guided denoiser pass counts once.
-
-    Attributes:
-        no_grad: denoiser, without graph.
-        adapter_only: denoiser, with gradient to the adapter, the latents being constant.
-        through: denoiser, with gradient to the adapter and to the latents.
-        scores: decoder and reward.
-    """
-
-    no_grad: int
-    adapter_only: int
-    through: int
-    scores: int
-
-
-def necessary_calls(plan: Plan, steps: int, base_distance: bool = False) -> Calls:
-    """What a gradient plan needs over a chain of `steps`; a pull towards the base asks it once per active pass."""
-    end = steps if plan.sees == "final" else plan.last + 1
-    through = 0 if plan.detach_input else len(plan.active) - 1
-    active = len(plan.active) + plan.views - 1
-    return Calls(end - len(plan.active) + base_distance * active, active - through, through, plan.views)
-
-
-def necessary_passes(engine: Engine, batch: Batch) -> list[Pass]:
+def necessary_passes(engine: Engine, algorithm: RewardGradient, batch: Batch) -> list[Pass]:
     """The passes of a training step of the reward gradient on this batch.
 
     Networks are called as the recipe sets them up: adapter attached, blocks recomputed where it says so.
     """
-    recipe = engine.recipe
     micro = next(engine.micro_batches(batch))
     repeats = len(batch.prompts) // len(micro.prompts)
-    plan = draw_plan(
-        recipe.algorithm.policy, recipe.sampling.steps, randomness.generator(recipe.train.seed, "policy", batch.step)
-    )
-    calls = necessary_calls(plan, recipe.sampling.steps, recipe.algorithm.base_distance > 0)
-    chain, latents = engine.chain(micro.prompts), engine.noise("train", micro).draw("start")
-    frames = choose_frames(recipe.algorithm.frames, recipe.video.frames, recipe.train.seed, batch.step, micro.indices)
-    passes = [
+    generator = randomness.generator(engine.recipe.train.seed, "policy", batch.step)
+    needed, views = necessary_calls(algorithm.policy, engine.recipe.sampling.steps, generator)
+    if algorithm.settings.base_distance:
+        needed += [Call(call.i, grad=False, through=False) for call in needed if call.grad]
+    walk = engine.training_walk(micro)
+    return [
         Pass("encoder", repeats, encoding(engine.model, micro.prompts, engine.size)),
-        Pass("denoiser, no gradient", repeats * calls.no_grad, denoising(chain, latents, grad=False)),
-        Pass("denoiser, gradient to adapter", repeats * calls.adapter_only, denoising(chain, latents, grad=True)),
-        Pass("denoiser, gradient to latents too", repeats * calls.through, denoising(chain, latents, True, True)),
-        Pass("decoder", repeats * calls.scores, decoding(engine.model, latents, frames)),
-        Pass("reward", repeats * calls.scores, scoring(engine, micro, frames.shape[1])),
+        *denoiser_passes(walk, needed, repeats),
+        *scoring_passes(engine, micro, walk.noise.draw("start"), repeats * views, algorithm.settings.split_backward),
         Pass("optimiser", 1, optimising(engine)),
     ]
-    return [one for one in passes if one.count]
+
+
+# ---- what a policy asks of the denoiser: told by its moves on a chain of numbers ----
+
+
+class Call(NamedTuple):
+    """One guided prediction at step i: whether with gradient to the adapter, and on through the latents."""
+
+    i: int
+    grad: bool
+    through: bool
+
+    @property
+    def name(self) -> str:
+        if not self.grad:
+            return "denoiser, no gradient"
+        return "denoiser, gradient to latents too" if self.through else "denoiser, gradient to adapter"
+
+
+class Asking(Guidance):
+    """Predicts nothing, and notes what it is asked."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.asked = steps, list[Call]()
+
+    def __call__(self, passes: Guided) -> Tensor:
+        grad = torch.is_grad_enabled()
+        self.asked.append(Call(round(passes.share * self.steps), grad, grad and passes.latents.requires_grad))
+        return 0.0 * passes.latents + torch.zeros((), requires_grad=grad)
+
+
+def necessary_calls(policy: Policy, steps: int, generator: torch.Generator) -> tuple[list[Call], int]:
+    """The predictions that a policy needs of each micro-batch, and how many views of them the reward sees."""
+    solver, guidance = solver_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"}), Asking(steps)
+    sampler = Sampler(None, solver, solver.schedule(steps), guidance)  # type: ignore[arg-type]  # no model is asked
+    walk = Walk(sampler, Condition({"": torch.zeros(1)}, {}), Noise((1,), 0, "benchmark", 0, [0]))
+    return guidance.asked, len(list(policy(walk, generator)))
 
 
 # ---- bare calls: of ModelScope's networks directly, of another family's through its contract's one call ----
 
 
-def encoding(model: VideoModel, prompts: tuple[str, ...], size: VideoSize) -> Callable[[], Any]:
-    """Prompts and the empty prompt, or the pictures that videos start from."""
+def encoding(model: VideoModel, prompts: Sequence[Prompt], size: VideoSize) -> Run:
+    """Prompts, and their negative texts where these differ, or the pictures that videos start from."""
     if not isinstance(model, ModelScope):
         images = prompt_images(prompts, size.height, size.width) if model.takes_images else None
-        return lambda: model.encode(prompts, images, size)
+        return lambda: model.encode(prompts, size, images)
     settings = {"padding": "max_length", "max_length": model.tokenizer.model_max_length, "truncation": True}
-    tokens = [model.tokenizer(texts, return_tensors="pt", **settings).input_ids for texts in (list(prompts), [""])]
-    ids = [some.to(model.device) for some in tokens]
+    texts = [[prompt.text for prompt in prompts], *([text] for text in dict.fromkeys(p.negative for p in prompts))]
+    ids = [model.tokenizer(some, return_tensors="pt", **settings).input_ids.to(model.device) for some in texts]
     return torch.no_grad()(lambda: [model.text_encoder(some)[0] for some in ids])
 
 
-def denoising(chain: Chain, latents: Tensor, grad: bool, through: bool = False) -> Callable[[], Any]:
-    """One guided pass; with gradient, forward and backward, to the adapter and perhaps to the latents."""
-    time = chain.schedule.times[0].to(latents.device)
+def denoiser_passes(walk: Walk, calls: Sequence[Call], repeats: int) -> Iterator[Pass]:
+    """Guided passes, forward and, with gradient, backward. Those that differ in what guidance asks stand apart."""
+    latents = walk.noise.draw("start")
+    alike: dict[tuple[str, int], list[Call]] = defaultdict(list)
+    for call in calls:
+        alike[call.name, sum(len(branch.latents) for branch in branches(walk, call, latents))].append(call)
+    for (name, rows), same in alike.items():
+        several = sum(other == name for other, _ in alike) > 1
+        run = denoising(walk.sampler.model, branches(walk, same[0], latents), same[0].through)
+        yield Pass(f"{name}, of {rows} videos" if several else name, repeats * len(same), run)
+
+
+class Branch(NamedTuple):
+    """What guidance asks of the denoiser in one call."""
+
+    latents: Tensor
+    time: Tensor
+    inputs: dict[str, Tensor]
+    grad: bool
+
+
+class Listener:
+    """Stands for a model before guidance, and notes what it is asked; it predicts nothing."""
+
+    def __init__(self, model: VideoModel) -> None:
+        self.model, self.asked = model, list[Branch]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        self.asked.append(Branch(latents, time, inputs, torch.is_grad_enabled()))
+        return torch.zeros_like(latents)
+
+
+def branches(walk: Walk, call: Call, latents: Tensor) -> list[Branch]:
+    listener: Any = Listener(walk.sampler.model)
+    with torch.set_grad_enabled(call.grad):
+        replace(walk, sampler=replace(walk.sampler, model=listener)).predict(call.i, latents)
+    return listener.asked
+
+
+def denoising(model: VideoModel, asked: Sequence[Branch], through: bool) -> Run:
+    """One guided pass; where there is gradient, to the adapter and perhaps to the latents."""
+    network = model.denoisers[model.expert(float(asked[0].time))] if len(model.denoisers) > 1 else model.denoiser
     calls = [
-        differentiated(_denoiser(chain.model, time, inputs), rows, chain.model.denoiser, through)
-        if branch_grad
-        else torch.no_grad()(_bound(_denoiser(chain.model, time, inputs), rows))
-        for rows, inputs, branch_grad in _branches(chain, latents, grad)
+        differentiated(_denoiser(model, branch), branch.latents, network, through)
+        if branch.grad
+        else torch.no_grad()(_bound(_denoiser(model, branch), branch.latents))
+        for branch in asked
     ]
     return lambda: [call() for call in calls]
 
 
-def _branches(chain: Chain, latents: Tensor, grad: bool) -> list[tuple[Tensor, dict[str, Tensor], bool]]:
-    """Latents, inputs and whether there is gradient, for each call that guidance needs."""
-    condition, guidance = chain.condition, chain.guidance
-    if guidance.scale == 1.0:
-        return [(latents, condition.cond, grad)]
-    if guidance.batched and not (guidance.detach_uncond and grad):
-        return [(torch.cat([latents, latents]), condition.both(), grad)]
-    return [(latents, condition.cond, grad), (latents, condition.uncond, grad and not guidance.detach_uncond)]
-
-
-def _denoiser(model: VideoModel, time: Tensor, inputs: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+def _denoiser(model: VideoModel, branch: Branch) -> Callable[[Tensor], Tensor]:
     if not isinstance(model, ModelScope):
-        return lambda latents: model.denoise(latents, time, inputs)
-    dtype, text = model.denoiser.dtype, inputs["text"].to(model.denoiser.dtype)
-    return lambda latents: model.denoiser(latents.to(dtype), time, text).sample
+        return lambda latents: model.denoise(latents, branch.time, branch.inputs)
+    dtype, text = model.denoiser.dtype, branch.inputs["text"].to(model.denoiser.dtype)
+    return lambda latents: model.denoiser(latents.to(dtype), branch.time, text).sample
 
 
-def decoding(model: VideoModel, latents: Tensor, frames: Tensor) -> Callable[[], Any]:
-    """The chosen frames `[B, n]` of latents, forward and backward to the latents."""
+def scoring_passes(engine: Engine, batch: Batch, latents: Tensor, count: int, split: bool) -> list[Pass]:
+    """Decoder and rewards, each on all pieces of its frames."""
+    seed, found = engine.recipe.train.seed, defaultdict[str, list[Run]](list)
+    for group in training_groups(engine.reward, engine.size, seed, batch.step, batch.indices):
+        for name, run in scoring_runs(engine, group, batch.prompts, latents, split):
+            found[name].append(run)
+    return [Pass(name, count, _together(runs)) for name, runs in found.items()]
+
+
+def scoring_runs(
+    engine: Engine, group: Group, prompts: Sequence[Prompt], latents: Tensor, split: bool
+) -> Iterator[tuple[str, Run]]:
+    """Each call, in the pieces that the scorer makes: forward and backward to the latents or pixels."""
+    model, frames = engine.model, group.frames
+    if not split:
+        yield "decoder", decoding(model, latents, frames, Piece(*map(slice, frames.shape)))
+        yield "reward", scoring(engine, {**group.framewise, **group.whole}, prompts, frames.shape)
+        return
+    parts = pieces(frames, model.windows(engine.size), engine.recipe.scoring.chunk)
+    for piece in parts:
+        yield "decoder", decoding(model, latents, frames, piece)
+        yield from (("reward", run) for run in framewise_runs(engine, group, prompts, piece))
+    if group.whole:
+        yield from (("decoder, no gradient", unseen(model, latents, frames, piece)) for piece in parts)
+        yield "reward", scoring(engine, group.whole, prompts, frames.shape)
+
+
+def framewise_runs(engine: Engine, group: Group, prompts: Sequence[Prompt], piece: Piece) -> Iterator[Run]:
+    """Rewards of single frames, on chunks of what was decoded together."""
+    videos, frames = group.frames[piece].shape
+    for some in blocks(videos, frames, engine.recipe.scoring.chunk) if group.framewise else ():
+        told = prompts[piece.rows][some.rows]
+        yield scoring(engine, group.framewise, told, (len(told), len(range(frames)[some.places])))
+
+
+def decoding(model: VideoModel, latents: Tensor, frames: Tensor, piece: Piece) -> Run:
+    """The frames of a piece, forward and backward to the latents."""
+    return differentiated(*_decoder(model, latents, frames, piece))
+
+
+def unseen(model: VideoModel, latents: Tensor, frames: Tensor, piece: Piece) -> Run:
+    """The same forward alone, for rewards that need pixels before there is a graph to them."""
+    return torch.no_grad()(_bound(*_decoder(model, latents, frames, piece)))
+
+
+def _decoder(
+    model: VideoModel, latents: Tensor, frames: Tensor, piece: Piece
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The call and its input."""
+    chosen, some = frames[piece], latents[piece.rows]
     if not isinstance(model, ModelScope):
-        return differentiated(lambda leaf: model.decode_unclamped(leaf, frames), latents)
-    images = latents.movedim(2, 1)[:, : frames.shape[1]].flatten(0, 1).to(model.vae.dtype)
-    return differentiated(lambda leaf: model.vae.decode(leaf).sample, images)
+        return lambda leaf: model.decode_unclamped(leaf, chosen), some
+    images = some.movedim(2, 1)[:, : chosen.shape[1]].flatten(0, 1).to(model.vae.dtype)
+    return lambda leaf: model.vae.decode(leaf).sample, images
 
 
-def scoring(engine: Engine, batch: Batch, frames: int) -> Callable[[], Any]:
-    """The reward of n frames a video, forward and backward to the pixels."""
+def scoring(engine: Engine, rewards: dict[str, Reward], prompts: Sequence[Prompt], shape: Sequence[int]) -> Run:
+    """Rewards of `shape` (videos, frames) images, forward and backward to the pixels."""
     size = engine.size
-    pixels = torch.rand(len(batch.prompts), frames, 3, size.height, size.width, device=engine.model.device)
-    return differentiated(lambda leaf: engine.reward(leaf, batch.prompts), pixels)
+    pixels = torch.rand(*shape, 3, size.height, size.width, device=engine.model.device)
+
+    def total(leaf: Tensor) -> Tensor:
+        clip = Clip.whole(leaf, size.fps)
+        return engine.reward.total({name: reward.score(clip, prompts) for name, reward in rewards.items()})
+
+    return differentiated(total, pixels)
 
 
-def optimising(engine: Engine) -> Callable[[], Any]:
+def optimising(engine: Engine) -> Run:
     grads = [1e-3 * torch.randn_like(parameter) for parameter in engine.parameters]
 
     def step() -> None:
@@ -157,9 +259,12 @@ def optimising(engine: Engine) -> Callable[[], Any]:
     return step
 
 
+# ---- calls as runs ----
+
+
 def differentiated(
-    call: Callable[[Tensor], Tensor], inputs: Tensor, network: torch.nn.Module | None = None, to_inputs: bool = True
-) -> Callable[[], Any]:
+    call: Callable[[Tensor], Tensor], inputs: Tensor, network: nn.Module | None = None, to_inputs: bool = True
+) -> Run:
     """`call(inputs)` and its backward: to the inputs (if `to_inputs`) and to what the network trains."""
     leaf = inputs.detach().requires_grad_(to_inputs)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad] if network else []
@@ -173,5 +278,9 @@ def differentiated(
     return forward_backward
 
 
-def _bound(call: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[], Tensor]:
+def _bound(call: Callable[[Tensor], Tensor], inputs: Tensor) -> Run:
     return lambda: call(inputs)
+
+
+def _together(runs: Sequence[Run]) -> Run:
+    return lambda: [run() for run in runs]

@@ -1,6 +1,6 @@
 """Gradient policies side by side: the same recipe trained under each, what it gained on unseen prompts, what it cost.
 
-    python benchmarks/policies.py [RECIPE] [KEY=VALUE ...] [--runs DIR] [--out FILE]
+    python benchmarks/policies.py [RECIPE] [KEY=VALUE ...] [--only NAME ...] [--runs DIR] [--out FILE]
 
 Every policy is a `vader train` of its own, in its own process and run folder; the same command again goes on where it
 was stopped. The table is printed as Markdown for the docs.
@@ -8,6 +8,8 @@ was stopped. The table is printed as Markdown for the docs.
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,46 +17,56 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import GIB, RESULTS, console, parser, run_script, write_result
+from measuring import GIB, RESULTS, console, hardware, parser, run_script, sees_overrides, write_result
 
+from vader.algorithms import load_algorithm
 from vader.errors import RunError
 from vader.recipe import Recipe, load_recipe
 from vader.runs.reader import Evaluation, Run, read_run
 
-ONE, ALL = "algorithm.frames.sample=1", "algorithm.frames.sample=all"
-POLICIES: dict[str, tuple[str, ...]] = {
-    "last-1": ("algorithm.policy={name: last, k: 1}", ONE),
-    "last-1-all-frames": ("algorithm.policy={name: last, k: 1}", ALL),
-    "last-5": ("algorithm.policy={name: last, k: 5}", ONE),
-    "last-5-all-frames": ("algorithm.policy={name: last, k: 5}", ALL),
-    "random-tail": ("algorithm.policy={name: random_tail}", ONE),
-    "random-tail-all-frames": ("algorithm.policy={name: random_tail}", ALL),
-    "full": ("algorithm.policy={name: full}", ONE),
-    "drtune-5": ("algorithm.policy={name: drtune, k: 5}", ONE),
-    "draft-lv-2": ("algorithm.policy={name: draft_lv, k: 2}", ONE),
-    "refl": ("algorithm.policy={name: refl}", ONE),
+POLICIES: dict[str, tuple[dict[str, Any], int | str]] = {  # the policy, and what the rewards see
+    "last-1": ({"name": "last", "k": 1}, 1),
+    "last-1-all-frames": ({"name": "last", "k": 1}, "all"),
+    "last-5": ({"name": "last", "k": 5}, 1),
+    "last-5-all-frames": ({"name": "last", "k": 5}, "all"),
+    "random-tail": ({"name": "random_tail"}, 1),
+    "random-tail-all-frames": ({"name": "random_tail"}, "all"),
+    "full": ({"name": "full"}, 1),
+    "drtune-5": ({"name": "drtune", "k": 5, "stop": 0.0}, 1),
+    "drtune-5-stop": ({"name": "drtune", "k": 5, "stop": 0.4}, "all"),
+    "draft-lv-2": ({"name": "draft_lv", "k": 2}, 1),
+    "refl": ({"name": "refl"}, 1),
+    "leap": ({"name": "leap"}, "all"),
+    "sparse-4": ({"name": "sparse", "k": 4}, "all"),
+    "bridge-5": ({"name": "bridge", "k": 5}, "all"),
+    "direct-align": ({"name": "direct_align"}, "all"),
 }
 
 
 def main() -> None:
     line = parser("The same recipe trained under several gradient policies.")
     line.add_argument("--runs", type=Path, default=Path("runs/policies"), metavar="DIR", help="where the runs go")
+    line.add_argument(
+        "--only", choices=POLICIES, action="append", help="one of them; the file keeps the others' records"
+    )
     asked = line.parse_args()
     recipe = load_recipe(asked.recipe, asked.overrides)
-    settings = {name: policy_overrides(recipe, name) for name in POLICIES}
+    settings = {name: policy_overrides(recipe, name) for name in asked.only or POLICIES}
     for overrides in settings.values():
-        load_recipe(asked.recipe, [*asked.overrides, *overrides])  # a policy that does not fit ends it here, not later
-    records = {}
+        load_algorithm(load_recipe(asked.recipe, [*asked.overrides, *overrides]))  # what does not fit ends it here
+    path, device = asked.out or RESULTS / "policies.json", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    records = json.loads(path.read_text())["policies"] if asked.only and path.exists() else {}
     for name, overrides in settings.items():
         train_policy(asked.recipe, [*asked.overrides, *overrides], asked.runs)
-        records[name] = record(read_run(asked.runs / f"{recipe.name}-{name}"))
+        records[name] = record(read_run(asked.runs / f"{recipe.name}-{name}")) | {"hardware": hardware(device)}
     console.print(markdown(records))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    write_result(asked.out or RESULTS / "policies.json", "policies", device, recipe, {"policies": records})
+    write_result(path, "policies", device, recipe, {"policies": records})
 
 
 def policy_overrides(recipe: Recipe, name: str) -> list[str]:
-    return [f"name={recipe.name}-{name}", *POLICIES[name]]
+    policy, sees = POLICIES[name]
+    algorithm = json.dumps({"name": "reward_gradient", "policy": policy})
+    return [f"name={recipe.name}-{name}", f"algorithm={algorithm}", *sees_overrides(recipe, sees)]
 
 
 def train_policy(source: str, overrides: list[str], runs: Path) -> None:
@@ -74,6 +86,7 @@ def record(run: Run) -> dict[str, Any]:
     seconds = [step.total_seconds for step in run.train]
     return {
         "algorithm": run.recipe.algorithm.model_dump(mode="json"),
+        "sees": run.recipe.rewards[0].sees,
         "before": _held_out(first),
         "after": _held_out(last),
         "step_seconds": median(seconds),
@@ -92,7 +105,7 @@ def _held_out(evaluation: Evaluation) -> dict[str, Any]:
 def markdown(records: dict[str, dict[str, Any]]) -> str:
     """One row before training, as all runs start there, and one a policy."""
     first = next(iter(records.values()))
-    names = list(first["before"]["figures"])
+    names = list(dict.fromkeys(name for one in records.values() for name in one["before"]["figures"]))
     head = ["policy", "held-out reward", *names, "s/step", "training, min", "peak, GiB"]
     rows = [["before training", *_figures(first["before"], names), "", "", ""]]
     for name, found in records.items():
@@ -103,7 +116,7 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
 
 def _figures(held_out: dict[str, Any], names: list[str]) -> list[str]:
     reward = f"{held_out['reward']:.3f} ± {held_out['stderr']:.3f}"
-    return [reward, *(f"{held_out['figures'][name]:.2f}" for name in names)]
+    return [reward, *(f"{held_out['figures'].get(name, math.nan):.2f}" for name in names)]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ comes the family with its networks drawn there; a recipe names one as `random_mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,6 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader.models.base import Condition, VideoSize
 from vader.models.modelscope import ModelScope
 from vader.models.opensora.model import OpenSora
 from vader.models.opensora.parts import RELEASE_SCHEDULER
@@ -29,9 +28,8 @@ from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
 from vader.models.svd import StableVideoDiffusion
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
+from vader.nouns import Condition, Prompt, VideoSize
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import Kind, solver_from_config
 
 # ---- sizes, where they are not the classes' defaults ----
 
@@ -100,11 +98,6 @@ SVD_SCHEDULER: dict[str, Any] = _LEVELS | {
 }
 
 
-def own_solver(config: Mapping[str, Any], solver: Kind = "auto", eta: float = 0.0, spacing: str = "auto") -> Solver:
-    """A release's solver under the sampling settings that `VideoModel.load` is given."""
-    return solver_from_config(config, eta=eta, kind=solver, spacing=spacing)
-
-
 def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[str, Any]:
     """Networks by component name, made on the device, frozen and in `dtype`."""
     with torch.device(device):
@@ -119,7 +112,7 @@ class RandomModelScope(ModelScope):
     """`ali-vilab/text-to-video-ms-1.7b` in shape."""
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, **sampling: Any) -> RandomModelScope:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomModelScope:
         """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
         networks = drawn(
             checkpoint,
@@ -128,15 +121,14 @@ class RandomModelScope(ModelScope):
             vae=lambda: AutoencoderKL(**IMAGE_VAE),
             text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**TEXT_TOWER)),
         )
-        solver, tokenizer = own_solver(MODELSCOPE_SCHEDULER, **sampling), any_tokenizer()
-        return cls(**networks, tokenizer=tokenizer, solver=solver, scheduler_config=MODELSCOPE_SCHEDULER)
+        return cls(**networks, tokenizer=any_tokenizer(), scheduler=MODELSCOPE_SCHEDULER)
 
 
 class RandomVideoCrafter(VideoCrafter):
     """`VideoCrafter/VideoCrafter2` in shape."""
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, **sampling: Any) -> RandomVideoCrafter:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomVideoCrafter:
         """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
         networks = drawn(
             checkpoint,
@@ -145,8 +137,7 @@ class RandomVideoCrafter(VideoCrafter):
             vae=lambda: AutoencoderKL(**IMAGE_VAE),
             text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**TEXT_TOWER)),
         )
-        solver = own_solver(VIDEOCRAFTER_SCHEDULER, **sampling)
-        return cls(**networks, tokenizer=any_tokenizer(), solver=solver)
+        return cls(**networks, tokenizer=any_tokenizer(), scheduler=VIDEOCRAFTER_SCHEDULER)
 
 
 class RandomSVD(StableVideoDiffusion):
@@ -155,14 +146,7 @@ class RandomSVD(StableVideoDiffusion):
     takes_images = False
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str,
-        *,
-        dtype: torch.dtype = torch.float32,
-        decode_chunk: int | None = None,
-        **sampling: Any,
-    ) -> RandomSVD:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, decode_chunk: int | None = None) -> RandomSVD:
         """See `StableVideoDiffusion.load`; `checkpoint` is the device to draw the weights on."""
         networks = drawn(
             checkpoint,
@@ -173,18 +157,15 @@ class RandomSVD(StableVideoDiffusion):
         )
         return cls(
             **networks,
-            solver=own_solver(SVD_SCHEDULER, **sampling),
-            scheduler_config=SVD_SCHEDULER,
+            scheduler=SVD_SCHEDULER,
             image_config={"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
             decode_chunk=decode_chunk,
         )
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None, size: VideoSize | None = None) -> Condition:
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
         """See `StableVideoDiffusion.encode`, of random pictures."""
-        if size is None:
-            raise ValueError("pictures are drawn in the videos' size: give `size`")
         pictures = torch.rand(len(prompts), 3, size.height, size.width, device=self.device)
-        return super().encode(prompts, pictures, size)
+        return super().encode(prompts, size, pictures)
 
     def _image_latents(self, images: Tensor) -> Tensor:
         """Without each picture's own noise: it is made from the picture's bytes, and meta tensors have none."""
@@ -195,7 +176,7 @@ class RandomOpenSora(OpenSora):
     """`hpcai-tech/OpenSora-STDiT-v3` and its VAE in shape; the text encoder is gone before training begins."""
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, **sampling: Any) -> RandomOpenSora:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomOpenSora:
         """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
         config = STDiT3Config(**STDIT3)
         networks = drawn(
@@ -206,7 +187,7 @@ class RandomOpenSora(OpenSora):
         )
         networks["transformer"].rope.float()  # as it is loaded
         text: Any = RandomText(config.caption_channels)
-        return cls(**networks, text=text, solver=own_solver(RELEASE_SCHEDULER, **sampling))
+        return cls(**networks, text=text, scheduler=RELEASE_SCHEDULER)
 
 
 # ---- what stands for tokenizers and for T5 ----
@@ -230,6 +211,9 @@ class RandomText:
 
     def __init__(self, width: int) -> None:
         self.width = width
+
+    def prepare(self, texts: Sequence[str], device: torch.device) -> None:
+        """As `TextEmbedder`: there is nothing to encode."""
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """As `TextEmbedder`: features `[B, L, width]`, and where there are tokens, `[B, L]`."""

@@ -30,6 +30,7 @@ from transformers import (
     YolosForObjectDetection,
 )
 
+from vader.nouns import Prompt
 from vader.rewards import action, object_removal
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import FrameReward, Reward
@@ -37,6 +38,7 @@ from vader.rewards.clip import ImageTower, TextTower
 from vader.rewards.compression import Compression
 from vader.rewards.hps import HPS
 from vader.rewards.imagereward import LENGTH, ImageReward
+from vader.rewards.needs import AllFrames
 from vader.rewards.pickscore import PickScore
 from vader.rewards.preprocess import crop
 from vader.rewards.vjepa.masks import Grid
@@ -69,6 +71,7 @@ BLIP_TEXT: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 12,
 YOLOS: dict[str, Any] = {"num_hidden_layers": 12, "image_size": [800, 1344], "num_labels": 91}
 VIDEOMAE: dict[str, Any] = {"num_hidden_layers": 12, "num_labels": 400}
 VJEPA_L: dict[str, VitSize] = {"encoder": VitSize(24, 1024, 16), "predictor": VitSize(12, 384, 16)}
+PAIRS = AllFrames(least=2, multiple=2)  # two frames make a token
 AFFINE_HEAD, RELU_HEAD = (1024, 128, 64, 16, 1), (512, 128, 32, 1)
 
 R = TypeVar("R", bound=nn.Module)
@@ -130,13 +133,13 @@ def videomae() -> action.Action:
     config: Any = VideoMAEConfig(**VIDEOMAE)
     model = VideoMAEForVideoClassification(config)
     names = {name.lower().replace("_", " "): index for index, name in config.id2label.items()}
-    settings = {"probability": False, "label": "LABEL_0", "frames": None, "frame_multiple": 2, "min_frames": 2}
+    settings = {"probability": False, "label": "LABEL_0", "frames": None, "needs": PAIRS}
     return bare(action.Action, model=model, indices=names, resize=action.RESIZERS["crop"], **settings)
 
 
 def vjepa() -> VJEPA:
     network = VJepa1(grid=Grid(8, 14, 14), tubelet=2, patch=16, **VJEPA_L)
-    settings = {"size": network.size, "frame_multiple": 2, "masks": 1, "seed": 0, "target_gradient": True}
+    settings = {"size": network.size, "needs": PAIRS, "masks": 1, "seed": 0, "target_gradient": True}
     return bare(VJEPA, network=network, resize=crop, **settings)
 
 
@@ -173,7 +176,7 @@ class FullSize(FrameReward):
         with torch.device(device):
             self.scorer: Any = BUILDERS[reward]()
 
-    def score_frames(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return self.scorer.score_frames(images, prompts)
 
     def to_precision(self, dtype: torch.dtype) -> FullSize:

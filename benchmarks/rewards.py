@@ -4,7 +4,7 @@
 
 Nothing is downloaded: time and memory do not depend on the values of weights. The networks run as in training, in
 bfloat16 (fp16 on old GPUs) or, on a CPU, in float32. A frame reward is measured on one frame and, on a GPU, on eight at
-once; a clip reward on sixteen.
+once; one that sees frames together on sixteen.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from random_rewards import BUILDERS, build
 from rich.table import Table
 from torch import Tensor
 
+from vader.engine.device import frozen_dtype
 from vader.errors import UserError, nearest
-from vader.models.registry import frozen_dtype
-from vader.networks.memory import count_parameters
+from vader.networks.measure import count_parameters, weight_bytes
 from vader.rewards.base import FrameReward, Reward
 
 HEIGHT, WIDTH = 320, 512  # of VideoCrafter's videos
@@ -58,10 +58,6 @@ def measure(names: list[str], device: torch.device) -> list[dict[str, Any]]:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return records
-
-
-def weight_bytes(reward: Reward) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in reward.parameters())
 
 
 def measure_frames(reward: Reward, count: int, device: torch.device) -> dict[str, Any]:

@@ -15,10 +15,37 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from vader.models.base import VideoModel
+from vader.nouns import Condition, VideoSize
+from vader.sampling.guidance import Passes, load_guidance
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MERGES = ("r e", "re d</w>", "b l", "bl u", "blu e</w>")
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 VOCABULARY = (*LETTERS, *(letter + "</w>" for letter in LETTERS), *(m.replace(" ", "") for m in MERGES), *SPECIAL)
+
+
+class Fixed:
+    """Stands in for the noise of a run: given start latents, and nothing fresh."""
+
+    def __init__(self, latents):
+        self.latents = latents
+
+    def draw(self, use):
+        return self.latents
+
+
+def predict(model: VideoModel, latents, time, condition: Condition, scale: float, batched: bool = True):
+    """The model's prediction under the guidance that it was made for."""
+    guidance = load_guidance(model.guidance, {"scale": scale})
+    return guidance(Passes(model, latents, torch.as_tensor(time, dtype=latents.dtype), condition, batched=batched))
+
+
+@torch.no_grad()
+def decoded_by_windows(model: VideoModel, latents, size: VideoSize):
+    """The pixels of all frames, each window of the model's decoded by itself."""
+    windows = [torch.tensor(window).expand(len(latents), -1) for window in model.windows(size)]
+    return torch.cat([model.decode_unclamped(latents, window) for window in windows], dim=1)
 
 
 def make_tiny_modelscope(path: Path, seed: int = 0) -> Path:

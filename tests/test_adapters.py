@@ -6,7 +6,13 @@ import json
 
 import pytest
 import torch
-from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import (
+    TextToVideoSDPipeline,
+    UNet3DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -14,7 +20,8 @@ from torch import nn
 from factories import make_tiny_modelscope
 from vader.errors import UserError
 from vader.networks import adapter as adapters
-from vader.networks.memory import count_parameters
+from vader.networks import adapter_files as files
+from vader.networks.measure import count_parameters
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -128,22 +135,22 @@ def test_state_round_trip_is_exact(unet, folder):
 
 
 def test_file_round_trip_is_exact(unet, folder, tmp_path):
-    adapters.save_adapter(adapted(unet), tmp_path, "unet", {"checkpoint": "tiny"})
-    other = adapters.load_adapter(fresh(folder), tmp_path, "unet")
+    files.save_adapter(adapted(unet), tmp_path, "unet", {"checkpoint": "tiny"})
+    other = files.load_adapter(fresh(folder), tmp_path, "unet")
     torch.testing.assert_close(run(other), run(unet), atol=0, rtol=0)
     assert all(torch.equal(w, adapters.adapter_state(other)[n]) for n, w in adapters.adapter_state(unet).items())
 
 
 def test_alpha_is_folded_into_the_file(unet, folder, tmp_path):
-    path = adapters.save_adapter(adapted(unet, rank=4, alpha=8), tmp_path, "unet", {"recipe": "r"})
+    path = files.save_adapter(adapted(unet, rank=4, alpha=8), tmp_path, "unet", {"recipe": "r"})
     weights, state = load_file(path), adapters.adapter_state(unet)
     for name, value in state.items():
         torch.testing.assert_close(weights[f"unet.{name}"], value * (2 if "lora_B" in name else 1), atol=0, rtol=0)
-    torch.testing.assert_close(run(adapters.load_adapter(fresh(folder), path)), run(unet), atol=1e-5, rtol=1e-5)
-    same_scale = adapters.load_adapter(adapters.add_adapter(fresh(folder), TARGETS, 4, alpha=8), path)
+    torch.testing.assert_close(run(files.load_adapter(fresh(folder), path)), run(unet), atol=1e-5, rtol=1e-5)
+    same_scale = files.load_adapter(adapters.add_adapter(fresh(folder), TARGETS, 4, alpha=8), path)
     torch.testing.assert_close(run(same_scale), run(unet), atol=0, rtol=0)
-    assert adapters.read_metadata(path).items() >= {"rank": 4, "alpha": 8, "recipe": "r"}.items()
-    assert adapters.read_metadata(path)["targets"] == sorted(TARGETS)
+    assert files.read_metadata(path).items() >= {"rank": 4, "alpha": 8, "recipe": "r"}.items()
+    assert files.read_metadata(path)["targets"] == sorted(TARGETS)
     with safe_open(path, framework="pt") as stream:
         header = json.loads(stream.metadata()["lora_adapter_metadata"])
     assert header["unet.r"] == header["unet.lora_alpha"] == 4
@@ -154,8 +161,8 @@ def test_a_file_with_an_alpha_of_its_own_keeps_its_strength(unet, folder, tmp_pa
     adapted(unet, rank=4, alpha=8)
     weights = {f"unet.{name}": value.contiguous() for name, value in adapters.adapter_state(unet).items()}
     header = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}
-    save_file(weights, tmp_path / adapters.FILE_NAME, metadata=header)
-    other = adapters.load_adapter(fresh(folder), tmp_path)
+    save_file(weights, tmp_path / files.FILE_NAME, metadata=header)
+    other = files.load_adapter(fresh(folder), tmp_path)
     torch.testing.assert_close(run(other), run(unet), atol=1e-5, rtol=1e-5)
 
 
@@ -163,16 +170,16 @@ def test_diffusers_own_loader_reads_the_file(unet, folder, tmp_path):
     """UNet3D has no loader in diffusers yet, so it is lent the mixin that other networks have."""
     from diffusers.loaders import PeftAdapterMixin
 
-    adapters.save_adapter(adapted(unet, alpha=8), tmp_path, "unet", {})
+    files.save_adapter(adapted(unet, alpha=8), tmp_path, "unet", {})
     lent = type("Lent", (UNet3DConditionModel, PeftAdapterMixin), {"_repeated_blocks": []})
     other = lent.from_pretrained(folder / "unet").eval()
-    other.load_lora_adapter(tmp_path, prefix="unet", weight_name=adapters.FILE_NAME, use_safetensors=True)
+    other.load_lora_adapter(tmp_path, prefix="unet", weight_name=files.FILE_NAME, use_safetensors=True)
     torch.testing.assert_close(run(other), run(unet), atol=1e-5, rtol=1e-5)
 
 
 def test_load_into_a_diffusers_pipeline(unet, folder, tmp_path):
-    adapters.save_adapter(adapted(unet), tmp_path, "unet", {})
-    pipe = adapters.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
+    files.save_adapter(adapted(unet), tmp_path, "unet", {})
+    pipe = files.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
     torch.testing.assert_close(run(pipe.unet), run(unet), atol=0, rtol=0)
 
 
@@ -190,28 +197,159 @@ def test_merged_equals_adapter_and_is_a_plain_network(unet):
 def test_adapters_fit_any_network(tmp_path):
     net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2)).requires_grad_(False)
     randomised(adapters.add_adapter(net, ("0", "2"), rank=2))
-    adapters.save_adapter(net, tmp_path, "transformer", {})
+    files.save_adapter(net, tmp_path, "transformer", {})
     x = torch.randn(3, 4)
     output = net(x)
     torch.testing.assert_close(adapters.merge_adapter(net)(x), output)
 
 
+# ---- two experts ----
+
+WAN_TARGETS = ("to_q", "to_v", "to_out.0", "ffn.net.2")
+
+
+def make_wan(seed):
+    torch.manual_seed(seed)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "num_layers": 2}
+    network = WanTransformer3DModel(**sizes, text_dim=16, freq_dim=32, ffn_dim=32)
+    return network.eval().requires_grad_(False)
+
+
+def make_experts():
+    return {"transformer": make_wan(0), "transformer_2": make_wan(1)}
+
+
+@torch.no_grad()
+def outputs(experts):
+    g = torch.Generator().manual_seed(3)
+    latents, text = torch.randn(1, 4, 3, 4, 4, generator=g), torch.randn(1, 5, 16, generator=g)
+    return [expert(latents, torch.tensor([500.0]), text, return_dict=False)[0] for expert in experts.values()]
+
+
+@pytest.fixture
+def experts():
+    found = make_experts()
+    adapters.add_adapters(found, WAN_TARGETS, rank=4, alpha=8)
+    for seed, expert in enumerate(found.values()):
+        randomised(expert, seed)
+    return found
+
+
+def assert_same_outputs(ours, reference, atol=1e-6):
+    for one, other in zip(outputs(ours), outputs(reference), strict=True):
+        torch.testing.assert_close(one, other, atol=atol, rtol=0)
+
+
+def wan_pipeline():
+    return WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=UniPCMultistepScheduler(), **make_experts()
+    )  # fmt: skip
+
+
+def in_pipeline(pipe):
+    return {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
+
+
+def test_diffusers_loads_the_files_of_both_experts(experts, tmp_path):
+    first, second = files.save_adapters(experts, tmp_path, {"family": "wan"})
+    assert first.name == files.FILE_NAME
+    assert second.name == "pytorch_lora_weights.transformer_2.safetensors"
+    for path in (first, second):
+        assert all(name.startswith("transformer.") for name in load_file(path))
+    pipe = wan_pipeline()
+    assert max((a - b).abs().max() for a, b in zip(outputs(experts), outputs(in_pipeline(pipe)), strict=True)) > 0.01
+    pipe.load_lora_weights(tmp_path, weight_name=first.name)
+    pipe.load_lora_weights(tmp_path, weight_name=second.name, load_into_transformer_2=True)
+    assert_same_outputs(in_pipeline(pipe), experts)
+
+
+def test_a_folder_is_loaded_into_all_denoisers_or_a_pipeline(experts, tmp_path):
+    files.save_adapters(experts, tmp_path, {})
+    assert_same_outputs(in_pipeline(files.load_into(wan_pipeline(), tmp_path)), experts)
+    others = make_experts()
+    files.load_adapters(others, tmp_path)
+    assert_same_outputs(others, experts)
+    single = files.load_adapter(make_wan(1), tmp_path, "transformer_2")
+    also = files.load_adapter(make_wan(1), tmp_path / "pytorch_lora_weights.transformer_2.safetensors")
+    expected = outputs({"second": experts["transformer_2"]})
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(outputs({"": single}) * 2, expected * 2, strict=True))
+    assert torch.allclose(*outputs({"": also}), *expected, atol=1e-6)
+    with pytest.raises(UserError, match=r"several networks \(it has transformer, transformer_2\): name one"):
+        files.load_adapter(make_wan(0), tmp_path)
+    with pytest.raises(UserError, match="is for 'transformer_2', and the networks here are transformer"):
+        files.load_adapters({"transformer": make_wan(0)}, tmp_path)
+
+
+def test_one_expert_alone_carries_an_adapter(tmp_path):
+    experts = make_experts()
+    chosen = adapters.chosen_denoisers(experts, ["transformer_2"])
+    adapters.add_adapters(chosen, WAN_TARGETS, rank=2)
+    randomised(experts["transformer_2"])
+    (path,) = files.save_adapters(experts, tmp_path, {})
+    assert files.read_metadata(tmp_path)["component"] == "transformer_2"
+    assert path.name == "pytorch_lora_weights.transformer_2.safetensors"
+    assert len(adapters.parameters_of(experts)) == len(adapters.adapter_parameters(experts["transformer_2"]))
+    others = make_experts()
+    files.load_adapters(others, tmp_path)
+    assert not adapters.has_adapter(others["transformer"])
+    assert_same_outputs(others, experts)
+    with pytest.raises(UserError, match=r"names 'unet', but the model's are transformer, transformer_2"):
+        adapters.chosen_denoisers(experts, ["unet"])
+    with pytest.raises(UserError, match="is empty"):
+        adapters.chosen_denoisers(experts, [])
+
+
+def test_a_target_must_be_in_every_expert():
+    experts = {"transformer": make_wan(0), "transformer_2": nn.Sequential(nn.Linear(2, 2))}
+    with pytest.raises(UserError, match="'to_q' names no layer of the denoiser 'transformer_2'"):
+        adapters.add_adapters(experts, ("to_q",), rank=2)
+    assert not adapters.has_adapter(experts["transformer"])
+
+
+def test_experts_start_apart_and_the_first_as_an_only_denoiser_does():
+    experts = {"transformer": make_wan(0), "transformer_2": make_wan(0)}
+    adapters.add_adapters(experts, WAN_TARGETS, rank=2, seed=9)
+    states = adapters.adapters_state(experts)
+    only = adapters.adapter_state(adapters.add_adapter(make_wan(0), WAN_TARGETS, rank=2, seed=9))
+    assert all(torch.equal(only[name], value) for name, value in states["transformer"].items())
+    assert not any(torch.equal(only[name], value) for name, value in states["transformer_2"].items() if "_A" in name)
+
+
+def test_states_and_switches_of_all_experts(experts):
+    base = make_experts()
+    with adapters.adapters_disabled(experts):
+        assert_same_outputs(experts, base, atol=0)
+    adapters.add_adapters(base, WAN_TARGETS, rank=4, alpha=8)
+    adapters.load_adapters_state(base, adapters.adapters_state(experts))
+    assert_same_outputs(base, experts, atol=0)
+    expected = outputs(experts)
+    adapters.merge_adapters(experts)
+    assert not any(adapters.has_adapter(expert) for expert in experts.values())
+    for ours, reference in zip(outputs(experts), expected, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="it lacks 'transformer_2'"):
+        adapters.load_adapters_state(base, {"transformer": adapters.adapter_state(base["transformer"])})
+
+
+# ---- files that do not fit ----
+
+
 def test_files_that_do_not_fit_say_so(unet, folder, tmp_path):
     with pytest.raises(UserError, match="no adapter at"):
-        adapters.load_adapter(unet, tmp_path / "nowhere", "unet")
-    (tmp_path / adapters.FILE_NAME).write_text("not safetensors")
+        files.load_adapter(unet, tmp_path / "nowhere", "unet")
+    (tmp_path / files.FILE_NAME).write_text("not safetensors")
     with pytest.raises(UserError, match="not a safetensors file"):
-        adapters.load_adapter(unet, tmp_path, "unet")
+        files.load_adapter(unet, tmp_path, "unet")
     with pytest.raises(UserError, match=r"no LoRA adapter: it holds 'conv_in\.bias'"):
-        adapters.load_adapter(unet, folder / "unet/diffusion_pytorch_model.safetensors", "unet")
+        files.load_adapter(unet, folder / "unet/diffusion_pytorch_model.safetensors", "unet")
     net = randomised(adapters.add_adapter(nn.Sequential(nn.Linear(4, 8)), ("0",), rank=2))
-    adapters.save_adapter(net, tmp_path / "other", "unet", {"checkpoint": "some/model"})
+    files.save_adapter(net, tmp_path / "other", "unet", {"checkpoint": "some/model"})
     with pytest.raises(UserError, match=r"trained on 'some/model'\) does not fit: it is of another model"):
-        adapters.load_adapter(unet, tmp_path / "other", "unet")
+        files.load_adapter(unet, tmp_path / "other", "unet")
     with pytest.raises(UserError, match="no weights for 'transformer': it has unet"):
-        adapters.load_adapter(unet, tmp_path / "other", "transformer")
+        files.load_adapter(unet, tmp_path / "other", "transformer")
     wide = randomised(adapters.add_adapter(nn.ModuleDict({"conv_in": nn.Conv2d(9, 9, 3)}), ("conv_in",), rank=2))
-    adapters.save_adapter(wide, tmp_path / "wide", "unet", {})
+    files.save_adapter(wide, tmp_path / "wide", "unet", {})
     with pytest.raises(UserError, match=r"'conv_in.lora_A.weight' is \[2, 9, 3, 3\], should be \[2, 4, 3, 3\]"):
-        adapters.load_adapter(unet, tmp_path / "wide", "unet")
+        files.load_adapter(unet, tmp_path / "wide", "unet")
     assert not adapters.has_adapter(unet)

@@ -15,6 +15,7 @@ import torch
 
 from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
+from vader.algorithms import load_algorithm
 from vader.errors import UserError
 from vader.models.opensora.vae import OpenSoraVAE
 from vader.models.registry import load_model
@@ -22,7 +23,7 @@ from vader.recipe import load_recipe
 from vader.rewards.registry import BUILT_IN
 from vader.runs.folder import RunFolder
 from vader.runs.reader import Evaluation, Run, TrainStep
-from vader.sampling.policies import Plan
+from vader.sampling.policies import POLICIES, load_policy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -43,9 +44,10 @@ sampling: {steps: 4, guidance: 3.0}
 rewards:
   - {name: aesthetic, checkpoint: PLACE/clip, head: PLACE/head.safetensors}
 prompts: {train: PLACE/prompts.txt, test: PLACE/prompts.txt}
+algorithm: {policy: {name: last, k: 1}}
 adapter: {rank: 2}
 train: {steps: 1, batch: 2}
-memory: {checkpointing: false}
+memory: []
 """
 
 
@@ -98,7 +100,7 @@ def assert_bare_passes_are_the_step(step, image_tower):
     networks = watched(step, image_tower)
     with network_calls(networks) as in_step:
         step.run()
-    listed = passes.necessary_passes(step.engine, step.batch)
+    listed = passes.necessary_passes(step.engine, step.algorithm, step.batch)
     with network_calls(networks) as bare:
         for one in listed:
             one.run_all()
@@ -116,8 +118,14 @@ def assert_bare_passes_are_the_step(step, image_tower):
         ("algorithm.policy={name: full}", "sampling.guidance=1"),
         ("algorithm.policy={name: steps, steps: [0, 2]}", "train.micro_batch=1"),
         ("algorithm.policy={name: drtune, k: 2}", "algorithm.split_backward=false"),
-        ("algorithm.policy={name: draft_lv, k: 2}", "algorithm.frames={sample: 2, chunk: 2}"),
+        ("algorithm.policy={name: draft_lv, k: 2}", "rewards.0.sees=2", "scoring.chunk=4"),
+        ("algorithm.policy={name: draft_lv, k: 2}", "rewards.0.sees=all", "scoring.chunk=3"),
         ("algorithm.policy={name: refl}", "algorithm.base_distance=0.1"),
+        ("algorithm.policy={name: leap}",),
+        ("algorithm.policy={name: sparse, k: 2}", "sampling.negative=blurry"),
+        ("algorithm.policy={name: bridge, k: 3}", "algorithm.base_distance=0.1"),
+        ("algorithm.policy={name: direct_align}",),
+        ("algorithm.policy={name: full}", "sampling.guidance={name: interval, scale: 3.0}"),
     ],
     ids=lambda overrides: " ".join(overrides) or "default",
 )
@@ -127,13 +135,22 @@ def test_bare_passes_are_what_a_step_calls(recipe_path, overrides):
     assert_bare_passes_are_the_step(step, step.engine.reward.rewards["aesthetic"].image)
 
 
-def test_necessary_calls_of_plans():
-    last = Plan(frozenset({17, 18, 19}))
-    assert passes.necessary_calls(last, 20) == passes.Calls(no_grad=17, adapter_only=1, through=2, scores=1)
-    clean = Plan(frozenset({5}), sees="clean")
-    assert passes.necessary_calls(clean, 20, base_distance=True) == passes.Calls(6, 1, 0, 1)
-    views = Plan(frozenset({19}), views=3)
-    assert passes.necessary_calls(views, 20) == passes.Calls(19, 3, 0, 3)
+def counted(name, **options):
+    """Predictions of a policy on a chain of 20 without gradient, with it to the adapter, through; and its views."""
+    asked, views = passes.necessary_calls(load_policy(name, options), 20, torch.Generator().manual_seed(0))
+    kinds = Counter((call.grad, call.through) for call in asked)
+    return kinds[False, False], kinds[True, False], kinds[True, True], views
+
+
+def test_necessary_calls_of_policies():
+    assert counted("last", k=3) == (17, 1, 2, 1)
+    assert counted("refl", window=[0.25, 0.3]) == (5, 1, 0, 1)
+    assert counted("draft_lv", k=3) == (19, 3, 0, 3)
+    assert counted("drtune", k=5, stop=0.0) == (15, 5, 0, 1)
+    assert counted("sparse", k=4) == (16, 4, 0, 1)
+    assert counted("leap") == (18, 1, 1, 1)
+    assert counted("direct_align") == (20, 1, 0, 1)
+    assert counted("steps", steps=[3, 19]) == (18, 1, 1, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory can be reset on Linux only")
@@ -172,8 +189,8 @@ def test_a_new_peak_forgets_the_old_one():
 def test_frame_cases(recipe_path):
     assert components.frame_counts(load_recipe(recipe_path)) == [1, 4]
     assert components.frame_counts(load_recipe("modelscope-aesthetic")) == [1, 4, 16]
-    algorithm = load_recipe("modelscope-aesthetic", components.case_overrides(16, split=False)).algorithm
-    assert (algorithm.frames.sample, algorithm.split_backward) == (16, False)
+    recipe = load_recipe("tiny", components.case_overrides(load_recipe("tiny"), 8, split=False))
+    assert (recipe.rewards[0].sees, recipe.algorithm.options["split_backward"]) == (8, False)
 
 
 # ---- full size ----
@@ -204,18 +221,19 @@ def test_full_size_networks_have_the_release_s_size(family):
 
 
 def load_base_networks(section):
-    return load_model(section.family, "meta", precision="bf16", device="meta", options=section.options).networks()
+    return load_model(section.family, "meta", dtype=torch.bfloat16, device="meta", options=section.options).networks()
 
 
 def test_full_size_cases_are_the_paper_s_setting():
     steps_and_guidance = {"modelscope": (25, 9.0), "videocrafter": (25, 12.0), "svd": (25, 3.0), "opensora": (30, 7.0)}
     frames = {"modelscope": 16, "videocrafter": 12, "svd": 14, "opensora": 51}
     for family, subject in full_size.SUBJECTS.items():
-        for size, overrides in product(subject.sizes, full_size.CASES.values()):
-            recipe = full_size.full_size_recipe(family, "cuda", size, overrides)
+        for size, case in product(subject.sizes, full_size.CASES.values()):
+            recipe = full_size.full_size_recipe(family, "cuda", size, case)
             assert (recipe.video.frames, recipe.video.height, recipe.video.width) == (frames[family], *size)
             assert (recipe.sampling.steps, recipe.sampling.guidance) == steps_and_guidance[family]
-            assert (recipe.adapter.rank, recipe.algorithm.policy.name, recipe.algorithm.policy.k) == (16, "last", 1)
+            assert {reward.sees for reward in recipe.rewards} == {case.sees}
+            assert (recipe.adapter.rank, recipe.algorithm.options["policy"]) == (16, {"name": "last", "k": 1})
             assert (recipe.train.batch, recipe.model.precision) == (1, "bf16")
 
 
@@ -267,7 +285,7 @@ def run_full_size(monkeypatch, path, *arguments):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_full_size_step_runs(small_families, family, monkeypatch, tmp_path):
     """The GPU's path at a size for CPUs."""
-    chosen = ["split, checkpointing, offload", "plain, checkpointing, all frames"]
+    chosen = ["split, recompute, offload", "plain, recompute, all frames"]
     cases = [word for name in chosen for word in ("--case", name)]
     overrides = [f"video.frames={FRAMES[family]}", *SHORT]
     result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--device", "cpu", *cases)
@@ -284,17 +302,19 @@ def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, t
     overrides = [f"video.frames={FRAMES[family]}", *SHORT]
     result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--meta")
     once, again = result["operations"]
-    assert (once["checkpointing"], again["checkpointing"]) == (False, True)
+    assert (once["recompute"], again["recompute"]) == (False, True)
     for name, one in once["passes"].items():
         assert one["count"] == 1
-        assert (again["passes"][name]["each"] > one["each"]) == (name in ("denoiser, gradient to adapter", "decoder"))
+        assert (again["passes"][name]["each"] > one["each"]) == (
+            name in ("denoiser, gradient to adapter", "decoder", "reward")
+        )
     assert full_size.count_table(result).row_count > 10
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bare_passes_of_every_family_are_what_a_step_calls(small_families, family):
-    overrides = [f"video.frames={FRAMES[family]}", *SHORT, "memory.checkpointing=false", "train.batch=2"]
-    step = measuring.TrainingStep.of(full_size.full_size_recipe(family, "cpu", (32, 32), overrides))
+    overrides = [f"video.frames={FRAMES[family]}", *SHORT, "memory=[]", "train.batch=2"]
+    step = measuring.TrainingStep.of(full_size.full_size_recipe(family, "cpu", (32, 32), overrides=overrides))
     reward = next(iter(step.engine.reward.rewards.values()))
     assert_bare_passes_are_the_step(step, reward.scorer.image)
 
@@ -315,8 +335,13 @@ def test_the_counts_on_file(family):
 
 @pytest.mark.parametrize("name", policies.POLICIES)
 def test_policies_fit_the_tiny_recipe(name):
-    base = load_recipe("tiny")
-    assert load_recipe("tiny", policies.policy_overrides(base, name)).name == f"tiny-{name}"
+    recipe = load_recipe("tiny", policies.policy_overrides(load_recipe("tiny"), name))
+    load_algorithm(recipe)
+    assert (recipe.name, recipe.rewards[0].sees) == (f"tiny-{name}", policies.POLICIES[name][1])
+
+
+def test_every_built_in_policy_is_measured():
+    assert {policy["name"] for policy, _ in policies.POLICIES.values()} == POLICIES.keys() - {"steps"}
 
 
 def test_policy_table(tmp_path):

@@ -17,7 +17,7 @@ MODEL = '''
 import torch
 from torch import nn
 
-from vader import Condition, VideoModel, solver_from_config
+from vader import Condition, VideoModel
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
@@ -41,23 +41,27 @@ class Studio(VideoModel):
     family = "studio"
     lora_targets = ("into", "out")
 
-    def __init__(self, seed, dtype, **sampling):
+    scheduler = FLOW
+
+    def __init__(self, seed, dtype):
         torch.manual_seed(seed)
-        self.denoiser = Velocity().to(dtype).eval().requires_grad_(False)
+        self.denoisers = {"transformer": Velocity().to(dtype).eval().requires_grad_(False)}
         self.decoder = nn.Conv2d(4, 3, 1).to(dtype).eval().requires_grad_(False)
-        self.solver = solver_from_config(FLOW, **sampling)
 
     @classmethod
-    def load(cls, checkpoint, *, dtype=torch.float32, solver="auto", eta=0.0, spacing="auto"):
-        return cls(int(checkpoint), dtype, kind=solver, eta=eta, spacing=spacing)
+    def load(cls, checkpoint, *, dtype=torch.float32):
+        return cls(int(checkpoint), dtype)
 
     def networks(self):
-        return {"transformer": self.denoiser, "vae": self.decoder}
+        return {**self.denoisers, "vae": self.decoder}
 
-    def encode(self, prompts, images=None, size=None):
+    def encode(self, prompts, size, images=None):
+        cond = self.colours([prompt.text for prompt in prompts])
+        return Condition({"colour": cond}, {"colour": self.colours([prompt.negative for prompt in prompts])})
+
+    def colours(self, texts):
         names = ("red", "green", "blue")
-        colours = torch.tensor([[float(name in prompt) for name in names] for prompt in prompts], device=self.device)
-        return Condition({"colour": colours}, {"colour": torch.zeros_like(colours)})
+        return torch.tensor([[float(name in text) for name in names] for text in texts], device=self.device)
 
     def noise_shape(self, size):
         return (4, size.frames, size.height, size.width)
@@ -73,7 +77,7 @@ class Studio(VideoModel):
 '''
 
 REWARD = '''
-from vader import ClipReward, FrameReward
+from vader import FrameReward, Reward
 
 
 class Like(FrameReward):
@@ -87,11 +91,11 @@ class Like(FrameReward):
         return 1 - (images - self.level).square().mean(dim=(1, 2, 3))
 
 
-class Calm(ClipReward):
+class Calm(Reward):
     """Little change from frame to frame."""
 
-    def forward(self, frames, prompts):
-        return -(frames[:, 1:] - frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))
+    def score(self, clip, prompts):
+        return -(clip.frames[:, 1:] - clip.frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))
 '''
 
 RECIPE = """
@@ -100,10 +104,9 @@ model: {family: "studio_model:Studio", checkpoint: "7"}
 video: {frames: 4, height: 12, width: 16}
 sampling: {steps: 3, guidance: 1.5}
 rewards:
-  - {name: "studio_rewards:Like", level: 0.8}
-  - {name: "studio_rewards:Calm", weight: 0.5}
+  - {name: "studio_rewards:Like", level: 0.8, sees: 2}
+  - {name: "studio_rewards:Calm", weight: 0.5, sees: 2}
 prompts: {train: "studio_prompts:TRAIN", test: test.txt}
-algorithm: {frames: {sample: 2}}
 optimizer: {lr: 0.02}
 train: {steps: 12, batch: 2}
 evaluation: {every: 6, videos: 4, shown: 2}

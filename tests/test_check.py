@@ -8,10 +8,11 @@ from torch import nn
 
 from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
-from vader.models import VideoSize, load_model
+from vader.models import load_model
 from vader.models.modelscope import ModelScope
 from vader.networks.adapter import has_adapter
-from vader.rewards import ClipReward, FrameReward, load_reward
+from vader.nouns import VideoSize
+from vader.rewards import FrameReward, Reward, load_reward
 from vader.tools.check import check_model, check_reward
 
 
@@ -34,9 +35,9 @@ class Good(FrameReward):
         return self.filter(images).sin().mean(dim=(1, 2, 3)) + 0.1 * images.mean(dim=(1, 2, 3))
 
 
-class Whole(ClipReward):
-    def forward(self, frames, prompts):
-        return -frames.diff(dim=1).square().mean(dim=(1, 2, 3, 4))
+class Whole(Reward):
+    def score(self, clip, prompts):
+        return -clip.frames.diff(dim=1).square().mean(dim=(1, 2, 3, 4))
 
 
 def test_good_rewards_pass():
@@ -55,8 +56,8 @@ def test_built_in_rewards_pass(name, tmp_path):
 
 
 class Wide(Good):
-    def forward(self, frames, prompts):
-        return super().forward(frames, prompts)[:, None]
+    def score(self, clip, prompts):
+        return super().score(clip, prompts)[:, None]
 
 
 class Endless(Good):
@@ -72,16 +73,16 @@ class Random(Good):
 class Relative(Good):
     """Scores each video against the others of its batch."""
 
-    def forward(self, frames, prompts):
-        score = super().forward(frames, prompts)
+    def score(self, clip, prompts):
+        score = super().score(clip, prompts)
         return score - 0.9 * score.mean()
 
 
 class Jumpy(Good):
     """Calls itself a frame reward, but compares frames."""
 
-    def forward(self, frames, prompts):
-        return super().forward(frames, prompts) + (frames - frames.mean(dim=1, keepdim=True)).abs().mean(
+    def score(self, clip, prompts):
+        return super().score(clip, prompts) + (clip.frames - clip.frames.mean(dim=1, keepdim=True)).abs().mean(
             dim=(1, 2, 3, 4)
         )
 
@@ -175,7 +176,7 @@ def test_good_model_passes_and_is_left_as_it_was(checkpoint):
 
 
 def test_half_precision_model_passes(checkpoint):
-    assert failed(check_model(load_model("modelscope", checkpoint, precision="bf16"), SIZE, PROMPTS)) == set()
+    assert failed(check_model(load_model("modelscope", checkpoint, dtype=torch.bfloat16), SIZE, PROMPTS)) == set()
 
 
 class Mixing(ModelScope):
@@ -216,8 +217,13 @@ class BlindDecoder(ModelScope):
 
 
 class OnePrompt(ModelScope):
-    def encode(self, prompts, images=None, size=None):
-        return super().encode(prompts[:1], images)
+    def encode(self, prompts, size, images=None):
+        return super().encode(prompts[:1], size, images)
+
+
+class GapInWindows(ModelScope):
+    def windows(self, size):
+        return [range(1), range(2, size.frames)]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +237,7 @@ class OnePrompt(ModelScope):
         (Flat, "prediction is like the latents"),
         (BlindDecoder, "gradient reaches the latents"),
         (OnePrompt, "one condition a prompt"),
+        (GapInWindows, "windows are parts of the whole"),
     ],
 )
 def test_each_fault_of_a_model_is_found(checkpoint, model_class, name):

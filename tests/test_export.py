@@ -10,13 +10,18 @@ from collections import namedtuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from factories import make_tiny_modelscope
 from vader.cli import main
 from vader.errors import UserError
-from vader.models import Guidance, VideoSize, load_model
+from vader.models import load_model
 from vader.models.videocrafter.release import schedule_buffers
-from vader.networks.adapter import FILE_NAME, adapter_parameters, add_adapter, load_adapter, read_metadata, save_adapter
+from vader.networks.adapter import adapter_parameters, adapters_state, add_adapter, add_adapters, parameters_of
+from vader.networks.adapter_files import FILE_NAME, load_adapter, read_metadata, save_adapter, save_adapters
+from vader.nouns import VideoSize, as_prompts
+from vader.sampling import make_sampler
+from vader.sampling.guidance import Passes
 from vader.tools import export
 from videocrafter_factories import LEVELS, make_tiny_videocrafter
 
@@ -50,10 +55,11 @@ def adapter(folder, tmp_path_factory):
 
 @torch.no_grad()
 def sample(model, latents):
-    condition, schedule = model.encode(["a red ball"], size=VideoSize(3, 16, 16)), model.solver.schedule(4)
-    for i in range(len(schedule)):
-        prediction = model.predict(latents, schedule.times[i], condition, Guidance(5.0))
-        latents = model.solver.step(schedule, i, latents, prediction).next
+    size = VideoSize(3, 16, 16)
+    sampler, condition = make_sampler(model, size, 4, 5.0), model.encode(as_prompts(["a red ball"]), size)
+    for here, there in zip(sampler.schedule.starts, sampler.schedule.ends, strict=True):
+        prediction = sampler.guidance(Passes(model, latents, torch.tensor(here.time), condition))
+        latents = sampler.solver.step(latents, prediction, here, there).next
     return model.decode(latents)
 
 
@@ -146,8 +152,41 @@ def test_a_trained_adapter_says_what_it_is(crafted):
 
 
 def test_the_adapter_export_is_the_file(folder, adapter, tmp_path):
-    copy = export.export_adapter(adapter, tmp_path / "out")
+    (copy,) = export.export_adapter(adapter, tmp_path / "out")
     assert copy.read_bytes() == (adapter / FILE_NAME).read_bytes()
+
+
+class Experts:
+    """What an export asks of a model, of two experts that are one layer each."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        names = ("transformer", "transformer_2")
+        self.denoisers = {name: nn.Sequential(nn.Linear(4, 4)).requires_grad_(False) for name in names}
+
+    def networks(self):
+        return self.denoisers
+
+    def exporter(self):
+        return lambda out: save_file(self.weights(), out / "model.safetensors")
+
+    def weights(self):
+        return {name: denoiser[0].weight.data for name, denoiser in self.denoisers.items()}
+
+
+def test_two_experts_are_exported_with_an_adapter_each(tmp_path):
+    model, base = Experts(), Experts().weights()
+    add_adapters(model.denoisers, ("0",), rank=2)
+    for parameter in parameters_of(model.denoisers):
+        parameter.data.normal_()
+    states = adapters_state(model.denoisers)
+    saved = save_adapters(model.denoisers, tmp_path / "adapter", {})
+    copies = export.export_adapter(tmp_path / "adapter", tmp_path / "copy")
+    assert [(copy.name, copy.read_bytes()) for copy in copies] == [(file.name, file.read_bytes()) for file in saved]
+    merged = load_file(export.export_merged(Experts(), tmp_path / "adapter", tmp_path / "merged") / "model.safetensors")
+    for name, state in states.items():
+        update = state["0.lora_B.weight"] @ state["0.lora_A.weight"]
+        torch.testing.assert_close(merged[name], base[name] + update)
 
 
 def test_bad_exports_leave_with_one_line(folder, adapter, tmp_path, monkeypatch):

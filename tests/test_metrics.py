@@ -135,6 +135,14 @@ def test_a_reward_for_clips_sees_whole_videos_and_takes_its_options():
         metrics.check(prompts, VideoSize(1, 8, 8))
 
 
+def test_a_mix_is_its_weighted_sum():
+    options = {"checkpoint": "tiny"}
+    clip, prompts = Clip.whole(torch.rand(2, 3, 3, 8, 8), fps=8), [Prompt("a red circle")] * 2
+    parts = [{"name": name, "resize": "squash", **options} for name in ("hps", "aesthetic")]
+    found = build({"name": "hps_aesthetic", **options}, *parts).per_video(clip, prompts)
+    assert found["hps_aesthetic"].tolist() == pytest.approx((0.5 * found["hps"] + 0.075 * found["aesthetic"]).tolist())
+
+
 # ---- names and mistakes ----
 
 

@@ -10,14 +10,18 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, TextToVideoSDPipeline
 
-from factories import make_tiny_modelscope
+from factories import Fixed, decoded_by_windows, make_tiny_modelscope, predict
+from vader.engine.device import frozen_dtype
 from vader.errors import UserError
-from vader.models import Guidance, VideoSize, load_model, model_names
+from vader.models import load_model, model_names
 from vader.models.modelscope import ModelScope
-from vader.models.registry import frozen_dtype
+from vader.nouns import Prompt, VideoSize, as_prompts
+from vader.sampling.videos import make_sampler, solver_of
+from vader.sampling.walk import Walk
 
 SIZE = VideoSize(frames=3, height=16, width=16)
-PROMPTS = ["a red ball", "blue"]
+TEXTS = ["a red ball", "blue"]
+PROMPTS = as_prompts(TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +38,56 @@ def noise(model, count=2, size=SIZE):
     return torch.randn(count, *model.noise_shape(size), generator=torch.Generator().manual_seed(1))
 
 
-def sample(model, latents, prompts, steps, scale):
-    """The plain loop: every room of ours that sampling stands on."""
-    condition, schedule = model.encode(prompts), model.solver.schedule(steps, SIZE)
-    latents, state = latents * schedule.init_scale, None
-    for i in range(len(schedule)):
-        scaled = latents * schedule.input_scale[i].float()
-        prediction = model.predict(scaled, schedule.times[i], condition, Guidance(scale))
-        latents, *_, state = model.solver.step(schedule, i, latents, prediction, state=state)
-    return latents
-
-
 @pytest.mark.parametrize(("solver", "scale"), [("auto", 1.0), ("auto", 7.5), ("dpm", 7.5)])
 @torch.no_grad()
-def test_sampling_equals_the_diffusers_pipeline(folder, solver, scale):
-    model, pipe = load_model("modelscope", str(folder), solver=solver), TextToVideoSDPipeline.from_pretrained(folder)
+def test_sampling_equals_the_diffusers_pipeline(folder, model, solver, scale):
+    pipe = TextToVideoSDPipeline.from_pretrained(folder)
     if solver == "dpm":
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     start = noise(model)
     settings = {"num_inference_steps": 5, "guidance_scale": scale, "height": 16, "width": 16}
-    theirs = pipe(PROMPTS, latents=start, output_type="latent", **settings).frames
-    pixels = pipe(PROMPTS, latents=start, output_type="pt", **settings).frames
-    ours = sample(model, start, PROMPTS, 5, scale)
+    theirs = pipe(TEXTS, latents=start, output_type="latent", **settings).frames
+    pixels = pipe(TEXTS, latents=start, output_type="pt", **settings).frames
+    sampler = make_sampler(model, SIZE, 5, scale, solver_of(model, kind=solver))
+    walk = Walk(sampler, model.encode(PROMPTS, SIZE), Fixed(start))
+    ours = walk.frozen(len(walk)).latents
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.decode(ours), pixels, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_negative_prompts_are_those_of_the_diffusers_pipeline(folder, model):
+    pipe, start = TextToVideoSDPipeline.from_pretrained(folder), noise(model)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 16, "width": 16, "output_type": "latent"}
+    theirs = pipe(TEXTS, negative_prompt=["blue", "a b c"], latents=start, **settings).frames
+    prompts = [Prompt("a red ball", negative="blue"), Prompt("blue", negative="a b c")]
+    walk = Walk(make_sampler(model, SIZE, 3, 5.0), model.encode(prompts, SIZE), Fixed(start))
+    torch.testing.assert_close(walk.frozen(len(walk)).latents, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_batched_and_two_call_guidance_agree(model):
-    latents, condition, time = noise(model), model.encode(PROMPTS), torch.tensor(501.0)
-    batched = model.predict(latents, time, condition, Guidance(5.0, batched=True))
-    in_turn = model.predict(latents, time, condition, Guidance(5.0, batched=False))
+    latents, condition = noise(model), model.encode(PROMPTS, SIZE)
+    batched, in_turn = (predict(model, latents, 501.0, condition, 5.0, batched) for batched in (True, False))
     torch.testing.assert_close(batched, in_turn, atol=1e-5, rtol=1e-5)
 
 
 def test_long_prompts_are_cut_and_the_unconditional_twin_is_the_empty_prompt(model):
-    condition = model.encode(["a b c d e f g h i j k l m n o p", "red"])
+    condition = model.encode(as_prompts(["a b c d e f g h i j k l m n o p", "red"]), SIZE)
     assert condition.cond["text"].shape == (2, 12, 16)
-    torch.testing.assert_close(condition.uncond["text"][1], model.encode([""]).cond["text"][0])
+    torch.testing.assert_close(condition.uncond["text"][1], model.encode([Prompt("")], SIZE).cond["text"][0])
     assert not condition.cond["text"].requires_grad
+
+
+def test_each_unconditional_twin_is_its_own_negative_text(model):
+    negatives = ["blue", "", "a b c", "blue"]
+    condition = model.encode([Prompt("red", negative=text) for text in negatives], SIZE)
+    alone = [model.encode([Prompt(text)], SIZE).cond["text"][0] for text in negatives]
+    assert torch.equal(condition.uncond["text"], torch.stack(alone))
+    plain = model.encode([Prompt("red")], SIZE)
+    torch.testing.assert_close(condition.cond["text"], plain.cond["text"].expand(4, -1, -1))
+    assert not torch.equal(alone[0], alone[2])
 
 
 def test_chosen_frames_are_those_of_the_whole_video(model):
@@ -84,6 +99,13 @@ def test_chosen_frames_are_those_of_the_whole_video(model):
     assert whole.shape == (2, 3, 3, 16, 16)
     assert whole.min() >= 0
     assert whole.max() <= 1
+
+
+def test_windows_are_single_frames_that_make_the_whole(model):
+    latents = noise(model)
+    assert [len(window) for window in model.windows(SIZE)] == [1, 1, 1]
+    whole = model.decode_unclamped(latents)
+    torch.testing.assert_close(decoded_by_windows(model, latents, SIZE), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_decoding_reaches_only_the_latents_of_chosen_frames(model):
@@ -99,14 +121,14 @@ def test_networks_are_frozen_in_eval_mode_and_in_the_asked_precision(folder):
         assert not network.training
         assert all(not p.requires_grad and p.dtype == torch.bfloat16 for p in network.parameters())
     latents = noise(model)
-    prediction = model.predict(latents, torch.tensor(10.0), model.encode(PROMPTS), Guidance(2.0))
+    prediction = predict(model, latents, 10.0, model.encode(PROMPTS, SIZE), 2.0)
     assert prediction.dtype == model.decode(latents).dtype == torch.float32
 
 
 def test_a_float64_model_predicts_in_float64(folder):
     model = ModelScope.load(str(folder), dtype=torch.float64)
     latents = noise(model).double()
-    assert model.predict(latents, torch.tensor(10.0), model.encode(PROMPTS), Guidance(2.0)).dtype == torch.float64
+    assert predict(model, latents, 10.0, model.encode(PROMPTS, SIZE), 2.0).dtype == torch.float64
 
 
 @pytest.mark.parametrize(("height", "width", "nearest"), [(16, 17, "16x16"), (1, 33, "2x32"), (15, 16, "16x16")])
@@ -117,13 +139,13 @@ def test_impossible_sizes_name_the_nearest(model, height, width, nearest):
 
 def test_latents_that_the_unet_cannot_halve_evenly_work(model):
     odd = VideoSize(frames=2, height=18, width=22)
-    prediction = model.predict(noise(model, 2, odd), torch.tensor(9.0), model.encode(PROMPTS), Guidance(2.0))
+    prediction = predict(model, noise(model, 2, odd), 9.0, model.encode(PROMPTS, odd), 2.0)
     assert prediction.shape == (2, *model.noise_shape(odd)) == (2, 4, 2, 9, 11)
 
 
 def test_images_are_refused(model):
     with pytest.raises(UserError, match="take no images"):
-        model.encode(["red"], images=torch.zeros(1, 3, 16, 16))
+        model.encode([Prompt("red")], SIZE, torch.zeros(1, 3, 16, 16))
 
 
 def damaged(folder: Path, out: Path, change) -> str:
@@ -178,12 +200,14 @@ def test_a_file_is_no_checkpoint(tmp_path):
         load_model("modelscope", str(tmp_path / "model.ckpt"))
 
 
-def test_sampling_options_reach_the_solver(folder):
-    leading = load_model("modelscope", str(folder)).solver.schedule(5).times
-    trailing = load_model("modelscope", str(folder), spacing="trailing").solver.schedule(5).times
+def test_sampling_options_reach_the_solver(folder, model):
+    leading, trailing = (
+        [level.time for level in solver_of(model, spacing=spacing).schedule(5).starts]
+        for spacing in ("auto", "trailing")
+    )
     reference = DDIMScheduler.from_pretrained(folder / "scheduler", timestep_spacing="trailing")
     reference.set_timesteps(5)
-    assert trailing.tolist() == reference.timesteps.tolist() != leading.tolist()
+    assert trailing == reference.timesteps.tolist() != leading
 
 
 def test_unknown_families_name_the_nearest():

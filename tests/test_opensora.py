@@ -12,22 +12,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from factories import decoded_by_windows, predict
 from opensora_factories import make_release, make_tiny_opensora
 from vader.cli import main
 from vader.errors import UserError
-from vader.models import Condition, Guidance, VideoSize, load_model
+from vader.models import load_model
 from vader.models.opensora import parts
 from vader.models.opensora.model import OpenSora
 from vader.models.opensora.parts import RELEASE_SCHEDULER
 from vader.models.opensora.sizes import RESOLUTIONS, latent_size, trained_sizes
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
+from vader.nouns import Condition, Prompt, VideoSize, as_prompts
 from vader.pretrain.opensora import velocity_errors
 from vader.recipe import load_recipe, recipe_names
+from vader.sampling.videos import solver_of
 from vader.solvers.scheduler_config import solver_from_config
 from vader.tools.check import check_model
 
 SIZE = VideoSize(frames=21, height=16, width=20, fps=24)
-PROMPTS = ["a red ball", "blue"]
+PROMPTS = as_prompts(["a red ball", "blue"])
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +67,18 @@ def official_network(shared) -> STDiT3:
 def test_sampling_with_guidance_is_the_official_trajectory(shared):
     """Thirty steps of the tiny STDiT3 with the null embedding, cut as the prompt is."""
     stored = load_file(shared("parity/opensora12/rflow.safetensors"))
-    model = OpenSora(official_network(shared), None, None, solver_from_config(RELEASE_SCHEDULER))
+    model = OpenSora(official_network(shared), None, None, RELEASE_SCHEDULER)
     size = VideoSize(51, 240, 426, 24)
     text, mask = stored["stdit/y"][:, 0], stored["stdit/mask"].bool()
     told = {"text_mask": mask, **model._told(size, 1)}
     null = model.denoiser.y_embedder.y_embedding[None]
     condition = Condition({"text": text, **told}, {"text": null, **told})
-    schedule, z = model.solver.schedule(30, size), stored["traj_stdit/z_init"]
-    for i, expected in enumerate(stored["traj_stdit/z_model_input"]):
+    solver, z = solver_of(model), stored["traj_stdit/z_init"]
+    schedule = solver.schedule(30, size)
+    steps = zip(schedule.starts, schedule.ends, stored["traj_stdit/z_model_input"], strict=True)
+    for here, there, expected in steps:
         torch.testing.assert_close(z, expected, atol=5e-4, rtol=5e-4)
-        z = model.solver.step(schedule, i, z, model.predict(z, schedule.times[i], condition, Guidance(7.0))).next
+        z = solver.step(z, predict(model, z, here.time, condition, 7.0), here, there).next
     torch.testing.assert_close(z, stored["traj_stdit/z_final"], atol=5e-4, rtol=5e-4)
 
 
@@ -101,16 +106,17 @@ def test_closed_loops_are_the_official_trajectories(shared, name):
     text, null = stored["text/y"][:, 0], stored["text/y_null_embedding"][None].expand(2, -1, -1)
     z, mask = stored[f"traj_{name}/z_init"], stored.get(f"traj_{name}/mask")
     joined = None if mask is None else mask == 1
-    for i, time in enumerate(schedule.times.float()):
+    for i, (here, there) in enumerate(zip(schedule.starts, schedule.ends, strict=True)):
+        time = torch.tensor(here.time)
         up = None if mask is None else mask * 1000 >= time
         kept = z
         if up is not None:
             fresh = (up & ~joined)[:, None, :, None, None]
-            z = torch.where(fresh, solver.renoise(schedule, i, z, stored[f"traj_{name}/noise"][i]), z)
+            z = torch.where(fresh, solver.renoise(z, stored[f"traj_{name}/noise"][i], here), z)
             joined = up
         torch.testing.assert_close(z, stored[f"traj_{name}/z_model_input"][i], atol=1e-4, rtol=1e-4)
         cond, uncond = (stand_in(z, time, y, up) for y in (text, null))
-        z = solver.step(schedule, i, z, uncond + 7 * (cond - uncond)).next
+        z = solver.step(z, uncond + 7 * (cond - uncond), here, there).next
         if up is not None:
             z = torch.where(up[:, None, :, None, None], z, kept)
     torch.testing.assert_close(z, stored[f"traj_{name}/z_final"], atol=1e-4, rtol=1e-4)
@@ -142,31 +148,53 @@ def test_the_family_keeps_the_contract(model):
 
 
 def test_batched_and_two_call_guidance_agree(model):
-    latents, condition, time = noise(model), model.encode(PROMPTS, size=SIZE), torch.tensor(501.0)
-    batched = model.predict(latents, time, condition, Guidance(5.0, batched=True))
-    in_turn = model.predict(latents, time, condition, Guidance(5.0, batched=False))
+    latents, condition = noise(model), model.encode(PROMPTS, SIZE)
+    batched, in_turn = (predict(model, latents, 501.0, condition, 5.0, batched) for batched in (True, False))
     torch.testing.assert_close(batched, in_turn, atol=1e-5, rtol=1e-5)
 
 
 def test_the_unconditional_twin_has_as_many_null_tokens_as_the_prompt(model):
-    condition = model.encode(PROMPTS, size=SIZE)
+    condition = model.encode(PROMPTS, SIZE)
     length = condition.cond["text"].shape[1]
     assert torch.equal(condition.uncond["text"][1], model.denoiser.y_embedder.y_embedding[:length])
     assert torch.equal(condition.uncond["text_mask"], condition.cond["text_mask"])
     assert condition.cond["text_mask"].sum(dim=1).tolist()[0] == length > condition.cond["text_mask"].sum(dim=1)[1]
 
 
+@pytest.mark.parametrize("negative", ["grey", "a long list of what is not wanted: grey, dull, blurred"])
+def test_each_unconditional_twin_is_its_own_negative_text(model, negative):
+    """Beside prompts that have none, and so the null embedding; longer or shorter than the prompts."""
+    prompts = [PROMPTS[0], Prompt("blue", negative=negative)]
+    condition, alone = model.encode(prompts, SIZE), model.encode([Prompt(negative)], SIZE).cond
+    tokens = int(alone["text_mask"].sum())
+    shown = condition.uncond["text_mask"][1].bool()
+    assert shown.sum() == tokens
+    assert torch.equal(condition.uncond["text"][1][shown], alone["text"][0][:tokens])
+    plain = model.encode(PROMPTS, SIZE)
+    length = plain.cond["text"].shape[1]
+    for name in ("text", "text_mask"):
+        assert torch.equal(condition.cond[name][:, :length], plain.cond[name])
+        assert torch.equal(condition.uncond[name][0, :length], plain.uncond[name][0])
+    assert not condition.uncond["text_mask"][0, length:].any()
+
+
+@torch.no_grad()
+def test_windows_are_chunks_of_17_frames_that_make_the_whole(model):
+    latents = noise(model)
+    assert [len(window) for window in model.windows(SIZE)] == [17, 4]
+    whole = model.decode_unclamped(latents)
+    torch.testing.assert_close(decoded_by_windows(model, latents, SIZE), whole, atol=1e-5, rtol=1e-5)
+
+
 def test_the_denoiser_is_told_size_and_frame_rate(model):
-    told = model.encode(["x"], size=SIZE).cond
+    told = model.encode([Prompt("x")], SIZE).cond
     assert [told[name].item() for name in ("fps", "height", "width")] == [24, 16, 20]
-    assert model.encode(["x"], size=VideoSize(1, 16, 16, 24)).cond["fps"].item() == 120
-    with pytest.raises(ValueError, match="give `size`"):
-        model.encode(["x"])
+    assert model.encode([Prompt("x")], VideoSize(1, 16, 16, 24)).cond["fps"].item() == 120
 
 
 def test_images_are_refused(model):
     with pytest.raises(UserError, match="take no images"):
-        model.encode(["x"], images=torch.zeros(1, 3, 16, 16), size=SIZE)
+        model.encode([Prompt("x")], SIZE, torch.zeros(1, 3, 16, 16))
 
 
 def test_chosen_frames_are_those_of_the_whole_video(model):
@@ -194,7 +222,7 @@ def test_networks_are_frozen_and_in_the_asked_precision(folder):
     kept = {name for name, p in model.denoiser.named_parameters() if p.dtype != torch.bfloat16}
     assert kept == {"rope.freqs"}
     assert model.vae.dtype == model.denoiser.y_embedder.y_embedding.dtype == torch.bfloat16
-    prediction = model.predict(noise(model), torch.tensor(10.0), model.encode(PROMPTS, size=SIZE), Guidance(2.0))
+    prediction = predict(model, noise(model), 10.0, model.encode(PROMPTS, SIZE), 2.0)
     assert prediction.dtype == model.decode(noise(model)).dtype == torch.float32
 
 
@@ -232,8 +260,8 @@ def test_impossible_numbers_of_frames_name_the_nearest(frames, near):
 def test_the_release_s_three_folders_are_the_one_folder(folder, model, tmp_path):
     release = make_release(tmp_path)
     split = load_model("opensora", release.pop("checkpoint"), options=release)
-    latents, time = noise(model), torch.tensor(301.0)
-    predictions = [m.predict(latents, time, m.encode(PROMPTS, size=SIZE), Guidance(3.0)) for m in (model, split)]
+    latents = noise(model)
+    predictions = [predict(m, latents, 301.0, m.encode(PROMPTS, SIZE), 3.0) for m in (model, split)]
     assert torch.equal(*predictions)
     assert torch.equal(model.decode(latents), split.decode(latents))
 
@@ -322,9 +350,9 @@ name: run
 model: {{family: opensora, checkpoint: {folder}}}
 video: {{frames: 21, height: 16, width: 16, fps: 24}}
 sampling: {{steps: 2, guidance: 7.0}}
-rewards: [{{name: "redness_of_opensora:Redness"}}]
+rewards: [{{name: "redness_of_opensora:Redness", sees: all}}]
 prompts: {{train: tiny-train, test: tiny-test}}
-algorithm: {{frames: {{sample: all, chunk: 17}}}}
+scoring: {{chunk: 17}}
 adapter: {{rank: 2}}
 train: {{steps: 1, batch: 2}}
 evaluation: {{videos: 1, shown: 1, batch: 1}}

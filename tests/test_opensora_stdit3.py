@@ -13,7 +13,8 @@ from vader.errors import UserError
 from vader.models.opensora.model import OpenSora
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config, position_table
 from vader.networks.adapter import add_adapter, matching_layers
-from vader.networks.memory import checkpoint_blocks, count_parameters
+from vader.networks.measure import count_parameters
+from vader.networks.recompute import checkpoint_blocks
 
 TINY = STDiT3Config(depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=10)
 

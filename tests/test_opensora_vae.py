@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from opensora_factories import VAE
 from vader.errors import UserError
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig, latent_frames, pixel_frames
-from vader.networks.memory import checkpoint_blocks, count_parameters
+from vader.networks.measure import count_parameters
+from vader.networks.recompute import checkpoint_blocks
 
 NEAR = {"atol": 5e-5, "rtol": 1e-4}
 

@@ -67,7 +67,6 @@ def test_overrides_set_dotted_paths():
             "adapter.alpha=8",  # an integer where a float is expected
             "adapter.targets=[to_q, to_v]",
             "optimizer.betas=[0.8, 9.9e-1]",
-            "scoring.split_backward=false",  # a section whose other keys stay
             "rewards.0.sees=[0, 7]",
             "algorithm.policy.k=3",  # an algorithm's own setting
             "memory=[{name: shard}, {name: recompute}]",
@@ -80,7 +79,7 @@ def test_overrides_set_dotted_paths():
     assert recipe.adapter.alpha == 8.0
     assert recipe.adapter.targets == ("to_q", "to_v")
     assert recipe.optimizer.betas == (0.8, 0.99)
-    assert (recipe.scoring.chunk, recipe.scoring.split_backward) == (4, False)
+    assert recipe.scoring.chunk == 4
     assert recipe.rewards[0].sees == (0, 7)
     assert recipe.algorithm.options == {"policy": {"name": "last", "k": 3}}
     assert recipe.memory == (Part(name="shard"), Part(name="recompute"))
@@ -153,7 +152,7 @@ def test_the_first_difference_names_its_key():
     [
         ("optimizer.lrr=1", ["unknown key 'optimizer.lrr'", "did you mean 'lr'?"]),
         ("optimiser.lr=1", ["unknown key 'optimiser'", "did you mean 'optimizer'?"]),
-        ("scoring.size=1", ["unknown key 'scoring.size'", "known: chunk, split_backward"]),
+        ("scoring.size=1", ["unknown key 'scoring.size'", "known: chunk"]),
         ("optimizer.lr=fast", ["'optimizer.lr' is \"fast\"", "expected a number above 0"]),
         ("optimizer.lr=-1e-4", ["'optimizer.lr' is -0.0001", "expected a number above 0"]),
         ("optimizer.lr=.inf", ["'optimizer.lr' is Infinity", "expected a number above 0"]),
@@ -164,7 +163,6 @@ def test_the_first_difference_names_its_key():
         ("model.options=3", ["'model.options' is 3", "expected a section"]),
         ("sampling.guidance=0.5", ["'sampling.guidance' is 0.5", "a number from 1 or a part {name: ...} with options"]),
         ("sampling.guidance={scale: 4}", ["'sampling.guidance' is {\"scale\": 4}", "or a part {name: ...}"]),
-        ("scoring.split_backward=1", ["'scoring.split_backward' is 1", "expected true or false"]),
         ("train.trackers=[x]", ["'train.trackers.0' is \"x\"", "expected one of tensorboard, wandb"]),
         ("algorithm=ddpo", ["'algorithm' is \"ddpo\"", "expected a part {name: ...} with options of its own"]),
         ("memory={name: recompute}", ['\'memory\' is {"name": "recompute"}', "a list, each a part {name: ...}"]),
@@ -236,10 +234,6 @@ def test_keys_that_contradict_each_other_are_one_line(overrides, message):
             "algorithm.frames.chunk=2",  # of each of four videos
             "algorithm.frames.chunk is now scoring.chunk, and counts images over all videos of a micro-batch: "
             "write scoring: {chunk: 8}",
-        ),
-        (
-            "algorithm.split_backward=false",
-            "algorithm.split_backward is now scoring.split_backward: write scoring: {split_backward: false}",
         ),
         (
             "evaluation.judge=true",

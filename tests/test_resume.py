@@ -147,14 +147,13 @@ def half_line(log: MetricsLog, line: dict) -> None:
 # Where the process dies: a function, in which of its calls, and what that call has done by then.
 PLACES = {
     "before anything": ("vader.training.trainer._restore", 1, None),
-    "within the first evaluation": ("vader.evaluation.held_out.set_figures", 1, None),
+    "within the first evaluation": ("vader.evaluation.held_out.HeldOut.summary", 1, None),
     "before the first checkpoint": ("vader.training.trainer._save", 1, None),
     "within a line of metrics": ("vader.runs.log.MetricsLog.append", 3, half_line),
     "checkpoint written but not in place": ("os.rename", 3, None),
     "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
     "within a video": ("vader.files.video._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
-    "scores of videos written but not in place": ("os.replace", 5, None),
     "within the adapter": ("vader.networks.adapter_files.save_file", 1, half_file),
     "within the report": ("vader.evaluation.report.report_page", 1, None),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,16 @@ from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as reference
 from PIL import Image
 
-from factories import make_tiny_svd
+from factories import Fixed, decoded_by_windows, make_tiny_svd
 from vader.cli import main
 from vader.errors import UserError
-from vader.models import Guidance, VideoSize, load_model
+from vader.models import load_model
 from vader.models.svd import StableVideoDiffusion, own_noise, shrink
 from vader.networks.adapter import matching_layers
-from vader.networks.memory import count_parameters
-from vader.prompts import Prompt
-from vader.sampling.walk import Chain, encode, sample_latents, sample_videos
+from vader.networks.measure import count_parameters
+from vader.nouns import Prompt, VideoSize
+from vader.sampling.videos import make_sampler, sample_videos
+from vader.sampling.walk import Place, Walk
 from vader.tools.check import check_model
 
 SIZE = VideoSize(frames=4, height=16, width=24, fps=5)
@@ -51,16 +53,6 @@ def start(model, size=SIZE, count=2):
     return torch.randn(count, *model.noise_shape(size), generator=torch.Generator().manual_seed(1))
 
 
-class Fixed:
-    """Stands in for the noise of a run: given start latents, nothing fresh."""
-
-    def __init__(self, latents):
-        self.latents = latents
-
-    def draw(self, use):
-        return self.latents
-
-
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @torch.no_grad()
 def test_sampling_equals_the_diffusers_pipeline(folder, prompts, monkeypatch, scale):
@@ -73,14 +65,13 @@ def test_sampling_equals_the_diffusers_pipeline(folder, prompts, monkeypatch, sc
     images = torch.stack([torch.from_numpy(np.array(p)).movedim(-1, 0) / 255 for p in pictures])
     settings = {"height": 16, "width": 24, "num_frames": 4, "num_inference_steps": 4, "fps": 5}
     settings |= {"motion_bucket_id": 90, "noise_aug_strength": 0.1, "max_guidance_scale": scale}
-    schedule = model.solver.schedule(4, SIZE)
     latents = start(model)
-    scaled = latents * schedule.init_scale  # the pipeline multiplies start latents by its scheduler's own factor
     theirs = pipe(pictures, latents=latents, output_type="latent", **settings).frames
     pixels = pipe(pictures, latents=latents, output_type="pt", decode_chunk_size=4, **settings).frames
-    chain = Chain(model, schedule, encode(model, prompts, SIZE), Guidance(scale))
-    torch.testing.assert_close(chain.start(Fixed(latents)), scaled)
-    ours = sample_latents(chain, Fixed(latents))
+    walk = Walk(make_sampler(model, SIZE, 4, scale), model.encode(prompts, SIZE), Fixed(latents))
+    # The pipeline, too, multiplies start latents by its scheduler's own factor.
+    torch.testing.assert_close(walk.start().latents, latents * walk.sampler.schedule.init_scale)
+    ours = walk.frozen(len(walk)).latents
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.decode(ours), pixels, atol=1e-4, rtol=1e-4)
 
@@ -101,7 +92,7 @@ def test_augmentation_noise_is_each_picture_s_own():
 
 
 def test_conditions(model, prompts):
-    condition = encode(model, prompts, SIZE)
+    condition = model.encode(prompts, SIZE)
     assert condition.cond["clip"].shape == (2, 1, 16)
     assert condition.cond["image"].shape == (2, 4, 8, 12)
     torch.testing.assert_close(condition.uncond["numbers"], torch.tensor([[4.0, 127.0, 0.02]] * 2))
@@ -143,6 +134,15 @@ def test_windows_are_those_of_the_pipeline(windowed):
     torch.testing.assert_close(windowed.decode_unclamped(latents)[0], theirs[0].movedim(1, 0) / 2 + 0.5)
 
 
+@torch.no_grad()
+def test_windows_one_by_one_make_the_whole(windowed, model):
+    latents = start(windowed, FIVE)
+    assert [len(window) for window in windowed.windows(FIVE)] == [2, 2, 1]
+    assert [len(window) for window in model.windows(FIVE)] == [5]
+    for one in (windowed, model):
+        torch.testing.assert_close(decoded_by_windows(one, latents, FIVE), one.decode_unclamped(latents))
+
+
 def test_chosen_frames_are_those_of_the_whole_and_so_are_their_gradients(windowed):
     latents, frames = start(windowed, FIVE).requires_grad_(), torch.tensor([[3, 0], [4, 4]])
     rows = torch.arange(2)[:, None]
@@ -160,16 +160,16 @@ def test_the_gradient_of_a_chain_and_its_decoding_agrees_with_central_difference
     model = load_model("svd", str(folder), options={"decode_chunk": 2})
     for network in model.networks().values():
         network.double()
-    schedule, small = model.solver.schedule(4), VideoSize(4, 16, 16)
-    condition = model.encode(prompts, torch.rand(2, 3, 16, 16, dtype=torch.float64), small)
-    chain = Chain(model, schedule, condition, Guidance(3.0))
+    small = VideoSize(4, 16, 16)
+    condition = model.encode(prompts, small, torch.rand(2, 3, 16, 16, dtype=torch.float64))
+    walk = Walk(make_sampler(model, small, 4, 3.0), condition, Fixed(None))
     base, along = (torch.randn(2, *model.noise_shape(small), dtype=torch.float64) for _ in range(2))
 
     def objective(h):
-        latents, state = base + h * along, None
-        for i in (2, 3):
-            latents, *_, state = chain.advance(i, latents, chain.predict(i, latents), Fixed(None), state)
-        return model.decode_unclamped(latents, torch.tensor([[1], [3]])).sin().sum()
+        at = Place(2, base + h * along)
+        for _ in (2, 3):
+            at = walk.step(at)
+        return model.decode_unclamped(at.latents, torch.tensor([[1], [3]])).sin().sum()
 
     h = torch.zeros((), dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(objective(h), h)
@@ -198,13 +198,34 @@ def test_wrong_options_are_one_line(options, said):
 
 def test_texts_and_pictures_go_to_the_models_that_want_them(model, prompts):
     with pytest.raises(UserError, match="family 'svd' start from images, but prompt 'a text' has none"):
-        sample_videos(model, [*prompts, "a text"], SIZE, 2, Guidance(1.0))
+        sample_videos(model, [*prompts, "a text"], SIZE, 2)
     with pytest.raises(UserError, match="images are 16x24, but the videos 32x24"):
-        encode(model, prompts, VideoSize(4, 32, 24), torch.rand(2, 3, 16, 24))
-    with pytest.raises(UserError, match="start from images"):
-        model.encode(prompts)
+        model.encode(prompts, VideoSize(4, 32, 24), torch.rand(2, 3, 16, 24))
+    with pytest.raises(UserError, match="'a text' has no image, and the model starts from one"):
+        model.encode([Prompt("a text")], SIZE)
     with pytest.raises(UserError, match="the nearest is 16x24"):
         model.noise_shape(VideoSize(4, 17, 25))
+
+
+def test_what_a_prompt_carries_and_the_model_does_not_read_is_refused(model, prompts):
+    with pytest.raises(UserError, match="'svd' read no text, but prompt 'sky' has the negative 'dull': leave it out"):
+        model.check_prompts([prompts[0], replace(prompts[1], negative="dull")])
+    with pytest.raises(UserError, match="'svd' take no last image, but prompt 'sea' has one"):
+        model.check_prompts([replace(prompts[0], last_image=prompts[1].image)])
+    pictures = torch.rand(1, 3, 16, 24)
+    with pytest.raises(UserError, match="read no text"):  # also where the pictures are given beside the prompts
+        sample_videos(model, [Prompt("a text", negative="dull")], SIZE, 2, images=pictures)
+    assert sample_videos(model, ["a text"], SIZE, 2, images=pictures).shape == (1, 4, 3, 16, 24)
+
+
+def test_a_family_that_takes_a_last_image_is_asked_for_one_that_opens(prompts, tmp_path):
+    class Between(StableVideoDiffusion):
+        takes_last_image = True
+
+    Between.check_prompts([prompts[0], replace(prompts[0], last_image=prompts[1].image)])
+    (tmp_path / "broken.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"broken.png' cannot be read"):
+        Between.check_prompts([replace(prompts[0], last_image=tmp_path / "broken.png")])
 
 
 # ---- a run

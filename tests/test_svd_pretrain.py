@@ -12,12 +12,12 @@ from transformers import CLIPVisionModelWithProjection
 from vader.errors import UserError
 from vader.files.hub import tiny_weights
 from vader.files.images import prompt_images
-from vader.models import Guidance, load_model
+from vader.models import load_model
 from vader.models.svd import StableVideoDiffusion
 from vader.pretrain import svd
 from vader.pretrain.loop import Schedule, generator_for
 from vader.prompts import load_prompts
-from vader.sampling.walk import sample_videos
+from vader.sampling.videos import sample_videos
 from vader.tinyworld import pictures
 from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.scenes import object_centers, parse_caption, render, sample_scenes
@@ -38,7 +38,7 @@ def test_pictures_are_what_their_captions_say_and_none_is_on_both_sides(cache) -
         prompts = load_prompts(f"tiny-pictures-{half}")
         assert list(prompts) == list(load_prompts(f"tiny-{half}"))
         seen = judge(prompt_images(prompts, 32, 32)[:, None])
-        truth = torch.tensor([parse_caption(prompt) for prompt in prompts])
+        truth = torch.tensor([parse_caption(prompt.text) for prompt in prompts])
         found = torch.stack([seen.color, seen.shape, seen.background], dim=1)
         assert (found == truth[:, :3]).float().mean() > 0.99
         looks.append({tuple(look) for look in truth[:, :3].tolist()})
@@ -150,7 +150,7 @@ def test_a_few_steps_leave_a_folder_that_diffusers_loads_too(cache, tmp_path, mo
 
 def test_the_shipped_model_keeps_what_unseen_pictures_show_and_moves_it() -> None:
     model, prompts = load_model("svd", "tiny"), load_prompts("tiny-pictures-test")[:16]
-    videos = sample_videos(model, prompts, svd.SIZE, svd.SAMPLING_STEPS, Guidance(svd.GUIDANCE))
+    videos = sample_videos(model, prompts, svd.SIZE, svd.SAMPLING_STEPS, svd.GUIDANCE)
     right = judge_prompts(videos, prompts)
     least = {"color": 0.85, "shape": 0.4, "background": 0.85}
     assert {name: right[name].mean().item() >= share for name, share in least.items()} == dict.fromkeys(least, True)
@@ -163,7 +163,7 @@ def test_the_shipped_model_moves_farther_under_a_larger_motion_bucket() -> None:
     prompts, changes = load_prompts("tiny-pictures-test")[:8], []
     for bucket in (64, 255):
         model = load_model("svd", "tiny", options={"motion_bucket": bucket})
-        videos = sample_videos(model, prompts, svd.SIZE, svd.SAMPLING_STEPS, Guidance(svd.GUIDANCE))
+        videos = sample_videos(model, prompts, svd.SIZE, svd.SAMPLING_STEPS, svd.GUIDANCE)
         changes.append(_path(videos))
     slow, fast = changes
     assert fast.mean() > 1.5 * slow.mean()

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from vader.files.hub import TINY_WEIGHTS
-from vader.models.base import Guidance, VideoSize
 from vader.models.registry import load_model
-from vader.nouns import Prompt
+from vader.nouns import Prompt, VideoSize
 from vader.pretrain.vjepa import shuffled
 from vader.recipe import load_recipe, recipe_names
 from vader.rewards.registry import load_reward
-from vader.sampling.walk import sample_videos
+from vader.sampling.videos import sample_videos
 from vader.tinyworld import split
 from vader.tinyworld.judge import judge, judge_prompts
 from vader.tinyworld.scenes import (
@@ -180,7 +179,7 @@ def test_the_shipped_base_models_heed_unseen_prompts(
 ) -> None:
     monkeypatch.setenv("VADER_CACHE", str(tmp_path))
     model, prompts = load_model(family, checkpoint), split.test_prompts()[:8]
-    videos = sample_videos(model, prompts, VideoSize(frames, size, size), steps, Guidance(4.0))
+    videos = sample_videos(model, prompts, VideoSize(frames, size, size), steps, 4.0)
     right = judge_prompts(videos, prompts)
     least = dict.fromkeys(ATTRIBUTES, 0.75) | {"shape": shape}
     assert {name: right[name].mean().item() >= least[name] for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, True)

@@ -8,20 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from factories import decoded_by_windows, predict
 from vader.cli import main
 from vader.errors import UserError
 from vader.files.video import read_video
-from vader.models import Guidance, VideoSize, load_model
+from vader.models import load_model
 from vader.models.image_vae import decode_frames
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.names import to_diffusers, to_release, unet_names, vae_names
 from vader.models.videocrafter.networks import build_unet, text_to_release, unet_to_release, vae_to_release
 from vader.models.videocrafter.release import PREFIXES, find_release, schedule_buffers, write_release
+from vader.nouns import Prompt, VideoSize, as_prompts
+from vader.sampling.videos import solver_of
 from vader.tools.check import check_model
 from videocrafter_factories import LEVELS, make_networks, make_tiny_videocrafter
 
 SIZE = VideoSize(frames=3, height=16, width=12, fps=24)
-PROMPTS = ["a red ball", "blue"]
+PROMPTS = as_prompts(["a red ball", "blue"])
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_networks_are_frozen_in_eval_mode_and_in_the_asked_precision(folder):
     for network in model.networks().values():
         assert not network.training
         assert all(not p.requires_grad and p.dtype == torch.bfloat16 for p in network.parameters())
-    prediction = model.predict(noise(model), torch.tensor(9.0), model.encode(PROMPTS, size=SIZE), Guidance(2.0))
+    prediction = predict(model, noise(model), 9.0, model.encode(PROMPTS, SIZE), 2.0)
     assert prediction.dtype == model.decode(noise(model)).dtype == torch.float32
 
 
@@ -313,7 +316,7 @@ def test_it_keeps_the_contract(model):
 
 
 def test_prompts_are_cut_and_padded_with_zeros(model):
-    condition = model.encode(["a b c d e f g h i j k l m n o p", "red"], size=SIZE)
+    condition = model.encode(as_prompts(["a b c d e f g h i j k l m n o p", "red"]), SIZE)
     assert condition.cond["text"].shape == (2, 12, 16)
     assert condition.cond["fps"].tolist() == condition.uncond["fps"].tolist() == [24, 24]
     start, end = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
@@ -326,15 +329,31 @@ def test_prompts_are_cut_and_padded_with_zeros(model):
 
 
 def test_words_are_cleaned_as_open_clip_cleans_them(model):
-    one, other = (model.encode([text], size=SIZE).cond["text"] for text in ("  A &amp;  Red\u2019s ", "a & red's"))
+    one, other = (model.encode([Prompt(text)], SIZE).cond["text"] for text in ("  A &amp;  Red\u2019s ", "a & red's"))
     torch.testing.assert_close(one, other, atol=0, rtol=0)
 
 
-def test_what_encode_needs(model):
+def test_images_are_refused(model):
     with pytest.raises(UserError, match="take no images"):
-        model.encode(["red"], images=torch.zeros(1, 3, 16, 16), size=SIZE)
-    with pytest.raises(ValueError, match="frames per second"):
-        model.encode(["red"])
+        model.encode([Prompt("red")], SIZE, torch.zeros(1, 3, 16, 16))
+
+
+def test_each_unconditional_twin_is_its_own_negative_text(model):
+    negatives = ["blue", "", "a b c", "blue"]
+    condition = model.encode([Prompt("red", negative=text) for text in negatives], SIZE)
+    alone = [model.encode([Prompt(text)], SIZE).cond["text"][0] for text in negatives]
+    assert torch.equal(condition.uncond["text"], torch.stack(alone))
+    assert not torch.equal(alone[0], alone[2])
+    plain = model.encode([Prompt("red")], SIZE)
+    torch.testing.assert_close(condition.cond["text"], plain.cond["text"].expand(4, -1, -1))
+
+
+@torch.no_grad()
+def test_windows_are_single_frames_that_make_the_whole(model):
+    latents = noise(model)
+    assert [len(window) for window in model.windows(SIZE)] == [1, 1, 1]
+    whole = model.decode_unclamped(latents)
+    torch.testing.assert_close(decoded_by_windows(model, latents, SIZE), whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width", "nearest"), [(16, 18, "16x16"), (1, 31, "4x32"), (15, 16, "16x16")])
@@ -354,12 +373,12 @@ def test_the_released_model_makes_multiples_of_64():
 
 
 def test_the_solver_is_the_files_own(model):
-    schedule = model.solver.schedule(25)
-    assert schedule.times.tolist() == list(range(961, 0, -40))
-    assert schedule.tables["alpha"][-2].item() == pytest.approx(0.96917 * LEVELS[41].sqrt().item(), rel=1e-5)
-    assert schedule.tables["alpha_next"][-1].item() == pytest.approx(LEVELS[0].sqrt().item(), rel=1e-6)
+    schedule = solver_of(model).schedule(25)
+    assert [level.time for level in schedule.starts] == list(range(961, 0, -40))
+    assert schedule.starts[-2].alpha == pytest.approx(0.96917 * LEVELS[41].sqrt().item(), rel=1e-5)
+    assert schedule.ends[-1].alpha == pytest.approx(LEVELS[0].sqrt().item(), rel=1e-6)
     with pytest.raises(UserError, match="divides 1000"):
-        model.solver.schedule(30)
+        solver_of(model).schedule(30)
 
 
 def test_text_that_the_release_never_uses_is_made_up(networks):

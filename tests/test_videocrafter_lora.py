@@ -12,7 +12,8 @@ from vader.errors import UserError
 from vader.models.videocrafter.lora import PREFIX, RELEASED, _expected_names, import_lora, read_lora
 from vader.models.videocrafter.names import to_diffusers
 from vader.models.videocrafter.networks import names_of_unet
-from vader.networks.adapter import load_adapter, load_into, merge_adapter, read_metadata
+from vader.networks.adapter import merge_adapter
+from vader.networks.adapter_files import load_adapter, load_into, read_metadata
 from vader.tools.export import export_adapter
 from videocrafter_factories import make_networks
 
@@ -68,7 +69,7 @@ def test_the_update_is_alpha_over_rank_times_b_a(tiny, tmp_path, monkeypatch, al
     unet, pairs, tensors = tiny
     torch.save(tensors, tmp_path / "lora.pt")
     before = {name: weight.clone() for name, weight in unet.state_dict().items()}
-    monkeypatch.setattr("vader.networks.adapter.lora.read_lora", lambda path: read_lora(path, alpha, pairs))
+    monkeypatch.setattr("vader.networks.adapter_files._formats", {".pt": lambda path: read_lora(path, alpha, pairs)})
     merge_adapter(load_adapter(unet, tmp_path / "lora.pt"))
     after = unet.state_dict()
     for name in tensors:
@@ -90,7 +91,7 @@ def test_it_is_accepted_where_adapters_are(released, tmp_path):
     }
     with pytest.raises(UserError, match="does not fit"):
         load_into(make_networks()[0], released)
-    copied = load_file(export_adapter(released, tmp_path / "ours"))
+    copied = load_file(*export_adapter(released, tmp_path / "ours"))
     name = "unet.mid_block.temp_attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight"
     assert len(copied) == 396
     assert copied[name].unique().tolist() == [8 / 2]

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file
 
-from vader.models import Condition, Guidance
+from factories import predict
 from vader.models.image_vae import decode_frames, encode_frames
 from vader.models.videocrafter.model import VideoCrafter, scheduler_config
 from vader.models.videocrafter.names import to_diffusers, to_release
@@ -28,6 +28,7 @@ from vader.models.videocrafter.networks import (
 )
 from vader.models.videocrafter.release import PREFIXES, Release, schedule_buffers
 from vader.networks.adapter import adapter_parameters, add_adapter
+from vader.nouns import Condition
 from vader.solvers.scheduler_config import solver_from_config
 
 UNETS = {"unet_tiny": 5, "unet_tiny64": 2}
@@ -243,15 +244,15 @@ def test_sampler_tables(fixture, official_schedule, steps):
         name: tensors[f"ddim_S{steps}/{name}"].double().flip(0)
         for name in ("timesteps", "alphas", "alphas_prev", "scale", "scale_prev", "sigmas_eta1")
     }
-    assert schedule.times.equal(table["timesteps"])
-    ours = schedule.tables
-    for name, expected in {
-        "alpha": table["scale"] * table["alphas"].sqrt(),
-        "alpha_next": table["scale_prev"] * table["alphas_prev"].sqrt(),
-        "sigma": (1 - table["alphas"]).sqrt(),
-        "std": table["sigmas_eta1"],
-    }.items():
-        torch.testing.assert_close(ours[name], expected, rtol=1e-6, atol=0)
+    starts, ends = schedule.starts, schedule.ends
+    assert [level.time for level in starts] == table["timesteps"].tolist()
+    for ours, expected in (
+        ([level.alpha for level in starts], table["scale"] * table["alphas"].sqrt()),
+        ([level.alpha for level in ends], table["scale_prev"] * table["alphas_prev"].sqrt()),
+        ([level.sigma for level in starts], (1 - table["alphas"]).sqrt()),
+        (list(map(solver.std, starts, ends)), table["sigmas_eta1"]),
+    ):
+        torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -261,15 +262,16 @@ def test_the_whole_pipeline(fixture, official_schedule, index):
     stored, info = fixture("e2e_tiny")
     tensors = {key.split("/")[1]: t for key, t in stored.items() if key.startswith(f"run{index}/")}
     told, limits = info["runs"][index], info["tolerance"]
-    solver = solver_from_config(scheduler_config(release_of(official_schedule)), eta=float(told["eta"]))
-    model = VideoCrafter(unet_of(fixture("unet_tiny")[0]), vae_of(fixture("vae_tiny")[0]), None, None, solver)
+    config = scheduler_config(release_of(official_schedule))
+    solver = solver_from_config(config, eta=float(told["eta"]))
+    model = VideoCrafter(unet_of(fixture("unet_tiny")[0]), vae_of(fixture("vae_tiny")[0]), None, None, config)
     condition = Condition(
         {"text": tensors["context"], "fps": tensors["fps"]}, {"text": tensors["uncond_context"], "fps": tensors["fps"]}
     )
     schedule, x = solver.schedule(told["requested_steps"]), tensors["x_T"]
-    for i, expected in enumerate(tensors["x"]):
-        prediction = model.predict(x, schedule.times[i].float(), condition, Guidance(told["guidance"]))
-        x = solver.step(schedule, i, x, prediction, tensors["noise"][i] if told["eta"] else None).next
+    for i, (here, there, expected) in enumerate(zip(schedule.starts, schedule.ends, tensors["x"], strict=True)):
+        prediction = predict(model, x, here.time, condition, told["guidance"])
+        x = solver.step(x, prediction, here, there, tensors["noise"][i] if told["eta"] else None).next
         assert (x - expected).norm() / expected.norm() < limits["latent_rel_l2"]
     close(model.decode_unclamped(x).movedim(1, 2) * 2 - 1, tensors["video"], atol=limits["video_max_abs"])
 

@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vader.algorithms.base import Algorithm as Algorithm
+    from vader.algorithms.base import Metrics as Metrics
     from vader.errors import RunError as RunError
     from vader.errors import UserError as UserError
     from vader.evaluation.metrics.base import Metric as Metric
     from vader.files.video import read_video as read_video
     from vader.files.video import write_mp4 as write_mp4
-    from vader.models.base import VideoModel as VideoModel
-    from vader.models.registry import load_model as load_model
     from vader.models import load_adapter as load_adapter
     from vader.models import load_into as load_into
+    from vader.models.base import VideoModel as VideoModel
+    from vader.models.registry import load_model as load_model
     from vader.networks.adapter import merge_adapter as merge_adapter
     from vader.networks.techniques import Technique as Technique
     from vader.nouns import Clip as Clip
     from vader.nouns import Condition as Condition
+    from vader.nouns import Known as Known
     from vader.nouns import Prompt as Prompt
     from vader.nouns import VideoSize as VideoSize
     from vader.recipe import Recipe as Recipe
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Algorithm": "vader.algorithms.base",
+    "Metrics": "vader.algorithms.base",
     "Reward": "vader.rewards.base",
     "AllFrames": "vader.rewards.needs",
     "Clip": "vader.nouns",
     "Condition": "vader.nouns",
     "Frames": "vader.rewards.needs",
+    "Known": "vader.nouns",
     "Metric": "vader.evaluation.metrics.base",
     "PerSecond": "vader.rewards.needs",
     "Prompt": "vader.nouns",

@@ -121,14 +121,24 @@ def flat(latents: Latents) -> Tensor:
 
 @dataclass(frozen=True)
 class Known:
-    """Latents that are given, not sampled: kept wherever `mask` is 1 (0 elsewhere, broadcast to the latents)."""
+    """Latents that are given, not sampled: kept wherever `mask` is 1, or True, and 0 elsewhere.
+
+    The mask has as many dimensions as the latents, and is broadcast to them; its first is B, or 1 for all videos.
+    """
 
     latents: Latents
     mask: Latents
 
     def keep(self, latents: Latents) -> Latents:
         """The latents with what is known in its place; no gradient flows there."""
-        return map_latents(lambda x, known, mask: torch.lerp(x, known, mask), latents, self.latents, self.mask)
+        return map_latents(
+            lambda x, known, mask: torch.where(mask.bool(), known.detach().to(x), x), latents, self.latents, self.mask
+        )
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Known:
+        """Of some of the videos."""
+        mask = map_latents(lambda one: one if len(one) == 1 else one[rows], self.mask)
+        return Known(map_latents(lambda x: x[rows], self.latents), mask)
 
 
 @dataclass(frozen=True)
@@ -147,10 +157,7 @@ class Condition:
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Condition:
         cond, uncond = ({name: value[rows] for name, value in branch.items()} for branch in (self.cond, self.uncond))
-        known = self.known and Known(
-            *(map_latents(lambda x: x[rows], of) for of in (self.known.latents, self.known.mask))
-        )
-        return Condition(cond, uncond, known)
+        return Condition(cond, uncond, self.known and self.known[rows])
 
     def both(self) -> dict[str, Tensor]:
         """Conditional rows first, then unconditional ones: `[2B, ...]`."""

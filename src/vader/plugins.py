@@ -43,6 +43,20 @@ class Part(BaseModel):
 # ---- found ----
 
 
+def find_class(name: str, kind: str, built_in: Mapping[str, type[T] | str], base: type[T]) -> type[T]:
+    """The class of a part: a built-in one by name (or by where it is, "module:Class"), or a user's `module:Class`.
+
+    Raises:
+        UserError: there is no part of this name, and as `load_object`.
+    """
+    if ":" in name:
+        return load_object(name, kind, base)
+    if name not in built_in:
+        raise UserError(f"unknown {kind} {name!r}: {nearest(name, built_in)}, or your own as module:Class")
+    found = built_in[name]
+    return load_object(found, kind, base) if isinstance(found, str) else found
+
+
 def load_object(spec: str, kind: str, base: type[T]) -> type[T]:
     """The class that `spec` ("module:Class") names.
 

@@ -8,8 +8,7 @@ from vader.algorithms.diffusion_dpo import DiffusionDPO
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
-from vader.errors import UserError, nearest
-from vader.plugins import checked_options, complete, instantiate, load_object
+from vader.plugins import checked_options, complete, find_class, instantiate
 from vader.recipe import Recipe
 
 __all__ = ["Algorithm", "Batch", "Engine", "Metrics", "algorithm_names", "load_algorithm", "resolved"]
@@ -32,11 +31,7 @@ def algorithm_names() -> dict[str, str]:
 
 def algorithm_class(name: str) -> type[Algorithm]:
     """The class behind a name. Raises `UserError` if there is none."""
-    if ":" in name:
-        return load_object(name, "algorithm", Algorithm)
-    if name not in ALGORITHMS:
-        raise UserError(f"unknown algorithm {name!r}: {nearest(name, ALGORITHMS)}, or your own as module:Class")
-    return ALGORITHMS[name]
+    return find_class(name, "algorithm", ALGORITHMS, Algorithm)
 
 
 def load_algorithm(recipe: Recipe) -> Algorithm:

@@ -171,11 +171,10 @@ class DDPO(Algorithm):
         if not sampler.solver.stochastic:
             raise UserError(
                 "algorithm 'ddpo' learns from the noise in sampling steps, and this solver adds none: "
-                "set sampling.eta above 0 and sampling.solver to another than dpm"
+                "set sampling.eta above 0 and sampling.solver to another than dpm and unipc"
             )
-        noise = torch.zeros(1, dtype=torch.float64)
         intervals = zip(sampler.schedule.starts, sampler.schedule.ends, strict=True)
-        most = max(sampler.solver.step(noise, noise, here, there, noise).std for here, there in intervals)
+        most = max(sampler.solver.std(here, there) for here, there in intervals)
         if most < self.settings.min_std:
             raise UserError(
                 f"algorithm.min_std is {self.settings.min_std:g}, but no sampling step adds more than {most:.2g}: "

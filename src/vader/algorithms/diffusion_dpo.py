@@ -22,6 +22,7 @@ from vader.algorithms.base import Algorithm, Metrics, require_share
 from vader.algorithms.preferences import Pair, PreferenceFile, ReplayBuffer
 from vader.algorithms.rollouts import Scores, Update, gather_prompts, gather_scores, score
 from vader.engine.batch import Batch
+from vader.engine.collectives import even_items
 from vader.engine.engine import Engine
 from vader.errors import UserError
 from vader.networks.adapter import adapters_disabled
@@ -168,7 +169,8 @@ class DiffusionDPO(Algorithm):
         """One optimiser step on the mean loss of pairs, drawn uniformly and shared by all processes."""
         count, seed = self.settings.pairs, self.recipe.train.seed
         drawn = torch.randint(len(self.pairs), (count,), generator=randomness.generator(seed, "dpo/pair", step, update))
-        for place, counts in _share(engine, count):
+        accelerator = engine.accelerator
+        for place, counts in even_items(range(count), accelerator.process_index, accelerator.num_processes):
             pair = self.pairs.pick(engine, int(drawn[place]))
             loss, margin = self._loss(engine, pair, step, update * count + place)
             with engine.clock("gradient"):
@@ -181,23 +183,16 @@ class DiffusionDPO(Algorithm):
         """The loss of a pair at a random step of the sampling chain, under random noise, and its margin."""
         rng = randomness.generator(self.recipe.train.seed, "dpo/time", step, number)
         i = int(torch.randint(len(engine.sampler.schedule), (), generator=rng))
-        pair_noise = engine.noise(self.recipe.train.seed, "dpo", step, (number, number))  # the same noise twice
-        walk = engine.walk([pair.prompt, pair.prompt], pair_noise)
+        both, seed = [pair.prompt, pair.prompt], self.recipe.train.seed
+        walk = engine.walk(both, seed, "dpo", step, (number, number))  # of one number: the same noise twice
         walk = replace(walk, sampler=replace(engine.sampler, guidance=NoGuidance()))
-        noise = pair_noise.draw("pair")
+        noise = walk.noise.draw("pair")
         with engine.clock("gradient"):
             with adapters_disabled(engine.model.denoisers):
                 reference = noise_errors(walk, i, pair.latents, noise)
             with engine.memory.gradient_step():
                 errors = noise_errors(walk, i, pair.latents, noise)
         return dpo_loss(errors, reference, self.settings.beta)
-
-
-def _share(engine: Engine, count: int) -> list[tuple[int, float]]:
-    """This process's places among `count`, with 1 each; one with 0 is there so that all make as many passes."""
-    rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
-    mine = [(place, 1.0) for place in range(rank, count, world)]
-    return mine if len(mine) == -(-count // world) else [*mine, (0, 0.0)]
 
 
 def _sample(engine: Engine, batch: Batch) -> tuple[Any, Tensor]:

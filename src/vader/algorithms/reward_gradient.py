@@ -30,6 +30,7 @@ class RewardGradientSettings:
     """Settings of algorithm 'reward_gradient'."""
 
     policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
+    split_backward: bool = True  # through rewards and decoder piece by piece, then once through the chain
     base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's predictions
 
 
@@ -62,7 +63,7 @@ class RewardGradient(Algorithm):
             for view in self.policy(walk, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
                 weight = torch.ones(len(part.prompts), device=engine.model.device) * view.weight / batch.total
                 scale = engine.scaler.scale(weight)
-                loss, scored = self._score(engine, part, view.latents, scale)
+                loss, scored = self._score(engine, part, walk.kept(view.latents), scale)
                 pull = distance.taken() if distance else torch.zeros_like(scale)
                 with engine.clock("gradient"):
                     (loss + self.settings.base_distance * (scale * pull).sum()).backward()
@@ -72,7 +73,7 @@ class RewardGradient(Algorithm):
     def _score(self, engine: Engine, batch: Batch, latents: Any, scale: Tensor) -> tuple[Tensor, Scored]:
         """What to differentiate: its gradient is that of minus the mean reward, as far as these videos go."""
         with engine.clock("decode_reward"):
-            if not self.recipe.scoring.split_backward:
+            if not self.settings.split_backward:
                 return engine.scorer.graph(latents, batch.prompts, engine.shown(batch), scale)
             gradient, scored = engine.scorer.pull(latents, batch.prompts, engine.shown(batch), scale)
             return (flat(latents) * flat(gradient)).sum(), scored

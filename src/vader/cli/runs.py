@@ -45,7 +45,8 @@ def export(
     from vader.tools.export import export_adapter, export_merged
 
     trained = RunFolder(run).adapter
-    print(export_merged(_base_model(run), trained, out) if merged else export_adapter(trained, out))
+    written = [export_merged(_base_model(run), trained, out)] if merged else export_adapter(trained, out)
+    print(*written, sep="\n")
 
 
 def _require_run(run: Path) -> None:

@@ -30,6 +30,7 @@ from vader.sampling.videos import make_sampler, solver_of
 from vader.sampling.walk import Sampler
 from vader.scoring.scorer import Scorer
 from vader.solvers import Solver
+from vader.solvers.scheduler_config import check_asked
 
 
 def build_engine(recipe: Recipe, folder: Path) -> Engine:
@@ -65,6 +66,7 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
     """Model and rewards in their precision, on the CPU still: what shards them does so before they are moved."""
     dtype, size = frozen_dtype(recipe.model.precision, accelerator.device), video_size(recipe)
     model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
+    check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
     guidance = load_recipe_guidance(recipe)
     mix = build_mix(recipe.rewards).to_precision(dtype)
     mix.check_size(size)

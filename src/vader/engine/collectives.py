@@ -26,7 +26,7 @@ def gather(accelerator: Accelerator, values: Tensor, indices: Sequence[int], tot
     """What each process has of its own items, `[len(indices), ...]`, of all: `[total, ...]`, exact, in order.
 
     Args:
-        indices: the items' places in the whole, each on one process alone: repeats are dropped before (`own_count`).
+        indices: the items' places in the whole, each on one process alone; one may come twice there.
     """
     whole = torch.zeros(total, *values.shape[1:], dtype=values.dtype, device=accelerator.device)
     whole[list(indices)] = values.to(whole.device)
@@ -37,28 +37,13 @@ def even_shares(count: int, rank: int, world: int, batch: int) -> list[list[int]
     """The indices of `range(count)` that fall to a process, in batches of at most `batch`.
 
     Every process gets as many batches of the same sizes: where `count` does not divide, the last shares go on with
-    indices from the start again. `own_count` says where they begin to be repeats.
+    indices from the start again. Who gathers by index drops the repeats.
     """
     mine = [(rank + world * place) % count for place in range(-(-count // world))]
     return [mine[start : start + batch] for start in range(0, len(mine), batch)]
 
 
-def own_count(count: int, rank: int, world: int) -> int:
-    """How many of a process's indices are its own, the first ones; what follows repeats another's."""
-    return len(range(rank, count, world))
-
-
 def even_items(items: Sequence[Item], rank: int, world: int) -> list[tuple[Item, float]]:
     """A process's items with their weights: as many on every process, where a repeat has weight 0, others 1."""
-    return padded(items[rank::world], -(-len(items) // world), items[0]) if items else []
-
-
-def padded(items: Sequence[Item], length: int, stand_in: Item) -> list[tuple[Item, float]]:
-    """Items with weight 1, followed up to `length` by a stand-in with weight 0, which is passed through and not counted.
-
-    Raises:
-        ValueError: there are more than `length`, so that other processes would fall out of step.
-    """
-    if len(items) > length:
-        raise ValueError(f"{len(items)} items, where each process has {length} at most")
-    return [*((item, 1.0) for item in items), *[(stand_in, 0.0)] * (length - len(items))]
+    mine = [(item, 1.0) for item in items[rank::world]]
+    return mine if len(mine) == -(-len(items) // world) else [*mine, (items[0], 0.0)]

@@ -66,12 +66,12 @@ class Setup:
     def size(self) -> VideoSize:
         return self.scorer.size
 
-    def walk(self, prompts: Sequence[Prompt], noise: Noise, **more: Any) -> Walk:
-        """The sampling chain of these prompts, encoded; `more` as `Walk` takes it."""
+    def walk(
+        self, prompts: Sequence[Prompt], seed: int, purpose: str, step: int, indices: Sequence[int], **more: Any
+    ) -> Walk:
+        """The sampling chain of these prompts, encoded, under the noise of these videos; `more` as `Walk` takes it."""
+        noise = Noise(self.model.noise_shape(self.size), seed, purpose, step, indices, self.model.device)
         return Walk(self.sampler, self.model.encode(prompts, self.size), noise, **more)
-
-    def noise(self, seed: int, purpose: str, step: int, indices: Sequence[int]) -> Noise:
-        return Noise(self.model.noise_shape(self.size), seed, purpose, step, indices, self.model.device)
 
 
 @dataclass
@@ -87,10 +87,10 @@ class Engine(Setup):
 
     def training_walk(self, batch: Batch, on_gradient: Callable[[Walk, int, Any, Any], object] | None = None) -> Walk:
         """The walk of a batch's videos, under the step's noise."""
-        noise = self.noise(self.recipe.train.seed, "train", batch.step, batch.indices)
         return self.walk(
-            batch.prompts, noise, phases=self.clock, on_gradient=on_gradient, gradient_step=self.memory.gradient_step
-        )
+            batch.prompts, self.recipe.train.seed, "train", batch.step, batch.indices,
+            phases=self.clock, on_gradient=on_gradient, gradient_step=self.memory.gradient_step,
+        )  # fmt: skip
 
     @property
     def adapted(self) -> list[str]:
@@ -99,18 +99,17 @@ class Engine(Setup):
 
     def shown(self, batch: Batch) -> list[Group]:
         """Which frames of a batch's videos each reward is shown."""
-        return training_groups(self.reward, self.size, self.recipe.train.seed, batch.step, batch.indices)
+        seed, device = self.recipe.train.seed, self.model.device
+        return training_groups(self.reward, self.size, seed, batch.step, batch.indices, device)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         return batch.micro(self.recipe.train.micro_batch or max(1, len(batch.prompts)))
 
-    def sum_over_processes(self, value: Tensor) -> Tensor:
-        return sum_over_processes(self.accelerator, value)
-
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each number summed over all processes."""
         kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # which has no float64
-        return self.sum_over_processes(torch.tensor(values, dtype=kind, device=self.accelerator.device)).tolist()
+        mine = torch.tensor(values, dtype=kind, device=self.accelerator.device)
+        return sum_over_processes(self.accelerator, mine).tolist()
 
     def gather(self, values: Tensor, indices: Sequence[int], total: int) -> Tensor:
         """What each process has of its own videos, `[len(indices), ...]`, of all: `[total, ...]`, exact, in order."""
@@ -136,6 +135,6 @@ class Engine(Setup):
     def _sum_gradients(self) -> None:
         """One reduction of all gradients as a flat vector; losses are divided by the global batch already."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = self.sum_over_processes(torch.cat([grad.flatten() for grad in grads]))
+        flat = sum_over_processes(self.accelerator, torch.cat([grad.flatten() for grad in grads]))
         for parameter, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = grad.view_as(parameter)

@@ -126,8 +126,8 @@ def _score(
     setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: Metrics, kept: int
 ) -> list[VideoScore]:
     """One batch on this process; the clips of the first `kept` videos stay."""
-    walk = setup.walk(prompts, setup.noise(seed, "sample", 0, indices))
-    clip = setup.scorer.decode(walk.frozen(len(walk)).latents)
+    walk = setup.walk(prompts, seed, "sample", 0, indices)
+    clip = setup.scorer.decode(walk.frozen(len(walk)).latents, metrics.audio)
     scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
     return [
         VideoScore(

@@ -45,6 +45,8 @@ class VideoModel(ABC):
         family: its name.
         lora_targets: the layers that an adapter goes to unless the recipe names others.
         takes_images: whether a video starts from a picture (image-to-video).
+        takes_last_image: whether a prompt may also name the picture at which its video is to arrive.
+        takes_negative: whether a prompt may say what guidance leads away from; not where no text is read.
         guidance: the strategy it was made for, by name (`vader.sampling.guidance`).
         frame_axis: which axis of the latents counts frames.
         sigmas: of a flow model, the levels that its pipeline asks for, as `solver_from_config` takes them.
@@ -55,6 +57,8 @@ class VideoModel(ABC):
     family: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     takes_images: ClassVar[bool] = False
+    takes_last_image: ClassVar[bool] = False
+    takes_negative: ClassVar[bool] = True
     guidance: ClassVar[str] = "cfg"
     frame_axis: ClassVar[int] = 2
     sigmas: ClassVar[str | None] = None
@@ -77,21 +81,32 @@ class VideoModel(ABC):
         """
 
     @classmethod
-    def check_prompts(cls, prompts: Sequence[Prompt]) -> None:
-        """Before anything is loaded: prompts carry pictures where the family starts from them, and none elsewhere.
+    def check_prompts(cls, prompts: Sequence[Prompt], pictured: bool = False) -> None:
+        """Before anything is loaded: whether prompts carry what the family starts from, and nothing that it ignores.
+
+        Args:
+            pictured: pictures to start from are given beside the prompts.
 
         Raises:
             UserError: naming the first prompt that does not fit, or whose picture cannot be opened.
         """
-        family = f"models of the family {cls.family!r}"
         for prompt in prompts:
-            if prompt.image is None and cls.takes_images:
-                raise UserError(
-                    f"{family} start from images, but prompt {prompt.text!r} has none: use a set of pictures"
-                )
-            if prompt.image is not None and not cls.takes_images:
-                raise UserError(f"{family} take no images, but prompt {prompt.text!r} has one: use a set of texts")
-        check_pictures([picture for prompt in prompts if (picture := prompt.image)])
+            if problem := cls._problem(prompt, pictured):
+                raise UserError(f"models of the family {cls.family!r} {problem}")
+        pictures = [picture for prompt in prompts for picture in (prompt.image, prompt.last_image)]
+        check_pictures([picture for picture in pictures if picture is not None])
+
+    @classmethod
+    def _problem(cls, prompt: Prompt, pictured: bool) -> str | None:
+        if prompt.image is None and cls.takes_images and not pictured:
+            return f"start from images, but prompt {prompt.text!r} has none: use a set of pictures"
+        if prompt.image is not None and not cls.takes_images:
+            return f"take no images, but prompt {prompt.text!r} has one: use a set of texts"
+        if prompt.last_image is not None and not cls.takes_last_image:
+            return f"take no last image, but prompt {prompt.text!r} has one: leave it out"
+        if prompt.negative and not cls.takes_negative:
+            return f"read no text, but prompt {prompt.text!r} has the negative {prompt.negative!r}: leave it out"
+        return None
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:

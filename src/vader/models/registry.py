@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
-from vader.plugins import checked_options, load_object
+from vader.plugins import checked_options, find_class
 
 FAMILIES = {
     "modelscope": "vader.models.modelscope:ModelScope",
@@ -55,6 +54,4 @@ def model_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_class(family: str) -> type[VideoModel]:
     """The class behind a family's name. Raises `UserError` if there is none, or if it does not meet the contract."""
-    if ":" not in family and family not in FAMILIES:
-        raise UserError(f"unknown model family {family!r}: {nearest(family, FAMILIES)}, or your own as 'module:Class'")
-    return load_object(FAMILIES.get(family, family), "model", VideoModel)
+    return find_class(family, "model", FAMILIES, VideoModel)

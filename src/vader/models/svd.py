@@ -45,6 +45,7 @@ class StableVideoDiffusion(VideoModel):
 
     family = "svd"
     takes_images = True
+    takes_negative = False
     guidance = "ramp"
     frame_axis = 1
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see

@@ -141,6 +141,7 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+@torch.no_grad()
 def merge_adapter(module: nn.Module) -> nn.Module:
     """Adds the adapter to the weights (in float32, then rounded to theirs) and leaves a plain network, in place."""
     for name, layer in lora_layers(module).items():
@@ -182,7 +183,7 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         parameter.data.copy_(state[name])
 
 
-def check_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:
+def check_names(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     if unknown := sorted(set(state) - set(expected)):
         raise UserError(f"it is of another model: there is no {unknown[0]!r} here ({len(unknown)} unknown)")
     if missing := sorted(set(expected) - set(state)):

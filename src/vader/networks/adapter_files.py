@@ -1,6 +1,6 @@
 """Adapter files: written and read in diffusers' LoRA format, one file a denoiser; foreign formats are read as ours.
 
-In goes a network with an adapter, out comes what diffusers calls a LoRA: keys `<component>.<module path>.lora_A.weight`,
+In goes a network with an adapter, out comes what diffusers calls a LoRA: keys `<component>.<module>.lora_A.weight`,
 alpha folded into B. The first denoiser's file is `pytorch_lora_weights.safetensors`, that of another one
 `pytorch_lora_weights.transformer_2.safetensors`. Its keys, too, begin with `transformer.`: diffusers wants them so for
 `pipe.load_lora_weights(folder, weight_name=..., load_into_transformer_2=True)`, and would take keys under
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_write
 from vader.networks.adapter import (
     ADAPTABLE,
     NAME,
@@ -98,10 +99,8 @@ def save_adapter(
         The path of the file.
     """
     path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    save_file(_folded(module, component), aside, metadata=_header(module, component, metadata))
-    aside.replace(path)
+    with atomic_write(path) as temporary:
+        save_file(_folded(module, component), temporary, metadata=_header(module, component, metadata))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Recomputation (gradient checkpointing, arXiv:1604.06174): a block keeps its inputs alone, and runs again for backward.
+"""Recomputation (gradient checkpointing, arXiv:1604.06174): a block keeps its inputs, and runs again for backward.
 
 In goes any network, it leaves with the same parts and numbers; only what a graph keeps alive is less. What a block is
 (`network_blocks`) is also how a network is sharded.

@@ -10,9 +10,10 @@ import inspect
 from typing import Any, ClassVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils._pytree import tree_map
 
 from vader.errors import UserError
 from vader.networks.recompute import network_blocks
@@ -46,7 +47,7 @@ def shard(network: nn.Module, device: torch.device) -> None:
         UserError: there is one process alone, or this torch cannot leave the adapter whole.
     """
     shard_blocks(network, device)
-    fully_shard(network, **_settings(network, device))
+    _shard_one(network, _settings(network, device))
 
 
 def shard_blocks(network: nn.Module, device: torch.device) -> None:
@@ -57,7 +58,17 @@ def shard_blocks(network: nn.Module, device: torch.device) -> None:
     """
     settings = _settings(network, device)
     for block in network_blocks(network):
-        fully_shard(block, **settings)
+        _shard_one(block, settings)
+
+
+def _shard_one(module: nn.Module, settings: dict[str, Any]) -> None:
+    """FSDP2 finds the way back to a module by its outputs, and would lose it if one was a view, changed in place."""
+    module.register_forward_hook(lambda module, inputs, output: tree_map(_no_view, output))
+    fully_shard(module, **settings)
+
+
+def _no_view(output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def _settings(network: nn.Module, device: torch.device) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-from vader.errors import UserError, nearest
-from vader.plugins import Part, instantiate, load_object
+from vader.errors import UserError
+from vader.plugins import Part, find_class, instantiate
 
 TECHNIQUES = {
     "offload_activations": "vader.networks.offload:OffloadActivations",
@@ -47,7 +47,7 @@ class Role:
 
     kind: Literal["denoiser", "decoder", "text", "reward"]
     name: str
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Technique:
@@ -92,8 +92,5 @@ def load_techniques(parts: Sequence[Part]) -> Techniques:
 
 
 def _load(part: Part) -> Technique:
-    if ":" not in part.name and part.name not in TECHNIQUES:
-        hint = nearest(part.name, TECHNIQUES)
-        raise UserError(f"unknown memory technique {part.name!r}: {hint}, or your own as 'module:Class'")
-    found = load_object(TECHNIQUES.get(part.name, part.name), "memory technique", Technique)
+    found = find_class(part.name, "memory technique", TECHNIQUES, Technique)
     return instantiate(found, f"memory technique {part.name!r}", part.options)

@@ -20,9 +20,6 @@ def moved_keys(data: Mapping[str, Any]) -> Iterator[str]:
     algorithm, evaluation = _section(data, "algorithm"), _section(data, "evaluation")
     yield from (_settings(key, _section(algorithm, key)) for key in ALGORITHMS if key in algorithm)
     yield from _frames(_section(algorithm, "frames"), data)
-    if "split_backward" in algorithm:
-        new = _new("scoring", {"split_backward": algorithm["split_backward"]})
-        yield f"algorithm.split_backward is now scoring.split_backward: write {new}"
     yield from _metrics(evaluation)
     yield from _memory(_section(data, "memory"))
 

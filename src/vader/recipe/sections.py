@@ -77,7 +77,6 @@ class ScoringSection(Section):
     """How latents become scores, in training and evaluation alike."""
 
     chunk: PositiveInt = 1  # images decoded and scored at once
-    split_backward: bool = True  # through decoder and rewards piece by piece, then once through the chain
 
 
 class AlgorithmSection(Part):

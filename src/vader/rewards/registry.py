@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vader.errors import UserError, nearest
-from vader.plugins import instantiate, load_object
+from vader.plugins import find_class, instantiate
 from vader.rewards.base import Reward, RewardMix
 from vader.rewards.needs import Sees, seeing
 
@@ -96,9 +95,7 @@ def _expanded(part: RewardPart) -> Sequence[RewardPart]:
 
 def reward_class(name: str) -> type[Reward]:
     """The class behind a name. Raises `UserError` as `load_reward`."""
-    if ":" not in name and name not in BUILT_IN:
-        raise UserError(f"unknown reward {name!r}: {nearest(name, [*BUILT_IN, *MIXES])}, or your own as module:Class")
-    return load_object(BUILT_IN.get(name, name), "reward", Reward)
+    return find_class(name, "reward", BUILT_IN, Reward)
 
 
 def reward_names() -> dict[str, str]:

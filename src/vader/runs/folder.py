@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-ADAPTER = Path("adapter/pytorch_lora_weights.safetensors")  # of the first or only denoiser; a run has it at its end
+ADAPTER = Path("adapter/pytorch_lora_weights.safetensors")  # of the first or only denoiser
 STEP = "step-"
 
 
@@ -56,16 +56,12 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The folder of what was trained; a file a denoiser."""
-        return self.adapter_file.parent
+        return (self.path / ADAPTER).parent
 
     @property
-    def adapter_file(self) -> Path:
-        return self.path / ADAPTER
-
-    @property
-    def best(self) -> Path:
-        """The folder of the best evaluation's adapter."""
-        return self.path / "best"
+    def adapter_files(self) -> list[Path]:
+        """What lies in it: a run has them at its end."""
+        return sorted(self.adapter.glob(f"{ADAPTER.stem}*{ADAPTER.suffix}"))
 
     @property
     def report(self) -> Path:
@@ -74,7 +70,7 @@ class RunFolder:
     @property
     def trained(self) -> bool:
         """Whether all steps are done."""
-        return self.adapter_file.is_file()
+        return bool(self.adapter_files)
 
     @property
     def finished(self) -> bool:

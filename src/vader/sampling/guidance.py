@@ -18,7 +18,7 @@ from torch import Tensor
 from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
 from vader.nouns import Condition, map_latents
-from vader.plugins import instantiate, load_object
+from vader.plugins import find_class, instantiate
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,4 @@ def load_guidance(name: str, options: Mapping[str, Any]) -> Guidance:
     Raises:
         UserError: there is none of that name, or an option is unknown, missing or wrong.
     """
-    if ":" not in name and name not in STRATEGIES:
-        raise UserError(f"unknown guidance {name!r}: {nearest(name, STRATEGIES)}, or your own as module:Class")
-    found: type[Guidance] = STRATEGIES[name] if name in STRATEGIES else load_object(name, "guidance", Guidance)
-    return instantiate(found, f"guidance {name!r}", options)
+    return instantiate(find_class(name, "guidance", STRATEGIES, Guidance), f"guidance {name!r}", options)

@@ -74,8 +74,7 @@ def sparse(
     """
     _at_most(walk, "k", k)
     chosen = late_biased(len(walk), k, bias, generator)
-    gain = compensation(walk, chosen, rescale)
-    yield from _in_steps(walk, chosen, weight=lambda i: gain, carry=lambda i: 0.0)
+    yield from _in_steps(walk, chosen, compensation(walk, chosen, rescale), carry=0.0)
 
 
 def bridge(
@@ -87,7 +86,9 @@ def bridge(
     _at_most(walk, "k", k)
     chosen = late_biased(len(walk), k, bias, generator)
     gain, middle = compensation(walk, chosen, rescale), chosen[k // 2]
-    yield from _in_steps(walk, chosen, weight=lambda i: gain, carry=lambda i: discount if i == middle else 0.0)
+    at = walk.to(middle, walk.frozen(chosen[0]), chosen, gain, carry=0.0)
+    at = walk.step(at, weight=gain, carry=discount)
+    yield View(walk.to(len(walk), at, chosen, gain, carry=0.0).latents)
 
 
 def leap(walk: Walk, generator: Generator, *, discount: Share = 0.3, tolerance: PositiveFloat = 0.1) -> Iterator[View]:
@@ -126,7 +127,7 @@ def drtune(walk: Walk, generator: Generator, *, k: PositiveInt = 1, stop: Share 
     stride = end // k
     offset = _uniform(0, end - stride * (k - 1), generator)
     chosen = range(offset, offset + stride * k, stride)
-    at = walk.to(end, walk.frozen(offset), chosen.__contains__, carry=lambda i: 0.0)
+    at = walk.to(end, walk.frozen(offset), chosen, carry=0.0)
     yield View(at.latents if end == len(walk) else at.clean)
 
 
@@ -171,13 +172,9 @@ def direct_align(
 # ---- what they share ----
 
 
-def _in_steps(
-    walk: Walk, steps: Sequence[int], weight: Callable[[int], float] = lambda i: 1.0,
-    carry: Callable[[int], float] = lambda i: 1.0,
-) -> Iterator[View]:  # fmt: skip
+def _in_steps(walk: Walk, steps: Sequence[int], weight: float = 1.0, carry: float = 1.0) -> Iterator[View]:
     """Gradient in these steps; the predictions between them are constants, and the reward sees the end."""
-    chosen = set(steps)
-    yield View(walk.to(len(walk), walk.frozen(min(chosen)), chosen.__contains__, weight, carry).latents)
+    yield View(walk.to(len(walk), walk.frozen(min(steps)), steps, weight, carry).latents)
 
 
 def late_biased(count: int, k: int, bias: float, generator: Generator) -> list[int]:
@@ -188,7 +185,7 @@ def late_biased(count: int, k: int, bias: float, generator: Generator) -> list[i
 
 def compensation(walk: Walk, chosen: Sequence[int], rescale: float) -> float:
     """`1 + rescale * (path / chosen part - 1)`: what chosen steps are to make up for the rest (arXiv 2606.11075)."""
-    reach = [abs(counts) for counts in walk.reaches()]
+    reach = list(map(abs, walk.reaches()))
     return 1 + rescale * (sum(reach) / sum(reach[i] for i in chosen) - 1)
 
 

@@ -13,7 +13,7 @@ from vader.sampling.policies import Policy
 from vader.sampling.walk import Sampler, Walk
 from vader.solvers.scheduler_config import solver_from_config
 
-DRAWS = 200  # of a policy's random choices: enough that a step it may reach is hardly missed
+DRAWS = 100  # of a policy's random choices: enough that a step it may reach is hardly missed
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
 

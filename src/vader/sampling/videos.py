@@ -66,13 +66,9 @@ def sample_videos(
     noise depends on the seed and its place among the prompts alone, not on how they are batched. The other arguments
     are those of `make_sampler`.
     """
-    sampler, shape, told = (
-        make_sampler(model, size, steps, guidance, solver),
-        model.noise_shape(size),
-        as_prompts(prompts),
-    )
-    if images is None:
-        model.check_prompts(told)
+    sampler, told = make_sampler(model, size, steps, guidance, solver), as_prompts(prompts)
+    shape = model.noise_shape(size)
+    model.check_prompts(told, pictured=images is not None)
     model.prepare(told)
     videos = []
     for start in range(0, len(told), batch):

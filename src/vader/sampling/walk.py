@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -65,10 +65,6 @@ class Place:
     clean: Any = None
     mean: Any = None
     std: float = 0.0
-
-
-def _never(i: int) -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -145,35 +141,30 @@ class Walk:
         fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
         here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
         if isinstance(at.latents, Tensor):
-            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory)._asdict())
+            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory))
         steps = {
             name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
             for name, x in at.latents.items()
         }
-        columns = {key: {name: getattr(step, key) for name, step in steps.items()} for key in Step._fields}
-        return self._stepped(at.i, columns | {"std": next(iter(steps.values())).std})
+        return self._stepped(at.i, _joined(steps))
 
-    def _stepped(self, i: int, found: dict[str, Any]) -> Place:
+    def _stepped(self, i: int, done: Step) -> Place:
         """The place after step i; what is known is in its place in all latents that policies and rewards may see."""
-        following, clean, mean = (self.kept(found[key]) for key in ("next", "clean", "mean"))
-        return Place(i + 1, following, found["memory"], clean, mean, found["std"])
+        following, clean, mean = map(self.kept, (done.next, done.clean, done.mean))
+        return Place(i + 1, following, done.memory, clean, mean, done.std)
 
     # ---- several ----
 
     def places(
-        self, at: Place, end: int, active: Callable[[int], bool] = _never,
-        weight: Callable[[int], float] = lambda i: 1.0, carry: Callable[[int], float] = lambda i: 1.0,
-    ) -> Iterator[Place]:  # fmt: skip
+        self, at: Place, end: int, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0
+    ) -> Iterator[Place]:
         """Every place after `at` until step `end` starts; steps that are not active have no graph of their own."""
         while at.i < end:
-            at = self._move(at, active(at.i), weight(at.i), carry(at.i))
+            at = self._move(at, at.i in active, weight, carry)
             yield at
 
-    def to(
-        self, end: int, at: Place, active: Callable[[int], bool] = _never,
-        weight: Callable[[int], float] = lambda i: 1.0, carry: Callable[[int], float] = lambda i: 1.0,
-    ) -> Place:  # fmt: skip
-        """On from a place to where step `end` starts."""
+    def to(self, end: int, at: Place, active: Container[int] = (), weight: float = 1.0, carry: float = 1.0) -> Place:
+        """On from a place to where step `end` starts, as `step` in the active ones."""
         with self.phases("gradient"):
             return _last(at, self.places(at, end, active, weight, carry))
 
@@ -237,8 +228,15 @@ class Walk:
         return found[::-1]
 
     def kept(self, latents: Any) -> Any:
-        """Latents with what the condition knows of them in its place."""
+        """Latents with what is known of them in its place: after every move, and before they are decoded."""
         return latents if self.condition.known is None else self.condition.known.keep(latents)
+
+
+def _joined(steps: Mapping[str, Step]) -> Step:
+    """Steps of latents by name as one step, whose parts are by name."""
+    columns = [{name: step[field] for name, step in steps.items()} for field in range(len(Step._fields))]
+    parts: dict[str, Any] = dict(zip(Step._fields, columns, strict=True))
+    return Step(**{**parts, "std": next(iter(parts["std"].values()))})
 
 
 def _last(start: Place, places: Iterator[Place]) -> Place:

@@ -17,52 +17,61 @@ from torch import Tensor
 from vader import randomness
 from vader.nouns import VideoSize
 from vader.rewards.base import Reward, RewardMix
+from vader.rewards.needs import Needs
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rewards that are shown the same frames `[B, n]`, each video its own."""
+    """Rewards that are shown the same frames.
+
+    Attributes:
+        frames: indices `[B, n]`, each video its own; `times` are theirs in seconds.
+        framewise: rewards that are means over frames, by name.
+        whole: those that need the frames together.
+    """
 
     frames: Tensor
-    rewards: dict[str, Reward]
+    times: Tensor
+    framewise: dict[str, Reward]
+    whole: dict[str, Reward]
 
     @property
-    def framewise(self) -> dict[str, Reward]:
-        return {name: reward for name, reward in self.rewards.items() if reward.framewise}
-
-    @property
-    def whole(self) -> dict[str, Reward]:
-        """Those that need the frames together."""
-        return {name: reward for name, reward in self.rewards.items() if not reward.framewise}
+    def heard(self) -> bool:
+        """Whether one of the rewards listens to the video's sound."""
+        return any(reward.needs.audio for reward in self.whole.values())
 
 
-def training_groups(mix: RewardMix, size: VideoSize, seed: int, step: int, indices: Sequence[int]) -> list[Group]:
+def training_groups(
+    mix: RewardMix, size: VideoSize, seed: int, step: int, indices: Sequence[int], device: torch.device | str = "cpu"
+) -> list[Group]:
     """What is shown of the videos `indices` in a training step.
 
     Random frames are each video's own, and the same for all rewards as far as they see as many, so that rewards of
     single frames share what is decoded.
     """
 
-    def chosen(name: str) -> Tensor:
+    def chosen(needs: Needs) -> Tensor:
         draws = [randomness.generator(seed, "frames", step, index) for index in indices]
-        return torch.stack([mix.shown[name].choose(size, draw) for draw in draws])
+        return torch.stack([needs.choose(size, draw) for draw in draws])
 
-    return _grouped(mix, chosen)
+    return _grouped(mix, chosen, size, device)
 
 
-def evaluation_groups(mix: RewardMix, size: VideoSize, count: int) -> list[Group]:
+def evaluation_groups(mix: RewardMix, size: VideoSize, count: int, device: torch.device | str = "cpu") -> list[Group]:
     """What is shown of `count` videos wherever nothing is trained: nothing is random."""
-    return _grouped(mix, lambda name: mix.shown[name].choose(size).expand(count, -1))
+    return _grouped(mix, lambda needs: needs.choose(size).expand(count, -1), size, device)
 
 
-def _grouped(mix: RewardMix, chosen: Callable[[str], Tensor]) -> list[Group]:
+def _grouped(
+    mix: RewardMix, chosen: Callable[[Needs], Tensor], size: VideoSize, device: torch.device | str
+) -> list[Group]:
     groups: list[Group] = []
     for name, reward in mix.items():
-        frames = chosen(name)
+        frames = chosen(mix.shown[name]).to(device)
         same = next((group for group in groups if torch.equal(group.frames, frames)), None)
         if same is None:
-            groups.append(same := Group(frames, {}))
-        same.rewards[name] = reward
+            groups.append(same := Group(frames, frames / size.fps, {}, {}))
+        (same.framewise if reward.framewise else same.whole)[name] = reward
     return groups
 
 

@@ -65,27 +65,27 @@ def framewise_scores(
         yield some.rows.start, {name: share * one.score(seen, prompts[some.rows]) for name, one in rewards.items()}
 
 
-def score_pieces(
-    pieces: Sequence[Piece], pixels: Callable[[Piece], Tensor], group: Group, times: Tensor,
-    prompts: Sequence[Prompt], audio: Audio | None, chunk: int, sheet: Sheet,
+def score_group(
+    group: Group, pieces: Sequence[Piece], pixels: Callable[[Piece], Tensor], prompts: Sequence[Prompt],
+    audio: Audio | None, chunk: int, sheet: Sheet,
 ) -> None:  # fmt: skip
     """Scores one group's frames without gradient; they are kept only if a reward needs them together.
 
     Args:
         pixels: gives a piece's, not clamped yet.
-        times: of the chosen frames, `[B, n]` in seconds.
     """
+    videos, frames = group.frames.shape
     kept: list[tuple[Piece, Tensor]] = []
     for piece in pieces:
         raw = pixels(piece)
         sheet.count_clamped(raw)
-        seen = Clip(raw.clamp(0, 1), times[piece])
-        for row, parts in framewise_scores(seen, prompts[piece.rows], group.framewise, times.shape[1], chunk):
-            sheet.add(piece.rows.start + row, len(times), parts)
+        seen = Clip(raw.clamp(0, 1), group.times[piece])
+        for row, parts in framewise_scores(seen, prompts[piece.rows], group.framewise, frames, chunk):
+            sheet.add(piece.rows.start + row, videos, parts)
         kept += [(piece, seen.frames)] if group.whole else []
     if group.whole:
-        clip = Clip(assembled(times, kept), times, audio)
-        sheet.add(0, len(times), {name: reward.score(clip, prompts) for name, reward in group.whole.items()})
+        clip = Clip(assembled(group.frames, kept), group.times, audio)
+        sheet.add(0, videos, {name: reward.score(clip, prompts) for name, reward in group.whole.items()})
 
 
 @torch.no_grad()
@@ -95,12 +95,10 @@ def score_clip(
     """The rewards of whole videos; chunks of their pixels are brought to the device."""
     sheet = Sheet()
     audio = clip.audio and Audio(clip.audio.samples.to(device), clip.audio.rate)
-    for group in evaluation_groups(mix, size, len(clip)):
-        shown = clip.at(group.frames.to(clip.frames.device))
-        pieces = list(blocks(len(clip), group.frames.shape[1], chunk))
-        times = shown.times.to(device)
-        pixels = partial(_moved, shown.frames, device)
-        score_pieces(pieces, pixels, group, times, prompts, audio, chunk, sheet)
+    for group in evaluation_groups(mix, size, len(clip), device):
+        shown = clip.at(group.frames.to(clip.frames.device)).frames
+        pieces = list(blocks(len(clip), shown.shape[1], chunk))
+        score_group(group, pieces, partial(_moved, shown, device), prompts, audio, chunk, sheet)
     return sheet.scored(mix)
 
 

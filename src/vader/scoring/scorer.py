@@ -11,7 +11,7 @@ Shapes: B videos, n chosen frames, pixels `[B, n, 3, H, W]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from vader.models.base import VideoModel
 from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
-from vader.rewards.base import Reward, RewardMix
+from vader.rewards.base import RewardMix
 from vader.scoring.choice import Group, Piece, pieces
-from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_pieces
+from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_group
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,15 @@ class Scorer:
 
     def _pull_clip(self, leaf: Any, prompts: Sequence[Prompt], group: Group, scale: Tensor, sheet: Sheet) -> Tensor:
         """Rewards that need the frames together: their gradient `[B, n, 3, H, W]` at pixels that have no graph yet."""
-        frames = self._on_device(group)
-        raw = self._joined(frames, self._decoder(detached(leaf), frames)).requires_grad_()
-        audio = self._heard(detached(leaf), group.whole)
+        raw = self._joined(group.frames, self._decoder(detached(leaf), group.frames)).requires_grad_()
+        audio = self.model.decode_audio(detached(leaf)) if group.heard else None
         samples = None if audio is None else audio.samples.requires_grad_()
-        clip = Clip(raw.clamp(0, 1), self._times(frames), audio)
+        clip = Clip(raw.clamp(0, 1), group.times, audio)
         parts = {name: reward.score(clip, prompts) for name, reward in group.whole.items()}
         (-scale * self.mix.total(parts)).sum().backward()
         if samples is not None and samples.grad is not None:
             self.model.decode_audio(leaf).samples.backward(samples.grad)
-        sheet.add(0, len(frames), parts)
+        sheet.add(0, len(scale), parts)
         return torch.zeros_like(raw) if raw.grad is None else raw.grad
 
     def _pull_pieces(
@@ -77,18 +76,17 @@ class Scorer:
         Args:
             clips: the gradient at all pixels that rewards of whole clips have left.
         """
-        frames = self._on_device(group)
-        decode, times = self._decoder(leaf, frames), self._times(frames)
-        for piece in self._pieces(frames):
+        (videos, frames), decode = group.frames.shape, self._decoder(leaf, group.frames)
+        for piece in self._pieces(group.frames):
             raw = decode(piece)
             sheet.count_clamped(raw)
             pixels = raw.detach().requires_grad_()
             pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
-            clip, texts = Clip(pixels, times[piece]), prompts[piece.rows]
-            for row, parts in framewise_scores(clip, texts, group.framewise, times.shape[1], self.chunk):
+            clip, texts = Clip(pixels, group.times[piece]), prompts[piece.rows]
+            for row, parts in framewise_scores(clip, texts, group.framewise, frames, self.chunk):
                 total, start = self.mix.total(parts), piece.rows.start + row
                 (-scale[start : start + len(total)] * total).sum().backward()
-                sheet.add(start, len(frames), parts)
+                sheet.add(start, videos, parts)
             raw.backward(pixels.grad)
 
     def graph(
@@ -98,10 +96,10 @@ class Scorer:
         sheet = Sheet()
         parts: dict[str, Tensor] = {}
         for group in groups:
-            frames = self._on_device(group)
-            raw = self.model.decode_unclamped(latents, frames)
-            clip = Clip(raw.clamp(0, 1), self._times(frames), self._heard(latents, group.whole))
-            parts |= {name: reward.score(clip, prompts) for name, reward in group.rewards.items()}
+            raw = self.model.decode_unclamped(latents, group.frames)
+            audio = self.model.decode_audio(latents) if group.heard else None
+            clip = Clip(raw.clamp(0, 1), group.times, audio)
+            parts |= {name: one.score(clip, prompts) for name, one in (group.framewise | group.whole).items()}
             sheet.count_clamped(raw)
         sheet.add(0, len(scale), parts)
         return -(scale * self.mix.total(parts)).sum(), sheet.scored(self.mix)
@@ -113,32 +111,27 @@ class Scorer:
         """The rewards of latents as mere numbers."""
         sheet = Sheet()
         for group in groups:
-            frames, audio = self._on_device(group), self._heard(latents, group.whole)
-            decode, times = self._decoder(latents, frames), self._times(frames)
-            score_pieces(self._pieces(frames), decode, group, times, prompts, audio, self.chunk, sheet)
+            audio = self.model.decode_audio(latents) if group.heard else None
+            decode = self._decoder(latents, group.frames)
+            score_group(group, self._pieces(group.frames), decode, prompts, audio, self.chunk, sheet)
         return sheet.scored(self.mix)
 
     @torch.no_grad()
-    def decode(self, latents: Any) -> Clip:
-        """Whole videos on the CPU, decoded piece by piece; with their sound where a reward listens."""
+    def decode(self, latents: Any, audio: bool = False) -> Clip:
+        """Whole videos on the CPU, decoded piece by piece; with their sound if asked for, or where a reward listens."""
         count = len(latents if isinstance(latents, Tensor) else next(iter(latents.values())))
         frames = torch.arange(self.size.frames, device=self.model.device).expand(count, -1)
         decode = self._decoder(latents, frames)
         pixels = self._joined(frames, lambda piece: decode(piece).clamp(0, 1).cpu())
-        audio = self._heard(latents, dict(self.mix.items()))
-        return Clip.whole(pixels, self.size.fps, audio and Audio(audio.samples.cpu(), audio.rate))
+        heard = audio or any(reward.needs.audio for _, reward in self.mix.items())
+        sound = self.model.decode_audio(latents) if heard else None
+        return Clip.whole(pixels, self.size.fps, sound and Audio(sound.samples.cpu(), sound.rate))
 
     def score_clip(self, clip: Clip, prompts: Sequence[Prompt]) -> Scored:
         """The rewards of whole videos, wherever their pixels lie; chunks of them are brought to the model's device."""
         return score_clip(self.mix, clip, prompts, self.size, self.chunk, self.model.device)
 
     # ---- what they share ----
-
-    def _on_device(self, group: Group) -> Tensor:
-        return group.frames.to(self.model.device)
-
-    def _times(self, frames: Tensor) -> Tensor:
-        return frames / self.size.fps
 
     def _pieces(self, frames: Tensor) -> list[Piece]:
         return pieces(frames, self.model.windows(self.size), self.chunk)
@@ -155,7 +148,3 @@ class Scorer:
         """All chosen frames, decoded piece by piece without graph."""
         with torch.no_grad():
             return assembled(frames, [(piece, pixels(piece)) for piece in self._pieces(frames)])
-
-    def _heard(self, latents: Any, rewards: Mapping[str, Reward]) -> Audio | None:
-        """The videos' sound, if one of the rewards listens."""
-        return self.model.decode_audio(latents) if any(one.needs.audio for one in rewards.values()) else None

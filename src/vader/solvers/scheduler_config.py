@@ -56,6 +56,7 @@ from vader.solvers.fields import (
 
 Kind = Literal["auto", "ddim", "dpm", "euler_edm", "euler_flow", "unipc"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+DETERMINISTIC = ("dpm", "unipc")
 _DIFFUSION_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 Tokens = Callable[[VideoSize], int]
 
@@ -120,9 +121,8 @@ def solver_from_config(
             nothing to it.
     """
     name = _class_name(config)
+    check_asked(kind, eta, spacing)
     kind = _own_kind(name) if kind == "auto" else kind
-    if kind not in KINDS:
-        raise UserError(f"unknown solver {kind!r}: {nearest(kind, KINDS)}")
     model = _model(name, config)
     if kind not in _SAMPLED_BY[model]:
         raise UserError(f"a checkpoint with {name} cannot be sampled by {kind}: set sampling.solver to auto")
@@ -130,6 +130,20 @@ def solver_from_config(
     if spacing != "auto":
         config = {**config, "timestep_spacing": spacing}
     return _BUILDERS[kind](name, config, _Options(eta, shift, sigmas, tokens))
+
+
+def check_asked(kind: str, eta: float, spacing: str) -> None:
+    """What can be said of a wish before any checkpoint is known.
+
+    Raises:
+        UserError: there is no such solver or spacing, or the solver has no eta.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown solver {kind!r}: {nearest(kind, KINDS)}")
+    if spacing not in ("auto", *SPACINGS):
+        raise UserError(f"unknown timestep spacing {spacing!r}: {nearest(spacing, ['auto', *SPACINGS])}")
+    if not 0.0 <= eta <= 1.0 or (eta > 0.0 and kind in DETERMINISTIC):
+        raise UserError(f"sampling.eta is in [0, 1], and 0 for dpm and unipc, which have none; got {eta} for {kind}")
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
@@ -158,8 +172,7 @@ def _model(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _check_options(kind: str, model: str, eta: float, spacing: str, shift: Any, sigmas: Any) -> None:
-    if not 0.0 <= eta <= 1.0 or (eta > 0.0 and kind in ("dpm", "unipc")):
-        raise UserError(f"sampling.eta is in [0, 1], and 0 for dpm and unipc, which have none; got {eta} for {kind}")
+    check_asked(kind, eta, spacing)  # of a kind that the config named, too
     flow = model in ("flow", "open_sora")
     if flow and spacing != "auto":
         raise UserError(f"timestep spacing means nothing to {kind} of a flow: leave sampling.spacing at auto")

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, Literal
 
+from vader.algorithms import resolved
 from vader.errors import UserError
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
 from vader.runs.folder import RunFolder
@@ -97,7 +98,7 @@ def changed(
 
 def same_run(one: Recipe, other: Recipe) -> bool:
     """Whether two recipes say the same run, whatever they are called."""
-    return first_difference(one.model_copy(update={"name": other.name}), other) is None
+    return first_difference(resolved(one.model_copy(update={"name": other.name})), resolved(other)) is None
 
 
 # ---- runs ----

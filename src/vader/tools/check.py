@@ -8,6 +8,7 @@ that raises has failed, with the error as its detail.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,17 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vader.models.base import VideoModel
 from vader.networks.adapter import add_adapters, parameters_of
-from vader.nouns import Condition, Prompt, VideoSize, flat, map_latents
+from vader.nouns import Audio, Clip, Condition, Prompt, VideoSize, as_prompts, flat, map_latents
 from vader.plugins import one_line
 from vader.randomness import generator
 from vader.rewards.base import Reward
 from vader.sampling.guidance import Passes, load_guidance
 from vader.sampling.noise import Noise
-from vader.solvers import Solver
-from vader.solvers.scheduler_config import solver_from_config
+from vader.sampling.videos import solver_of
 
 PROMPTS = (Prompt("a red circle moving left over snow"), Prompt("a blue square moving up over grass"))
 SIZE = VideoSize(frames=4, height=32, width=32)
+SOUND_RATE = 8000  # samples a second
 CHAIN = 40  # steps: enough that every denoiser has some of them
 
 
@@ -61,21 +62,22 @@ def _check(name: str, test: Callable[[], Outcome]) -> Check:
 # ---- rewards ----
 
 
-def check_reward(reward: Reward, prompts: Sequence[Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
-    """Checks a reward on random videos of `size`, one for each prompt (two or more)."""
+def check_reward(reward: Reward, prompts: Sequence[str | Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
+    """Checks a reward on random videos of `size`, one for each prompt (two or more), with sound if it listens."""
     device = next(reward.parameters(), torch.empty(0)).device
-    frames = _random_pixels(len(prompts), size).to(device)
+    clip = _random_clip(len(prompts), size, reward.needs.audio, device)
+    reached = "pixels or sound" if reward.needs.audio else "the pixels"
     tests = {
         "one finite number a video": _scores,
         "the same again": _same_again,
         "videos don't mix": _videos_independent,
         "frames don't mix": _frames_independent,
-        "gradient reaches the pixels": _reaches_pixels,
-        "gradient agrees with finite differences": _pixel_gradient_agrees,
+        f"gradient reaches {reached}": _reaches_clip,
+        "gradient agrees with finite differences": _clip_gradient_agrees,
     }
     if not reward.framewise:
         del tests["frames don't mix"]
-    bound = {name: partial(test, reward, frames, list(prompts)) for name, test in tests.items()}
+    bound = {name: partial(test, reward, clip, as_prompts(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": partial(_frozen, {"reward": reward})})
 
 
@@ -85,9 +87,17 @@ def _random_pixels(count: int, size: VideoSize) -> Tensor:
     return 0.2 + 0.6 * torch.rand(shape, generator=generator(0, "check/pixels"))
 
 
+def _random_clip(count: int, size: VideoSize, sound: bool, device: torch.device) -> Clip:
+    """Pixels and, if wanted, sound in stereo, half as loud as can be."""
+    length = math.ceil(SOUND_RATE * size.frames / size.fps)
+    samples = torch.rand((count, 2, length), generator=generator(0, "check/sound")) - 0.5
+    audio = Audio(samples.to(device), SOUND_RATE) if sound else None
+    return Clip.whole(_random_pixels(count, size).to(device), size.fps, audio)
+
+
 @torch.no_grad()
-def _scores(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    scores = reward(frames, prompts)
+def _scores(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    scores = reward.score(clip, prompts)
     if tuple(scores.shape) != (len(prompts),):
         return False, f"shape is {list(scores.shape)}, should be [{len(prompts)}]"
     if scores.dtype != torch.float32:
@@ -97,44 +107,57 @@ def _scores(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
 
 
 @torch.no_grad()
-def _same_again(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    return _equal(reward(frames, prompts), reward(frames, prompts))
+def _same_again(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    return _equal(reward.score(clip, prompts), reward.score(clip, prompts))
 
 
 @torch.no_grad()
-def _videos_independent(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    alone = torch.cat([reward(frames[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
-    return _equal(reward(frames, prompts), alone)
+def _videos_independent(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    alone = torch.cat([reward.score(clip[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
+    return _equal(reward.score(clip, prompts), alone)
 
 
 @torch.no_grad()
-def _frames_independent(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    alone = torch.stack([reward(frame[:, None], prompts) for frame in frames.unbind(dim=1)])
-    return _equal(reward(frames, prompts), alone.mean(dim=0))
+def _frames_independent(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    places = torch.arange(clip.frames.shape[1], device=clip.frames.device).expand(len(clip), -1).split(1, dim=1)
+    alone = torch.stack([reward.score(clip.at(place), prompts) for place in places])
+    return _equal(reward.score(clip, prompts), alone.mean(dim=0))
 
 
-def _reaches_pixels(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
-    gradient = _pixel_gradient(reward, frames, prompts)
-    videos = gradient.flatten(1).norm(dim=1)
+def _reaches_clip(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
+    gradient = _clip_gradient(reward, clip, _numbers(clip), prompts)
+    videos = gradient.norm(dim=1)
     reached = (gradient != 0).float().mean().item()
-    return bool(videos.isfinite().all() and (videos > 0).all()), f"{reached:.0%} of the pixels; norms {_listed(videos)}"
+    return bool(videos.isfinite().all() and (videos > 0).all()), f"{reached:.0%} of them; norms {_listed(videos)}"
 
 
-def _pixel_gradient(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Tensor:
-    frames = frames.clone().requires_grad_()
-    return torch.autograd.grad(reward(frames, prompts).sum(), frames)[0]
+def _numbers(clip: Clip) -> Tensor:
+    """All pixels of each video and, where there is sound, its samples: `[B, D]`."""
+    return torch.cat([clip.frames.flatten(1), *([clip.audio.samples.flatten(1)] if clip.audio else [])], dim=1)
 
 
-def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[Prompt]) -> Outcome:
+def _with_numbers(clip: Clip, numbers: Tensor) -> Clip:
+    """The clip of other pixels and samples."""
+    count = clip.frames[0].numel()
+    audio = clip.audio and Audio(numbers[:, count:].view_as(clip.audio.samples), clip.audio.rate)
+    return Clip(numbers[:, :count].view_as(clip.frames), clip.times, audio)
+
+
+def _clip_gradient(reward: Reward, clip: Clip, numbers: Tensor, prompts: list[Prompt]) -> Tensor:
+    numbers = numbers.clone().requires_grad_()
+    return torch.autograd.grad(reward.score(_with_numbers(clip, numbers), prompts).sum(), numbers)[0]
+
+
+def _clip_gradient_agrees(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
     def error(dtype: torch.dtype) -> float:
-        probe, pixels = CASTS[dtype](copy.deepcopy(reward)), frames.to(dtype)
-        _require_dtype(probe(pixels, prompts), dtype)
+        probe, numbers = CASTS[dtype](copy.deepcopy(reward)), _numbers(clip).to(dtype)
+        _require_dtype(probe.score(_with_numbers(clip, numbers), prompts), dtype)
 
         @torch.no_grad()
         def shifted(displacement: Tensor) -> float:
-            return probe(pixels + displacement, prompts).double().sum().item()
+            return probe.score(_with_numbers(clip, numbers + displacement), prompts).double().sum().item()
 
-        return _gradient_error(_pixel_gradient(probe, pixels, prompts), shifted, PIXEL_STEPS[dtype])
+        return _gradient_error(_clip_gradient(probe, clip, numbers, prompts), shifted, PIXEL_STEPS[dtype])
 
     return _agreement(error)
 
@@ -142,7 +165,7 @@ def _pixel_gradient_agrees(reward: Reward, frames: Tensor, prompts: list[Prompt]
 # ---- base models ----
 
 
-def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[Prompt] = PROMPTS) -> list[Check]:
+def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str | Prompt] = PROMPTS) -> list[Check]:
     """Checks a model on random latents of `size`, one for each prompt (two or more), and random pictures if it
     starts from them.
 
@@ -152,16 +175,19 @@ def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[Pro
         "latents have a shape": _noise_shape,
         "one condition a prompt": _conditions,
         "solver steps": _solver_steps,
+        "every denoiser has its times": _experts,
         "prediction is like the latents": _prediction,
         "videos don't mix": _predictions_independent,
         "pixels in [0, 1]": _pixels,
         "chosen frames are those of the whole": _chosen_frames,
-        "windows hold every frame once": _windows,
+        "windows are parts of the whole": _windows,
         "gradient reaches the latents": _reaches_latents,
         "gradient reaches the adapter": _reaches_adapter,
         "gradient agrees with finite differences": _adapter_gradient_agrees,
     }
-    bound = {name: partial(test, model, size, list(prompts)) for name, test in tests.items()}
+    if type(model).decode_audio is not VideoModel.decode_audio:
+        tests["sound in [-1, 1], with gradient"] = _sound
+    bound = {name: partial(test, model, size, as_prompts(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": lambda: _frozen(model.networks())})
 
 
@@ -175,21 +201,17 @@ def _condition(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Con
     return model.encode(prompts, size, images)
 
 
-def _times(model: VideoModel, size: VideoSize) -> dict[str, float]:
-    """A time for each denoiser that works somewhere in a chain: the middle one of those it is told."""
-    told: dict[str, list[float]] = {}
-    for level in _solver(model).schedule(CHAIN, size).starts:
-        told.setdefault(model.expert(level.time), []).append(level.time)
-    return {name: times[len(times) // 2] for name, times in told.items()}
-
-
-def _solver(model: VideoModel) -> Solver:
-    return solver_from_config(model.scheduler)
+def _times(model: VideoModel, size: VideoSize) -> dict[str, list[float]]:
+    """The times of a chain by the denoiser that `expert` names of them."""
+    times: dict[str, list[float]] = {}
+    for level in solver_of(model).schedule(CHAIN, size).starts:
+        times.setdefault(model.expert(level.time), []).append(level.time)
+    return times
 
 
 def _predict(model: VideoModel, size: VideoSize, latents: Any, condition: Condition, time: float | None = None) -> Any:
     """The guided prediction at a time, or in the middle of a chain."""
-    told = _solver(model).schedule(4, size).starts[2].time if time is None else time
+    told = solver_of(model).schedule(4, size).starts[2].time if time is None else time
     first = latents if isinstance(latents, Tensor) else next(iter(latents.values()))
     guidance = load_guidance(model.guidance, {"scale": 2.0})
     return guidance(Passes(model, latents, torch.tensor(told).to(first), condition))
@@ -212,19 +234,31 @@ def _conditions(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Ou
         return False, "cond and uncond differ in names or shapes"
     if any(shape[0] != len(prompts) for shape in shapes.values()):
         return False, f"first dimension should be {len(prompts)}: {shapes}"
+    latents = _latents(model, size, len(prompts))
+    if condition.known is not None and _shapes(condition.known.keep(latents)) != _shapes(latents):
+        return False, f"with what is known in their place latents are {_shapes(condition.known.keep(latents))}"
     attached = [name for name, value in condition.both().items() if value.requires_grad]
     return not attached, f"{attached[0]} carries a graph" if attached else f"{shapes}"
 
 
 @torch.no_grad()
 def _solver_steps(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
-    solver = _solver(model)
+    solver = solver_of(model)
     schedule = solver.schedule(4, size)
     latents = flat(_latents(model, size, len(prompts)))
     nothing = torch.zeros_like(latents)
     step = solver.step(latents, nothing, schedule.starts[2], schedule.ends[2], nothing)
     times = torch.tensor([level.time for level in schedule.starts])
     return bool(step.next.isfinite().all()), f"times {_listed(times)}"
+
+
+def _experts(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    told = _times(model, size)
+    if unknown := [name for name in told if name not in model.denoisers]:
+        return False, f"expert() names {unknown[0]!r}, but the denoisers are {', '.join(model.denoisers)}"
+    if idle := [name for name in model.denoisers if name not in told]:
+        return False, f"{idle[0]!r} works at no time of a chain of {CHAIN} steps: expert() never names it"
+    return True, "; ".join(f"{name} from {max(times):.4g} to {min(times):.4g}" for name, times in told.items())
 
 
 @torch.no_grad()
@@ -265,15 +299,32 @@ def _pixels(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcom
 @torch.no_grad()
 def _chosen_frames(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
     latents = _latents(model, size, len(prompts))
-    rows = torch.arange(len(prompts), device=latents.device)[:, None]
-    chosen = (rows + torch.tensor([0, size.frames // 2], device=latents.device)) % size.frames  # each video its own
+    rows = torch.arange(len(prompts), device=model.device)[:, None]
+    chosen = (rows + torch.tensor([0, size.frames // 2], device=model.device)) % size.frames  # each video its own
     return _equal(model.decode(latents, chosen), model.decode(latents)[rows, chosen], _tolerance(model.denoiser))
 
 
+@torch.no_grad()
 def _windows(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
-    windows = model.windows(size)
-    frames = [frame for window in windows for frame in window]
-    return frames == list(range(size.frames)), f"{len(windows)} of {max(map(len, windows), default=0)} frames or less"
+    windows = [list(window) for window in model.windows(size)]
+    if [frame for window in windows for frame in window] != list(range(size.frames)):
+        return False, f"they should hold every frame once, in order: {windows}"
+    latents, count = _latents(model, size, len(prompts)), len(prompts)
+    alone = [model.decode(latents, torch.tensor(window, device=model.device).expand(count, -1)) for window in windows]
+    same, detail = _equal(torch.cat(alone, dim=1), model.decode(latents), _tolerance(model.denoiser))
+    return same, f"{len(windows)} of at most {max(map(len, windows))} frames; {detail}"
+
+
+def _sound(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    latents = map_latents(lambda x: x.requires_grad_(), _latents(model, size, len(prompts)))
+    parts = [latents] if isinstance(latents, Tensor) else list(latents.values())
+    samples = model.decode_audio(latents).samples
+    if samples.ndim != 3 or len(samples) != len(prompts) or samples.dtype != torch.float32:
+        return False, f"{list(samples.shape)} {samples.dtype}, should be [{len(prompts)}, C, N] torch.float32"
+    gradients = torch.autograd.grad(samples.sum(), parts, allow_unused=True)
+    reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    low, high = samples.min().item(), samples.max().item()
+    return reached and -1 <= low <= high <= 1, f"{list(samples.shape)}, from {low:.2f} to {high:.2f}"
 
 
 def _reaches_latents(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
@@ -290,8 +341,6 @@ def _reaches_adapter(model: VideoModel, size: VideoSize, prompts: list[Prompt]) 
     reached = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
     finite = all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
     targets = ", ".join(probe.lora_targets)
-    if idle := [name for name in probe.denoisers if name not in _times(probe, size)]:
-        return False, f"{idle[0]} works at no time of a chain: look at expert()"
     return finite and reached == len(parameters), f"{reached} of {len(parameters)} tensors of {targets}"
 
 
@@ -301,7 +350,8 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[P
         start = parameters_to_vector(parameters).detach().clone()
         value = objective()
         _require_dtype(value, dtype)
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([one.flatten() for one in gradients])
 
         @torch.no_grad()
         def shifted(displacement: Tensor) -> float:
@@ -316,17 +366,19 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[P
 def _adapter_objective(
     model: VideoModel, size: VideoSize, prompts: list[Prompt], dtype: torch.dtype
 ) -> tuple[VideoModel, list[nn.Parameter], Callable[[], Tensor]]:
-    """A copy of the model with small random adapters, all in `dtype`, and a random projection of its predictions."""
+    """A copy of the model with small random adapters, all in `dtype`, and a random projection of its predictions,
+    one for each denoiser, in the middle of its times."""
     probe = _copy_with_adapters(model)
     for denoiser in probe.denoisers.values():
         CASTS[dtype](denoiser)
     latents = map_latents(lambda x: x.to(dtype), _latents(model, size, len(prompts)))
-    condition, times = _cast(_condition(model, size, prompts), dtype), _times(model, size)
+    condition = _cast(_condition(model, size, prompts), dtype)
+    middles = [times[len(times) // 2] for times in _times(model, size).values()]
     numbers = flat(latents)
     weights = torch.randn(numbers.shape, generator=generator(0, "check/projection")).to(numbers)
 
     def objective() -> Tensor:
-        predictions = [flat(_predict(probe, size, latents, condition, time)) for time in times.values()]
+        predictions = [flat(_predict(probe, size, latents, condition, time)) for time in middles]
         return sum((one * weights).sum() for one in predictions) / weights.numel() ** 0.5  # type: ignore[return-value]
 
     return probe, parameters_of(probe.denoisers), objective

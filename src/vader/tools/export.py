@@ -9,20 +9,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from torch import nn
+from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from vader.errors import UserError
 from vader.files.atomic import atomic_folder, atomic_write
 from vader.models.base import VideoModel
-from vader.models.videocrafter.lora import SUFFIXES, import_lora
-from vader.networks.adapter import FILE_NAME, adapter_file, load_adapter, merge_adapter, read_metadata
+from vader.networks.adapter import merge_adapters
+from vader.networks.adapter_files import FILE_NAME, AdapterFile, file_name, is_foreign, load_adapters, read_adapters
+from vader.networks.measure import weight_bytes
 
 HEADROOM = 1.05  # settings and headers beside the weights
 
 
 def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -> Path:
-    """Writes the whole model (see `VideoModel.exporter`) with the adapter's weights merged into the denoiser.
+    """Writes the whole model (see `VideoModel.exporter`) with the adapter's weights merged into its denoisers.
 
     Args:
         model: the base model, loaded in the precision that the export shall have (float32 keeps every digit).
@@ -35,9 +36,9 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
             or a family that has no format to export.
     """
     write = model.exporter()
-    load_adapter(model.denoiser, adapter, model.denoiser_name)
-    out = prepare_folder(out_dir, HEADROOM * sum(_size(network) for network in model.networks().values()))
-    merge_adapter(model.denoiser)
+    load_adapters(model.denoisers, adapter)
+    out = prepare_folder(out_dir, HEADROOM * sum(weight_bytes(network) for network in model.networks().values()))
+    merge_adapters(model.denoisers)
     with atomic_folder(out) as temporary:
         write(temporary)
         if (temporary / "tokenizer").is_dir():  # image-to-video models have none
@@ -45,19 +46,27 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     return out
 
 
-def export_adapter(adapter: Path | str, out_dir: Path | str) -> Path:
-    """Copies an adapter (diffusers' LoRA format) into a folder that is missing or empty; returns the new file.
+def export_adapter(adapter: Path | str, out_dir: Path | str) -> list[Path]:
+    """Copies an adapter, in diffusers' LoRA format, into a folder that is missing or empty.
+
+    Returns:
+        The new files, one a denoiser.
 
     Raises:
         UserError: no adapter, or a folder that is not empty or not writable, or a full disk.
     """
-    read_metadata(adapter)  # an adapter indeed
-    source = adapter_file(adapter)
-    target = prepare_folder(out_dir, source.stat().st_size) / FILE_NAME
-    if source.suffix in SUFFIXES:
-        return import_lora(source, target)
+    files = read_adapters(adapter)
+    out = prepare_folder(out_dir, sum(file.path.stat().st_size for file in files))
+    return [_copy(file, out) for file in files]
+
+
+def _copy(file: AdapterFile, folder: Path) -> Path:
+    target = folder / (file.path.name if file.path.match(file_name("*")) else FILE_NAME)
     with atomic_write(target) as temporary:
-        shutil.copyfile(source, temporary)
+        if is_foreign(file.path):
+            save_file(file.weights, temporary, metadata=file.header)
+        else:
+            shutil.copyfile(file.path, temporary)
     return target
 
 
@@ -82,10 +91,6 @@ def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:
             f"not enough disk for {str(out)!r}: {bytes_needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
         )
     return out
-
-
-def _size(network: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def _write_vocabulary(folder: Path) -> None:

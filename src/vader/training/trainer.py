@@ -65,7 +65,7 @@ class TrainResult:
             f"held-out reward before: {self.before[0]:.3f} ± {self.before[1]:.3f}",
             f"held-out reward after:  {self.after[0]:.3f} ± {self.after[1]:.3f}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
-            f"adapter: {folder.adapter_file}",
+            f"adapter: {', '.join(map(str, folder.adapter_files))}",
             f"report:  {folder.report}",
         ]
 

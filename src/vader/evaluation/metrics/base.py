@@ -21,7 +21,13 @@ Value = TypeVar("Value", Tensor, float)
 
 
 class Metric:
-    """A measure of videos. Implement `per_video`, `over_set` or both; which it has is told by what it overrides."""
+    """A measure of videos. Implement `per_video`, `over_set` or both; which it has is told by what it overrides.
+
+    Attributes:
+        audio: whether it listens; clips then have the videos' sound.
+    """
+
+    audio: bool = False
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor | dict[str, Tensor]:
         """Figures of B videos and their prompts: `[B]`, or several such by name."""
@@ -55,6 +61,11 @@ class Metrics:
     def of_sets(self) -> bool:
         """Whether any of them measures a set, so that all its videos have to be kept."""
         return bool(self._over_set)
+
+    @property
+    def audio(self) -> bool:
+        """Whether any of them listens."""
+        return any(metric.audio for metric in self.metrics.values())
 
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """Raises `UserError` as `Metric.check`."""

@@ -18,10 +18,11 @@ from vader.scoring.clips import score_clip
 
 
 class RewardMetric(Metric):
-    """A frozen reward, which is shown `chunk` images at once."""
+    """A frozen reward, or a mix's weighted sum, which is shown `chunk` images at once."""
 
     def __init__(self, name: str, reward: Reward, chunk: int = 1) -> None:
-        self.mix, self.chunk = RewardMix({name: reward.freeze()}, {name: 1.0}), chunk
+        self.mix = reward if isinstance(reward, RewardMix) else RewardMix({name: reward.freeze()}, {name: 1.0})
+        self.chunk, self.audio = chunk, any(needs.audio for needs in self.mix.shown.values())
         self.device, self.fps = torch.device("cpu"), 8
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
