@@ -38,12 +38,10 @@ class Grey:
         self.accelerator, self.passes = accelerator, []
         self.scorer = self
 
-    def noise(self, seed, purpose, step, indices):
-        return (torch.tensor(list(indices)) + seed) / 20
-
-    def walk(self, prompts, noise):
+    def walk(self, prompts, seed, purpose, step, indices):
+        assert (purpose, step) == ("sample", 0)
         self.passes.append(len(prompts))
-        return GreyWalk(noise)
+        return GreyWalk((torch.tensor(list(indices)) + seed) / 20)
 
     def decode(self, levels, audio):
         assert not audio
