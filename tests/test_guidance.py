@@ -95,11 +95,17 @@ def test_experts_have_scales_of_their_own():
         torch.testing.assert_close(walk.predict(i, x), uncond + scale * (cond - uncond), rtol=1e-12, atol=1e-14)
 
 
-def test_experts_need_a_scale_for_each():
-    guidance = load_guidance("experts", {"scales": {"transformer": 4.0}})
-    walk = make_walk(FLOW, guidance=guidance, model=make_model(TwoExperts))
-    with pytest.raises(UserError, match="guidance 'experts' has no scale for 'transformer_2'"):
-        walk.frozen(5)
+@pytest.mark.parametrize(
+    ("scales", "complaint"),
+    [
+        ({"transformer": 4.0}, "guidance 'experts' has no scale for 'transformer_2'"),
+        ({"transformer": 4.0, "transformer_2": 2.0, "transformer_3": 2.0}, "no denoiser 'transformer_3'"),
+    ],
+)
+def test_experts_need_a_scale_for_each_before_anything_is_sampled(scales, complaint):
+    guidance = load_guidance("experts", {"scales": scales})
+    with pytest.raises(UserError, match=complaint):
+        make_walk(FLOW, guidance=guidance, model=make_model(TwoExperts))
 
 
 class Distilled(ToyModel):

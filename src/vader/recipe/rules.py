@@ -14,8 +14,10 @@ def of_name(name: str) -> Iterator[str]:
 
 
 def of_sampling(sampling: SamplingSection) -> Iterator[str]:
-    if sampling.negative and sampling.guidance == 1:
-        yield "sampling.negative is given, but sampling.guidance is 1, under which nothing is led away from: raise it"
+    guidance = sampling.guidance
+    asked = f"{guidance:g}" if isinstance(guidance, float | int) else guidance.name
+    if sampling.negative and asked in ("1", "none", "embedded"):
+        yield f"sampling.negative is given, but under sampling.guidance {asked} nothing is led away from: change either"
 
 
 def of_sees(key: str, sees: Sees | None, count: int) -> Iterator[str]:

@@ -56,6 +56,10 @@ class Passes:
 class Guidance(ABC):
     """A strategy; its options are its constructor's."""
 
+    def check(self, model: VideoModel) -> None:
+        """Raises `UserError` where it cannot lead this model; called once, before anything is sampled."""
+        return
+
     @abstractmethod
     def __call__(self, passes: Passes) -> Any:
         """The guided prediction, like the latents, with a graph wherever grad mode and weights ask for one."""
@@ -123,11 +127,16 @@ class Experts(Guidance):
 
     scales: dict[str, float]
 
+    def check(self, model: VideoModel) -> None:
+        for name in model.denoisers:
+            if name not in self.scales:
+                raise UserError(f"guidance 'experts' has no scale for {name!r}: add it to scales")
+        for name in self.scales:
+            if name not in model.denoisers:
+                raise UserError(f"guidance 'experts': no denoiser {name!r}; {nearest(name, model.denoisers)}")
+
     def __call__(self, passes: Passes) -> Any:
-        expert = passes.model.expert(float(passes.time))
-        if expert not in self.scales:
-            raise UserError(f"guidance 'experts' has no scale for {expert!r}: {nearest(expert, self.scales)}")
-        return _guided(passes, self.scales[expert])
+        return _guided(passes, self.scales[passes.model.expert(float(passes.time))])
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ def untimed(name: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How videos are sampled from a model: solver, number of steps, guidance, and how its branches are run."""
+    """How videos are sampled from a model: solver, number of steps, guidance, and how its branches are run.
+
+    Raises `UserError` where the guidance cannot lead the model.
+    """
 
     model: VideoModel
     solver: Solver
@@ -46,6 +49,9 @@ class Sampler:
     guidance: Guidance
     batched: bool = True
     detach_uncond: bool = False
+
+    def __post_init__(self) -> None:
+        self.guidance.check(self.model)
 
 
 @dataclass(frozen=True)
