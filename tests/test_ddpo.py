@@ -71,7 +71,8 @@ def test_stored_log_probabilities_are_those_of_the_noise_that_was_drawn(tmp_path
     run = toy_run(tmp_path)
     use_solver(run, solvers()[name])
     batch = next_batch(run, 1)
-    rollout, noise = roll_out(run.engine, batch), run.engine.noise(3, "train", 1, batch.indices)
+    rollout = roll_out(run.engine, batch)
+    noise = rollout.walk.noise
     assert list(rollout.log_probs) == (list(range(4)) if name == "ddim" else list(range(3)))
     stds = stds_of(run)
     for i, found in rollout.log_probs.items():

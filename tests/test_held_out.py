@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from toy_runs import CONTEXT, PATIENCE
 from vader.evaluation.held_out import HeldOut, evaluate, write_samples, write_scores
-from vader.evaluation.metrics.base import Metric, Metrics
+from vader.evaluation.metrics.base import HeldOutMetrics, Metric
 from vader.files.video import read_video
 from vader.nouns import Clip, Prompt
 
@@ -38,12 +38,10 @@ class Grey:
         self.accelerator, self.passes = accelerator, []
         self.scorer = self
 
-    def noise(self, seed, purpose, step, indices):
-        return (torch.tensor(list(indices)) + seed) / 20
-
-    def walk(self, prompts, noise):
+    def walk(self, prompts, seed, purpose, step, indices):
+        assert (purpose, step) == ("sample", 0)
         self.passes.append(len(prompts))
-        return GreyWalk(noise)
+        return GreyWalk((torch.tensor(list(indices)) + seed) / 20)
 
     def decode(self, levels, audio):
         assert not audio
@@ -66,7 +64,7 @@ class GreyWalk:
         return SimpleNamespace(latents=self.levels)
 
 
-def measured(accelerator: Accelerator, metrics: Metrics) -> tuple[HeldOut, list[int]]:
+def measured(accelerator: Accelerator, metrics: HeldOutMetrics) -> tuple[HeldOut, list[int]]:
     setup = Grey(accelerator)
     return evaluate(setup, PROMPTS, 5, seed=2, metrics=metrics, shown=2, batch=2), setup.passes
 
@@ -77,7 +75,7 @@ def in_process(rank: int, port: int, out) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     found = {}
-    for name, metrics in (("set", Metrics({"mean": Mean()})), ("none", Metrics({}))):
+    for name, metrics in (("set", HeldOutMetrics({"mean": Mean()})), ("none", HeldOutMetrics({}))):
         held_out, passes = measured(accelerator, metrics)
         clips = [video.index for video in held_out.videos if video.clip is not None]
         found[name] = {"summary": held_out.summary(), "passes": passes, "clips": clips}
@@ -87,7 +85,7 @@ def in_process(rank: int, port: int, out) -> None:
 
 @pytest.fixture
 def alone() -> HeldOut:
-    return measured(Accelerator(cpu=True), Metrics({"mean": Mean()}))[0]
+    return measured(Accelerator(cpu=True), HeldOutMetrics({"mean": Mean()}))[0]
 
 
 def test_one_table_of_figures(alone):
@@ -95,7 +93,7 @@ def test_one_table_of_figures(alone):
     assert found["reward"] == pytest.approx(4 / 20)
     assert found["videos"] == 5
     assert found["figures"] == pytest.approx({"mean": 4 / 20, "mean/videos": 5, "mean/sum": 1.0})
-    assert "figures" not in HeldOut([measured(Accelerator(cpu=True), Metrics({}))[0].videos[0]], {}).summary()
+    assert "figures" not in HeldOut([measured(Accelerator(cpu=True), HeldOutMetrics({}))[0].videos[0]], {}).summary()
 
 
 def test_two_processes_measure_what_one_does(alone, tmp_path):

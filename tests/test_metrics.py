@@ -8,7 +8,7 @@ import torch
 from vader.cli import main
 from vader.engine.collectives import even_shares
 from vader.errors import UserError
-from vader.evaluation.metrics.base import Metric, Metrics
+from vader.evaluation.metrics.base import HeldOutMetrics, Metric
 from vader.evaluation.metrics.diversity import Diversity, pixel_distance, reduced
 from vader.evaluation.metrics.gold import gold
 from vader.evaluation.metrics.registry import build_metrics, metric_names
@@ -27,7 +27,7 @@ def clip_of(levels, size: int = 8) -> Clip:
     return Clip.whole(torch.stack([torch.full((2, 3, size, size), level) for level in levels]), fps=8)
 
 
-def build(*parts: dict, chunk: int = 4) -> Metrics:
+def build(*parts: dict, chunk: int = 4) -> HeldOutMetrics:
     return build_metrics([Part.model_validate(part) for part in parts], chunk)
 
 
@@ -105,7 +105,7 @@ class Counting(FrameReward):
 @pytest.mark.parametrize(("chunk", "seen"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (4, [3, 3]), (100, [6])])
 def test_a_frame_reward_scores_so_many_images_at_once(chunk, seen):
     reward = Counting()
-    metrics = Metrics({"Counting": RewardMetric("Counting", reward, chunk)})
+    metrics = HeldOutMetrics({"Counting": RewardMetric("Counting", reward, chunk)})
     found = metrics.per_video(clip_of([0.1, 0.5, 0.9]), [Prompt(str(i)) for i in range(3)])
     assert found["Counting"].tolist() == pytest.approx([0.1, 0.5, 0.9])
     assert reward.seen == seen

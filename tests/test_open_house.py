@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -248,12 +247,6 @@ def test_a_policy_with_an_option(trained, refused):
     assert "policy 'pair' has steps 9 apart, of 4: choose 1 to 3" in refused(
         "algorithm.policy={name: 'my_policies:pair', apart: 9}"
     )
-
-
-def test_the_page_on_policies_shows_it():
-    page = (HOUSE.parents[1] / "docs/policies.md").read_text()
-    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert shown in (HOUSE / "my_policies.py").read_text()
 
 
 # ---- a memory technique ----

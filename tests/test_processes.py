@@ -146,8 +146,7 @@ VARIANTS = {
         4,
         ["algorithm={name: ddpo, minibatches: 4, inner_epochs: 2}", "sampling.eta=1"],
     ),
-    # beta's own 5000 makes 1e-5 of the rounding of sums, in the first edition as here
-    "diffusion_dpo": (2, ["algorithm={name: diffusion_dpo, pairs: 3, capacity: 6, beta: 500}"]),
+    "diffusion_dpo": (2, DPO),
     "pull to the base": (2, ["algorithm.base_distance=0.1"]),
     "fewer held-out videos than processes": (4, ["evaluation.videos=2"]),
     "an odd number of held-out videos": (2, ["evaluation={every: 2, videos: 5, batch: 2}"]),
@@ -157,7 +156,7 @@ VARIANTS = {
         ["algorithm={name: ddpo, minibatches: 2}", "sampling.eta=1", "train.batch=6", "train.micro_batch=1"],
     ),
     "ddpo, three processes": (3, ["algorithm={name: ddpo, minibatches: 3}", "sampling.eta=1", "train.batch=6"]),
-    "diffusion_dpo, three processes": (3, ["algorithm={name: diffusion_dpo, pairs: 4, beta: 500}", "train.batch=6"]),
+    "diffusion_dpo, three processes": (3, [*DPO, "algorithm.pairs=4", "train.batch=6"]),
     "each reward its own frames": (2, ["rewards.0.sees=1", "rewards.1.sees=all", "scoring.chunk=2"]),
 }
 

@@ -77,7 +77,7 @@ def test_inputs_without_gradient_cut_the_chain():
 
     def of(steps: set[int], carry: float) -> torch.Tensor:
         walk = make_walk(steps=STEPS)
-        end = walk.to(STEPS, walk.frozen(min(steps)), steps.__contains__, carry=lambda i: carry)
+        end = walk.to(STEPS, walk.frozen(min(steps)), steps, carry=carry)
         (loss,) = [losses(walk, True)(end.latents)]
         parameters = parameters_of(walk.sampler.model.denoisers)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
@@ -93,7 +93,7 @@ def test_inputs_without_gradient_cut_the_chain():
 def test_base_distance_is_that_of_the_predictions():
     distance, walk = BaseDistance(), make_walk(steps=STEPS)
     told = Walk(walk.sampler, walk.condition, walk.noise, on_gradient=distance)
-    told.to(STEPS, told.frozen(3), {3, 4}.__contains__)
+    told.to(STEPS, told.frozen(3), {3, 4})
     places = walk.path()
     adapted = [walk.predict(i, places[i].latents) for i in (3, 4)]
     for parameter in parameters_of(walk.sampler.model.denoisers):

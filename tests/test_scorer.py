@@ -152,7 +152,9 @@ def test_random_frames_average_to_all_frames(count):
     scorer, (latents, prompts, scale) = make_scorer(make_mix("frames")), batch(2)
 
     def of(frames: Sequence[int]) -> Tensor:
-        return scorer.pull(latents, prompts, [Group(torch.tensor([list(frames)] * 2), scorer.mix.rewards)], scale)[0]
+        chosen = torch.tensor([list(frames)] * 2)
+        group = Group(chosen, chosen / LONG.fps, framewise=dict(scorer.mix.items()), whole={})
+        return scorer.pull(latents, prompts, [group], scale)[0]
 
     mean = torch.stack([of(frames) for frames in combinations(range(5), count)]).mean(dim=0)
     torch.testing.assert_close(mean, of(range(5)), rtol=1e-12, atol=1e-16)

@@ -56,7 +56,7 @@ def plain_run(tmp_path_factory) -> Path:
     [
         "train.micro_batch=1",
         "train.micro_batch=2",
-        "scoring.split_backward=false",
+        "algorithm.split_backward=false",
         "scoring.chunk=2",
         "sampling.guidance_batched=false",
         "evaluation.batch=1",
@@ -112,7 +112,7 @@ def test_a_metric_that_cannot_be_had_ends_the_run_before_it_starts(tmp_path, cap
 def test_split_and_plain_backward_of_frame_rewards_agree(tmp_path, chunk):
     warmth = ("rewards=[{name: 'toys:Warmth', sees: 3}]", f"scoring.chunk={chunk}")
     train(toy_recipe(*warmth), tmp_path / "split")
-    train(toy_recipe(*warmth, "scoring.split_backward=false"), tmp_path / "plain")
+    train(toy_recipe(*warmth, "algorithm.split_backward=false"), tmp_path / "plain")
     assert_close_runs(tmp_path / "split/toy", tmp_path / "plain/toy", tolerance=1e-6)
 
 
@@ -135,7 +135,7 @@ WITH_K = ("bridge", "draft_lv", "drtune", "sparse")
 def test_every_policy_trains_on_its_choice_of_frames(tmp_path, policy, sees, split):
     choice = f"algorithm.policy={{name: {policy}{', k: 2' if policy in WITH_K else ''}}}"
     frames = [f"rewards.{number}.sees={sees}" for number in (0, 1)]
-    few = ("train.steps=2", "evaluation.videos=1", f"scoring.split_backward={split}")
+    few = ("train.steps=2", "evaluation.videos=1", f"algorithm.split_backward={split}")
     train(toy_recipe(choice, *frames, *few), tmp_path)
     steps = read_run(tmp_path / "toy").train
     assert all(step.grad_norm > 0 and step.skipped == 0 for step in steps)
@@ -144,7 +144,7 @@ def test_every_policy_trains_on_its_choice_of_frames(tmp_path, policy, sees, spl
 
 ALGORITHMS = {
     "reward_gradient": ["algorithm={name: reward_gradient}"],
-    "without split backward": ["algorithm={name: reward_gradient}", "scoring.split_backward=false"],
+    "without split backward": ["algorithm={name: reward_gradient}", "algorithm.split_backward=false"],
     "ddpo": ["algorithm={name: ddpo}", "sampling.eta=1"],
     "diffusion_dpo": ["algorithm={name: diffusion_dpo, pairs: 2}"],
 }
@@ -216,7 +216,7 @@ KEEP_ALL = ("train.checkpoint_every=1", "train.keep_checkpoints=100")
 
 
 @pytest.mark.parametrize("score", [not_a_number, without_gradient])
-@pytest.mark.parametrize("backward", ["train.micro_batch=2", "scoring.split_backward=false"])
+@pytest.mark.parametrize("backward", ["train.micro_batch=2", "algorithm.split_backward=false"])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, score, backward):
     failing_in(monkeypatch, {1, 4, 5}, score)
     train(toy_recipe(*KEEP_ALL, backward), tmp_path)

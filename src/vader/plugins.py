@@ -196,8 +196,8 @@ def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, option
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The type hints of a signature, but for those that name what only a type checker imports."""
     hints: dict[str, Any] = {}
-    for annotations, names in _annotations(target):
-        for name, hint in annotations.items():
+    for written, names in _annotations(target):
+        for name, hint in written.items():
             alone = SimpleNamespace(__annotations__={name: hint})
             with suppress(NameError):
                 hints |= get_type_hints(alone, globalns=names, include_extras=True)

@@ -25,7 +25,7 @@ from vader.errors import UserError
 from vader.evaluation.charts import Series
 from vader.evaluation.formats import decimals, fixed
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures
-from vader.evaluation.metrics.base import Metrics
+from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.plots import RUN_COLOURS, draw_lines, new_figure, save
 from vader.files.atomic import atomic_write
@@ -81,7 +81,7 @@ class Bench:
 
     recipe: Recipe
     setup: Setup
-    metrics: Metrics
+    metrics: HeldOutMetrics
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vader.engine.collectives import even_shares
 from vader.engine.engine import Setup
-from vader.evaluation.metrics.base import Metrics
+from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
 from vader.nouns import Clip, Prompt
@@ -84,7 +84,7 @@ def mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def evaluate(
-    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: Metrics, shown: int, batch: int
+    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int
 ) -> HeldOut:
     """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
 
@@ -99,7 +99,7 @@ def evaluate(
 
 @torch.no_grad()
 def score_videos(
-    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: Metrics, shown: int, batch: int
+    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int
 ) -> list[VideoScore]:
     """The videos of `evaluate` by index, without what measures them together."""
     accelerator, kept = setup.accelerator, count if metrics.of_sets else shown
@@ -111,7 +111,7 @@ def score_videos(
 
 
 @torch.no_grad()
-def set_figures(accelerator: Accelerator, metrics: Metrics, videos: Sequence[VideoScore]) -> dict[str, float]:
+def set_figures(accelerator: Accelerator, metrics: HeldOutMetrics, videos: Sequence[VideoScore]) -> dict[str, float]:
     """Figures of all videos together: measured by the main process, which has the pixels, and told to all."""
     if not metrics.of_sets:
         return {}
@@ -123,7 +123,7 @@ def set_figures(accelerator: Accelerator, metrics: Metrics, videos: Sequence[Vid
 
 
 def _score(
-    setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: Metrics, kept: int
+    setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: HeldOutMetrics, kept: int
 ) -> list[VideoScore]:
     """One batch on this process; the clips of the first `kept` videos stay."""
     walk = setup.walk(prompts, seed, "sample", 0, indices)

@@ -34,7 +34,26 @@ class Recomputed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(_Repeatable(self.forward, args, kwargs), *args, use_reentrant=False, **kwargs)
+
+
+class _Repeatable:
+    """A forward that finds its lists as they were when it runs again: causal VAEs' blocks write frames into theirs."""
+
+    def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.forward = forward
+        self.lists = {key: list(value) for key, value in (*enumerate(args), *kwargs.items()) if isinstance(value, list)}
+        self.again = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.again:
+            args = tuple(self._as_it_was(place, value) for place, value in enumerate(args))
+            kwargs = {name: self._as_it_was(name, value) for name, value in kwargs.items()}
+        self.again = True
+        return self.forward(*args, **kwargs)
+
+    def _as_it_was(self, key: int | str, value: Any) -> Any:
+        return list(self.lists[key]) if key in self.lists else value
 
 
 def checkpoint_blocks(network: nn.Module) -> int:

@@ -141,18 +141,17 @@ class Walk:
         fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
         here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
         if isinstance(at.latents, Tensor):
-            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory)._asdict())
+            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory))
         steps = {
             name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
             for name, x in at.latents.items()
         }
-        columns = {key: {name: getattr(step, key) for name, step in steps.items()} for key in Step._fields}
-        return self._stepped(at.i, columns | {"std": next(iter(steps.values())).std})
+        return self._stepped(at.i, _joined(steps))
 
-    def _stepped(self, i: int, found: dict[str, Any]) -> Place:
+    def _stepped(self, i: int, done: Step) -> Place:
         """The place after step i; what is known is in its place in all latents that policies and rewards may see."""
-        following, clean, mean = (self.kept(found[key]) for key in ("next", "clean", "mean"))
-        return Place(i + 1, following, found["memory"], clean, mean, found["std"])
+        following, clean, mean = map(self.kept, (done.next, done.clean, done.mean))
+        return Place(i + 1, following, done.memory, clean, mean, done.std)
 
     # ---- several ----
 

@@ -30,7 +30,7 @@ from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
-from vader.evaluation.metrics.base import Metrics as HeldOutMetrics
+from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
 from vader.models.registry import model_class

@@ -44,7 +44,7 @@ class Metric:
         """Moves its networks to the device, the big ones in `dtype`; without networks there is nothing to do."""
 
 
-class Metrics:
+class HeldOutMetrics:
     """Metrics by name. A figure is called as its metric, or `metric/figure` where a metric gives several."""
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 
 from vader.errors import UserError, nearest
-from vader.evaluation.metrics.base import Metric, Metrics
+from vader.evaluation.metrics.base import HeldOutMetrics, Metric
 from vader.evaluation.metrics.reward import RewardMetric
 from vader.plugins import Part, instantiate, load_object
 from vader.rewards.base import Reward
@@ -19,7 +19,7 @@ BUILT_IN = {
 }
 
 
-def build_metrics(parts: Sequence[Part], chunk: int) -> Metrics:
+def build_metrics(parts: Sequence[Part], chunk: int) -> HeldOutMetrics:
     """The metrics of a recipe; the second of a name becomes `name_2`, and so on.
 
     Args:
@@ -30,7 +30,7 @@ def build_metrics(parts: Sequence[Part], chunk: int) -> Metrics:
         UserError: no such metric or reward, an option it does not take, or weights that are missing.
     """
     names = part_names([part.name for part in parts])
-    return Metrics({name: _load(name, part, chunk) for name, part in zip(names, parts, strict=True)})
+    return HeldOutMetrics({name: _load(name, part, chunk) for name, part in zip(names, parts, strict=True)})
 
 
 def _load(name: str, part: Part, chunk: int) -> Metric:
