@@ -49,7 +49,8 @@ LAUNCHERS = {
 def test_two_launched_processes_equal_one(tmp_path, launcher):
     launch_two = launcher.format(port=free_port(), logs=tmp_path / "logs").split()
     command = [sys.executable, "-m", *launch_two, "-m", "vader", "train", str(TOY), *FIVE_STEPS]
-    environment = os.environ | {"PYTHONPATH": str(TOY.parent), "OMP_NUM_THREADS": "1"}
+    here = os.pathsep.join([str(TOY.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--runs", str(tmp_path)], env=environment, check=True, capture_output=True)
     first, second = (next((tmp_path / "logs").rglob(f"{rank}/stdout.log")).read_text() for rank in (0, 1))
     assert "report:" in first

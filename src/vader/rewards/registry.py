@@ -95,7 +95,8 @@ def _expanded(part: RewardPart) -> Sequence[RewardPart]:
 
 def reward_class(name: str) -> type[Reward]:
     """The class behind a name. Raises `UserError` as `load_reward`."""
-    return find_class(name, "reward", BUILT_IN, Reward)
+    mixes = dict.fromkeys(MIXES, f"{RewardMix.__module__}:{RewardMix.__name__}")
+    return find_class(name, "reward", BUILT_IN | mixes, Reward)
 
 
 def reward_names() -> dict[str, str]:
