@@ -18,8 +18,10 @@ class Stopped(RunError):
     """A run that was asked to stop (Ctrl-C, SIGTERM), and saved where it was."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A tail for an error about an unknown word: the closest known one, or all of them."""
+def nearest(word: str, known: Iterable[str], beside: str = "") -> str:
+    """A tail for an error about an unknown word: the closest known one, or all of them and what is allowed beside."""
     known = sorted(known)
     close = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" + (f", or {beside}" if beside else "")

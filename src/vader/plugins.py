@@ -52,7 +52,7 @@ def find_class(name: str, kind: str, built_in: Mapping[str, type[T] | str], base
     if ":" in name:
         return load_object(name, kind, base)
     if name not in built_in:
-        raise UserError(f"unknown {kind} {name!r}: {nearest(name, built_in)}, or your own as module:Class")
+        raise UserError(f"unknown {kind} {name!r}: {nearest(name, built_in, 'your own as module:Class')}")
     found = built_in[name]
     return load_object(found, kind, base) if isinstance(found, str) else found
 

@@ -78,6 +78,13 @@ def _parts(data: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return [part for part in found if isinstance(part, Mapping)] if isinstance(found, list) else []
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes a value again where it stands twice, as people do."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _new(key: str, value: Any) -> str:
     """`key: value` in YAML, in one line."""
-    return f"{key}: {yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()}"
+    return f"{key}: {yaml.dump(value, Dumper=_Plain, default_flow_style=True, sort_keys=False, width=10**6).strip()}"

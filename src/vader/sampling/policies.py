@@ -245,6 +245,6 @@ def load_policy(name: str, options: Mapping[str, Any]) -> Policy:
         UserError: there is none of that name, or an option is unknown, missing or wrong.
     """
     if ":" not in name and name not in POLICIES:
-        raise UserError(f"unknown policy {name!r}: {nearest(name, POLICIES)}, or your own as module:function")
+        raise UserError(f"unknown policy {name!r}: {nearest(name, POLICIES, 'your own as module:function')}")
     function = POLICIES[name] if name in POLICIES else load_function(name, "policy")
     return partial(function, **checked_options(function, f"policy {name!r}", options, ("walk", "generator")))

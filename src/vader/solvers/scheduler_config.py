@@ -341,7 +341,7 @@ def _sigmas(given: str | Sequence[float], count: int, shift: float) -> Callable[
     if not isinstance(given, str):
         return fixed_sigmas(given)
     if given not in SIGMAS:
-        raise UserError(f"unknown sampling.sigmas {given!r}: {nearest(given, SIGMAS)}, or a list of numbers")
+        raise UserError(f"unknown sampling.sigmas {given!r}: {nearest(given, SIGMAS, 'a list of numbers')}")
     grid = SIGMAS[given]
     return lambda steps: grid(steps, count, shift)
 

@@ -47,8 +47,8 @@ def _metric_class(name: str) -> type[Metric] | None:
     if ":" not in name:
         rewards = reward_names()
         if name not in rewards:
-            known = nearest(name, [*BUILT_IN, *rewards])
-            raise UserError(f"unknown metric {name!r}: {known}, or your own as module:Name")
+            known = nearest(name, [*BUILT_IN, *rewards], "your own as module:Name")
+            raise UserError(f"unknown metric {name!r}: {known}")
         return None
     found = load_object(name, "metric", object)
     if issubclass(found, Metric):
