@@ -272,6 +272,12 @@ def test_a_key_of_the_first_form_names_the_new_one(tmp_path, override, message):
     assert error_of(source=file) == f"recipe {file!r}: {message}"
 
 
+def test_the_new_form_writes_out_a_list_that_stands_twice():
+    rewards = "rewards=[{name: aesthetic, checkpoint: tiny}, {name: hps, checkpoint: tiny}]"
+    new = "rewards: [{name: aesthetic, checkpoint: tiny, sees: [0, 7]}, {name: hps, checkpoint: tiny, sees: [0, 7]}]"
+    assert error_of(rewards, "algorithm.frames.sample=[0, 7]").endswith(f"write {new}")
+
+
 def test_the_new_form_that_an_error_shows_is_a_recipe(tmp_path):
     for old in ("algorithm.ddpo.minibatches=4", "memory.offload=true", "algorithm.frames.sample=all"):
         new = error_of(old).rpartition("write ")[2]
