@@ -292,8 +292,21 @@ def test_a_run_trains_the_layers_that_make_sound(tmp_path):
 def test_a_reward_that_listens_to_a_silent_model_is_one_line():
     mix = RewardMix({"soft": Softness()}, {"soft": 1.0})
     walk = walk_of(ToyModel(torch.float64))
-    with pytest.raises(UserError, match="models of ToyModel make no sound, so no reward can listen"):
+    with pytest.raises(UserError, match="models of ToyModel make no sound, so no reward or metric can listen"):
         pulled(walk, mix)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["rewards=[{name: test_latents:Softness}]", "evaluation.metrics=[{name: test_latents:Softness}]"],
+)
+def test_who_listens_to_a_silent_model_is_told_before_it_is_loaded(tmp_path, monkeypatch, override):
+    def load(cls, checkpoint, *, dtype):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(ToyModel, "load", classmethod(load))
+    with pytest.raises(UserError, match="models of ToyModel make no sound, so no reward or metric can listen"):
+        train(toy_recipe(override), runs=tmp_path)
 
 
 def test_a_reward_that_listens_is_checked_with_sound():

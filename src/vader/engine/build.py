@@ -70,6 +70,7 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
     guidance = load_recipe_guidance(recipe)
     mix = build_mix(recipe.rewards).to_precision(dtype)
     mix.check_size(size)
+    model_class(recipe.model.family).check_sound(mix.listens)
     model = load_base(recipe, dtype)
     return Setup(build_sampler(recipe, model, guidance), Scorer(model, mix, size, recipe.scoring.chunk), accelerator)
 

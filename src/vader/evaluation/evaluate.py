@@ -147,6 +147,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     model_class(recipe.model.family).check_prompts(prompts)
     metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.chunk)
     metrics.check(prompts, video_size(recipe))
+    model_class(recipe.model.family).check_sound(metrics.audio)
     setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))
     setup.reward.check_prompts(prompts)
     device = setup.accelerator.device

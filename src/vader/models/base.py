@@ -179,7 +179,13 @@ class VideoModel(ABC):
         Raises:
             UserError: this family makes none; one that does overrides this.
         """
-        raise UserError(f"models of {type(self).__name__} make no sound, so no reward can listen to it")
+        raise UserError(f"models of {type(self).__name__} make no sound, so no reward or metric can listen to it")
+
+    @classmethod
+    def check_sound(cls, listens: bool) -> None:
+        """Raises `UserError` if a reward or metric listens and this family makes no sound, before it is loaded."""
+        if listens and cls.decode_audio is VideoModel.decode_audio:
+            raise UserError(f"models of {cls.__name__} make no sound, so no reward or metric can listen to it")
 
     def encode_video(self, pixels: Tensor) -> Any:
         """Pixels `[B, F, 3, H, W]` in [0, 1] as final latents, without gradient: what `decode` takes back.

@@ -93,6 +93,11 @@ class RewardMix(Reward):
         ends = [sorted(weights[name] * end for end in reward.sensible_range) for name, reward in rewards.items()]
         self.sensible_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
+    @property
+    def listens(self) -> bool:
+        """Whether one of them needs the videos' sound."""
+        return any(needs.audio for needs in self.shown.values())
+
     def items(self) -> Sequence[tuple[str, Reward]]:
         return list(self.rewards.items())  # type: ignore[arg-type]
 

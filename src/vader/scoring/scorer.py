@@ -123,8 +123,7 @@ class Scorer:
         frames = torch.arange(self.size.frames, device=self.model.device).expand(count, -1)
         decode = self._decoder(latents, frames)
         pixels = self._joined(frames, lambda piece: decode(piece).clamp(0, 1).cpu())
-        heard = audio or any(reward.needs.audio for _, reward in self.mix.items())
-        sound = self.model.decode_audio(latents) if heard else None
+        sound = self.model.decode_audio(latents) if audio or self.mix.listens else None
         return Clip.whole(pixels, self.size.fps, sound and Audio(sound.samples.cpu(), sound.rate))
 
     def score_clip(self, clip: Clip, prompts: Sequence[Prompt]) -> Scored:

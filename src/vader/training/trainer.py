@@ -196,6 +196,7 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     algorithm = load_algorithm(recipe)
     metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
     metrics.check(test_prompts, video_size(recipe))
+    model_class(recipe.model.family).check_sound(metrics.audio)
     engine = build_engine(recipe, folder.path)
     metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])

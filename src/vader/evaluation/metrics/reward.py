@@ -22,7 +22,7 @@ class RewardMetric(Metric):
 
     def __init__(self, name: str, reward: Reward, chunk: int = 1) -> None:
         self.mix = reward if isinstance(reward, RewardMix) else RewardMix({name: reward.freeze()}, {name: 1.0})
-        self.chunk, self.audio = chunk, any(needs.audio for needs in self.mix.shown.values())
+        self.chunk, self.audio = chunk, self.mix.listens
         self.device, self.fps = torch.device("cpu"), 8
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
