@@ -9,7 +9,6 @@ was stopped. The table is printed as Markdown for the docs.
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +86,7 @@ def record(run: Run) -> dict[str, Any]:
     return {
         "algorithm": run.recipe.algorithm.model_dump(mode="json"),
         "sees": run.recipe.rewards[0].sees,
+        "precision": run.recipe.model.precision,
         "before": _held_out(first),
         "after": _held_out(last),
         "step_seconds": median(seconds),
@@ -116,7 +116,12 @@ def markdown(records: dict[str, dict[str, Any]]) -> str:
 
 def _figures(held_out: dict[str, Any], names: list[str]) -> list[str]:
     reward = f"{held_out['reward']:.3f} ± {held_out['stderr']:.3f}"
-    return [reward, *(f"{held_out['figures'].get(name, math.nan):.2f}" for name in names)]
+    return [reward, *(_shown(held_out["figures"].get(name)) for name in names)]
+
+
+def _shown(figure: float | None) -> str:
+    """Empty where a record has none."""
+    return "" if figure is None else f"{figure:.2f}"
 
 
 if __name__ == "__main__":
