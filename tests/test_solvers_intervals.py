@@ -345,7 +345,7 @@ def test_ddim_samples_checkpoints_of_other_solvers(name):
             {},
             "dynamic_rescale is defined for epsilon",
         ),
-        (SD, {"spacing": "even"}, "timestep_spacing 'even' is not supported"),
+        (SD, {"spacing": "even"}, "unknown timestep spacing 'even': known: auto, leading"),
         (SD, {"spacing": "uniform"}, "set_alpha_to_one"),
         (SD, {"eta": 1.5}, "sampling.eta"),
         (SVD, {"eta": -0.5}, "sampling.eta"),
