@@ -254,7 +254,7 @@ def test_recipes_are_listed_by_a_whole_sentence(capsys):
 
 def test_a_negative_prompt_without_guidance_is_refused(capsys):
     arguments = ["sample", "a dog", "--guidance", "1", "--negative", "grey"]
-    assert "under sampling.guidance 1 nothing is led away from" in error_of(capsys, arguments)
+    assert "under this guidance nothing is led away from: raise sampling.guidance" in error_of(capsys, arguments)
 
 
 def test_check_passes_a_good_reward(capsys, user_folder):

@@ -244,6 +244,21 @@ def test_a_run_on_a_preference_file_asks_no_reward_and_follows_it(videos, name):
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.capacity=300", "algorithm.capacity is about videos that are sampled"),
+        ("algorithm.videos_per_prompt=4", "algorithm.videos_per_prompt is about videos that are sampled"),
+        ("sampling.guidance_detach_uncond=true", "diffusion_dpo trains the conditional prediction alone"),
+    ],
+)
+def test_keys_without_effect_on_a_preference_file_are_refused(videos, override, message):
+    path = write_pairs(videos / "pairs.jsonl", [GOOD])
+    recipe = toy_recipe(f"algorithm={{name: diffusion_dpo, preferences: {path}}}", override)
+    with pytest.raises(UserError, match=message):
+        build_run(recipe, RunFolder(videos / "toy"))
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([GOOD | {"looser": "cold"}], "has a key 'looser': did you mean 'loser'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,10 @@ from toys import ToyModel
 from vader.engine.build import load_recipe_guidance
 from vader.errors import UserError
 from vader.networks.adapter import parameters_of
+from vader.nouns import Prompt
 from vader.sampling import Walk, load_guidance
 from vader.sampling.guidance import Guidance, Passes
+from vader.training.trainer import train
 
 
 def branches(walk: Walk, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +111,42 @@ def test_experts_need_a_scale_for_each_before_anything_is_sampled(scales, compla
         make_walk(FLOW, guidance=guidance, model=make_model(TwoExperts))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("embedded", {"scale": 3.0}, "ToyModel was made for 'cfg': use that"),
+        ("interval", {"scale": 3.0, "start": 0.41, "end": 0.42}, "none of 5 steps starts between 0.41 and 0.42"),
+    ],
+)
+def test_a_strategy_that_would_do_nothing_is_refused_before_anything_is_sampled(name, options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        make_walk(FLOW, guidance=load_guidance(name, options))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["sampling.negative=grey", "sampling.guidance=1"], "'.*' has the negative prompt 'grey', but under this guid"),
+        (["sampling.negative=grey", "sampling.guidance={name: none}"], "nothing is led away from"),
+        (["prompts.test=test_guidance:negatives", "sampling.guidance=1"], "'two' has the negative prompt 'dull'"),
+        (["sampling.guidance_detach_uncond=true", "sampling.guidance=1"], "sampling.guidance_detach_uncond is about"),
+        (["sampling.guidance_batched=false", "sampling.guidance={name: none}"], "sampling.guidance_batched is about"),
+    ],
+)
+def test_what_no_unconditional_branch_would_see_is_refused_before_the_model_is_loaded(tmp_path, overrides, complaint):
+    with pytest.raises(UserError, match=complaint):
+        train(toy_recipe("model.checkpoint=nowhere", *overrides), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def negatives() -> list[Prompt]:
+    return [Prompt("one"), Prompt("two", negative="dull")]
+
+
 class Distilled(ToyModel):
     """Is told the scale."""
+
+    guidance = "embedded"
 
     def denoise(self, latents, time, inputs):
         told = inputs["guidance"].to(latents).view(-1, 1, 1, 1, 1)
@@ -189,6 +226,9 @@ def test_a_number_is_the_scale_of_the_family_s_strategy():
         ("cgf", {"scale": 1.0}, "unknown guidance 'cgf': did you mean 'cfg'?"),
         ("cfg", {}, "guidance 'cfg' needs the option 'scale'"),
         ("cfg", {"scale": "high"}, "guidance 'cfg': scale is 'high'"),
+        ("cfg", {"scale": 0.5}, "guidance 'cfg': scale is 0.5: input should be greater than or equal to 1"),
+        ("cfg", {"scale": math.nan}, "guidance 'cfg': scale is nan: numbers must be finite"),
+        ("experts", {"scales": {"transformer": math.inf}}, "scales is {'transformer': inf}: numbers must be finite"),
         ("interval", {"scale": 2.0, "start": 0.5, "end": 0.5}, "start 0.5 must be below end 0.5"),
         ("interval", {"scale": 2.0, "end": 1.5}, "both in [0, 1]"),
         ("toys:Warmth", {}, "guidance 'toys:Warmth' is not a Guidance"),

@@ -474,12 +474,28 @@ def test_every_policy_has_gradient_on_every_solver(name, family):
         ("{name: refl, window: [0.5, 1.5]}", "policy 'refl': window is [0.5, 1.5]"),
         ("{name: lsat}", "unknown policy 'lsat': did you mean 'last'?"),
         ("{name: 'toys:none'}", "policy 'toys:none': toys has no none"),
+        ("{name: sparse, bias: 10000}", "policy 'sparse': bias is 10000"),
+        ("{name: 'test_policies:no_views'}", "the policy returns 3: it must yield View(latents)"),
+        ("{name: 'test_policies:numbers'}", "the policy yields 3: it must yield View(latents)"),
+        ("{name: 'test_policies:silent'}", "the policy shows the reward nothing: yield View(latents)"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_before_anything_is_loaded(policy, message):
     with pytest.raises(UserError) as error:
         load_algorithm(toy_recipe(f"algorithm.policy={policy}"))
     assert message in str(error.value)
+
+
+def no_views(walk, generator):
+    return 3
+
+
+def numbers(walk, generator):
+    yield 3
+
+
+def silent(walk, generator):
+    yield from ()
 
 
 def test_a_leap_needs_two_steps():

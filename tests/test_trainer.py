@@ -22,7 +22,7 @@ from toys import ToyModel, Warmth
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import RunError, UserError
-from vader.runs.folder import ADAPTER
+from vader.runs.folder import ADAPTER, RunFolder
 from vader.runs.reader import read_run
 from vader.sampling import POLICIES
 from vader.training.trainer import train
@@ -447,3 +447,13 @@ def test_another_process_count_than_the_batch_allows(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"train.batch is 4, which 3 processes cannot share: make it a multiple of 3"):
         train(toy_recipe(), tmp_path)
+
+
+def test_two_runs_never_train_one_folder(tmp_path):
+    recipe = toy_recipe("train.steps=1")
+    folder = RunFolder(tmp_path / recipe.name)
+    with folder.held(), pytest.raises(UserError, match=r"another process trains .*toy now: wait"):
+        train(recipe, runs=tmp_path)
+    assert not folder.recipe.exists()
+    train(recipe, runs=tmp_path)  # what was held is free again, and a folder with nothing but its lock is fresh
+    assert folder.finished

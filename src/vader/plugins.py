@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -150,8 +151,20 @@ def checked_options(
     """
     own = {name: parameter for name, parameter in _parameters(target).items() if name not in reserved}
     _check_names(own, label, options)
+    for name, value in options.items():
+        if not _finite(value):
+            raise UserError(f"{label}: {name} is {value}: numbers must be finite")
     hints = _hints(target)
     return {name: _validated(hints.get(name, Any), value, f"{label}: {name}") for name, value in options.items()}
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value, however deep, is infinite or nan."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def complete(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

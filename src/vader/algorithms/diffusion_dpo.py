@@ -8,6 +8,7 @@ same network with its adapter switched off.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,6 +95,15 @@ class Preferred:
         return {"loss": loss / pairs, "accuracy": right / pairs} if pairs else {}
 
 
+def _without_effect(settings: DPOSettings, recipe: Recipe) -> Iterator[str]:
+    """What is asked for and would change nothing."""
+    if recipe.sampling.guidance_detach_uncond:
+        yield "sampling.guidance_detach_uncond is given, but diffusion_dpo trains the conditional prediction alone"
+    for key in ("videos_per_prompt", "capacity"):
+        if settings.preferences is not None and getattr(settings, key) != getattr(DPOSettings, key):
+            yield f"algorithm.{key} is about videos that are sampled, but algorithm.preferences gives the pairs"
+
+
 class DiffusionDPO(Algorithm):
     """Sample and rank a batch (online), then take `updates` optimiser steps of `pairs` pairs each.
 
@@ -105,6 +115,8 @@ class DiffusionDPO(Algorithm):
 
     def __init__(self, settings: DPOSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
+        for without_effect in _without_effect(settings, recipe):
+            raise UserError(f"{without_effect}: leave it out")
         self.pairs: ReplayBuffer | PreferenceFile = ReplayBuffer(settings.capacity)
         if settings.preferences is not None:
             self.pairs = PreferenceFile(Path(settings.preferences), VideoSize(**recipe.video.model_dump()))

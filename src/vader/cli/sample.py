@@ -61,20 +61,17 @@ def sample(
     resolved = _recipe_to_sample(recipe, model, size_asked)
     video = with_changes(resolved.video, fps=fps)
     sampling = with_changes(resolved.sampling, steps=steps, guidance=guidance, negative=negative)
-    from vader.recipe import rules
-
-    for contradiction in rules.of_sampling(sampling):
-        raise UserError(contradiction)
     resolved = resolved.model_copy(update={"video": video, "sampling": sampling})
-    make_folder(out)
     from vader.engine.build import build_solver, load_recipe_guidance, video_size
     from vader.models.registry import model_class
     from vader.prompts import with_negative
+    from vader.sampling.guidance import check_negatives
     from vader.sampling.videos import sample_videos
 
-    texts = with_negative(texts, sampling.negative)
+    texts, strategy = with_negative(texts, sampling.negative), load_recipe_guidance(resolved)
     model_class(resolved.model.family).check_prompts(texts)
-    strategy = load_recipe_guidance(resolved)
+    check_negatives(strategy, texts)
+    make_folder(out)
     loaded = load_with_adapter(resolved.model, adapter)
     solver = build_solver(resolved, loaded)
     videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +23,10 @@ from vader.models.registry import load_model, model_class, model_options
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, load_techniques
-from vader.nouns import VideoSize
+from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
 from vader.rewards.registry import build_mix
-from vader.sampling.guidance import Guidance, load_guidance
+from vader.sampling.guidance import Guidance, check_negatives, load_guidance
 from vader.sampling.videos import make_sampler, solver_of
 from vader.sampling.walk import Sampler
 from vader.scoring.scorer import Scorer
@@ -97,6 +98,17 @@ def load_recipe_guidance(recipe: Recipe) -> Guidance:
     if isinstance(asked, float | int):
         return load_guidance(model_class(recipe.model.family).guidance, {"scale": float(asked)})
     return load_guidance(asked.name, asked.options)
+
+
+def check_guidance(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError` if negative prompts or keys of guidance would have no effect; nothing is loaded for it."""
+    guidance, sampling = load_recipe_guidance(recipe), recipe.sampling
+    check_negatives(guidance, prompts)
+    for key, given in (("batched", not sampling.guidance_batched), ("detach_uncond", sampling.guidance_detach_uncond)):
+        if given and not guidance.two_branches:
+            raise UserError(
+                f"sampling.guidance_{key} is about the unconditional branch, and this guidance has none: leave it out"
+            )
 
 
 def build_solver(recipe: Recipe, model: VideoModel) -> Solver:

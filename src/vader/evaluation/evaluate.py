@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib.axes import Axes
 
-from vader.engine.build import attach_fresh, build_setup, video_size
+from vader.engine.build import attach_fresh, build_setup, check_guidance, video_size
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Setup
 from vader.errors import UserError
@@ -37,7 +37,7 @@ from vader.nouns import Prompt
 from vader.plugins import Part
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe
-from vader.runs.checkpoints import Checkpoints
+from vader.runs.checkpoints import Checkpoints, load_checkpoint
 from vader.runs.folder import step_of
 from vader.runs.reader import Run
 
@@ -117,7 +117,7 @@ BASE = Source("base", 0, None)
 
 def _checkpoint_loader(recipe: Recipe, checkpoint: Path) -> Attach:
     def attach(model: VideoModel) -> None:
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)["adapter"]
+        state = load_checkpoint(checkpoint)["adapter"]
         if not any(map(has_adapter, model.denoisers.values())):
             attach_fresh(recipe, model)
         load_adapters_state(model.denoisers, state)
@@ -145,6 +145,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     """
     prompts = with_negative(load_prompts(recipe.prompts.test)[:videos], recipe.sampling.negative)
     model_class(recipe.model.family).check_prompts(prompts)
+    check_guidance(recipe, prompts)
     metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.chunk)
     metrics.check(prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio)

@@ -106,8 +106,17 @@ def find_file(source: str, tiny: str) -> Path:
     if not file or not HUB_ID.fullmatch(owner_and_repo):
         raise UserError(f"no weight file at {source!r}: give a file that exists or a hub file like owner/repo/file")
     try:
-        return Path(hf_hub_download(owner_and_repo, file))
-    except (OSError, ValueError) as error:
+        return Path(hf_hub_download(owner_and_repo, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return _downloaded(source, owner_and_repo, file)
+
+
+def _downloaded(source: str, repo: str, file: str) -> Path:
+    """A file of a repository that the hub has: asked once, where a download would retry for half a minute."""
+    try:
+        model_info(repo, timeout=15)
+        return Path(hf_hub_download(repo, file))
+    except Exception as error:  # the hub's library changes its HTTP client, and so the class, between versions
         raise UserError(f"{source!r} is no file here, and the hub did not give it: {one_line(error)}") from error
 
 

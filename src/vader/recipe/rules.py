@@ -5,19 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from vader.recipe.sections import SamplingSection, Sees, TrainSection
+from vader.recipe.sections import Sees, TrainSection
 
 
 def of_name(name: str) -> Iterator[str]:
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         yield f"name {name!r} names the run's folder: use letters, digits, '-', '_' and '.'"
-
-
-def of_sampling(sampling: SamplingSection) -> Iterator[str]:
-    guidance = sampling.guidance
-    asked = f"{guidance:g}" if isinstance(guidance, float | int) else guidance.name
-    if sampling.negative and asked in ("1", "none", "embedded"):
-        yield f"sampling.negative is given, but under sampling.guidance {asked} nothing is led away from: change either"
 
 
 def of_sees(key: str, sees: Sees | None, count: int) -> Iterator[str]:

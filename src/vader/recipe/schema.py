@@ -52,7 +52,6 @@ class Recipe(Section):
     def _contradictions(self) -> Iterator[str]:
         """What is wrong between keys that are each right alone, as sentences for the user."""
         yield from rules.of_name(self.name)
-        yield from rules.of_sampling(self.sampling)
         for number, reward in enumerate(self.rewards):
             yield from rules.of_sees(f"rewards.{number}.sees", reward.sees, self.video.frames)
         yield from rules.of_batch(self.train)

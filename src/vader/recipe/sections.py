@@ -88,7 +88,7 @@ class AlgorithmSection(Part):
 class AdapterSection(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat | None = None  # None: equal to rank, so that the adapter's scale is 1
-    targets: tuple[str, ...] | None = None  # None: the model family's own
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # None: the model family's own
     denoisers: tuple[str, ...] | None = None  # which of the model's carry an adapter; None: all
 
 

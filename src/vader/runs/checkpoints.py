@@ -69,12 +69,18 @@ class Checkpoints:
         """
         if not self.steps():
             return None
-        path = self.steps()[-1] / "state.pt"
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is damaged: remove {path.parent} to go on from the one before it") from error
+        saved = load_checkpoint(self.steps()[-1])
         return Progress(**saved.pop("progress")), saved
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """What one checkpoint holds, on the CPU. Raises `UserError` if its file is damaged."""
+    path = folder / "state.pt"
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged: remove {folder} to go on from the one before it") from error
+    return saved
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from vader.errors import UserError
+
 ADAPTER = Path("adapter/pytorch_lora_weights.safetensors")  # of the first or only denoiser
 STEP = "step-"
+LOCK = ".lock"
 
 
 def step_name(step: int) -> str:
@@ -23,6 +30,37 @@ class RunFolder:
     """The folder `vader train` makes."""
 
     path: Path
+
+    @contextmanager
+    def held(self, main: bool = True) -> Iterator[None]:
+        """While this run goes on, no other may write here; processes of one run share what their main one holds.
+
+        Raises:
+            UserError: another does already.
+        """
+        if not main:
+            yield
+            return
+        lock = FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)  # the system lets go of it even after kill -9
+        except Timeout as error:
+            raise UserError(f"another process trains {self.path} now: wait for it, or choose another name") from error
+        except OSError as error:
+            raise self.unwritable() from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is not there, or holds only what a run leaves that was killed at its start."""
+        return not self.path.exists() or all(p.suffix == ".part" or p.name == LOCK for p in self.path.iterdir())
+
+    def unwritable(self) -> UserError:
+        return UserError(f"cannot write the run's folder {self.path}: choose another one with --runs")
 
     @property
     def recipe(self) -> Path:

@@ -8,17 +8,20 @@ one it was made for (`VideoModel.guidance`), and a recipe its scale, or another 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from vader.errors import UserError, nearest
 from vader.models.base import VideoModel
-from vader.nouns import Condition, map_latents
+from vader.nouns import Condition, Prompt, map_latents
 from vader.plugins import find_class, instantiate
+
+Scale = Annotated[float, Field(ge=1.0)]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ class Passes:
 class Guidance(ABC):
     """A strategy; its options are its constructor's."""
 
-    def check(self, model: VideoModel) -> None:
-        """Raises `UserError` where it cannot lead this model; called once, before anything is sampled."""
+    @property
+    def two_branches(self) -> bool:
+        """Whether it ever asks for the unconditional prediction, so that negative prompts mean something."""
+        return True
+
+    def check(self, model: VideoModel, steps: int) -> None:
+        """Raises `UserError` where it cannot lead this model in so many steps; asked once, before any is made."""
         return
 
     @abstractmethod
@@ -69,6 +77,10 @@ class Guidance(ABC):
 class NoGuidance(Guidance):
     """The conditional prediction alone; one pass."""
 
+    @property
+    def two_branches(self) -> bool:
+        return False
+
     def __call__(self, passes: Passes) -> Any:
         return passes.cond()
 
@@ -77,7 +89,11 @@ class NoGuidance(Guidance):
 class ClassifierFree(Guidance):
     """`uncond + scale * (cond - uncond)` (arXiv 2207.12598, eq. 6, scale = 1 + w there); scale 1 needs one pass."""
 
-    scale: float
+    scale: Scale
+
+    @property
+    def two_branches(self) -> bool:
+        return self.scale != 1.0
 
     def __call__(self, passes: Passes) -> Any:
         return _guided(passes, self.scale)
@@ -87,7 +103,11 @@ class ClassifierFree(Guidance):
 class Ramp(Guidance):
     """Guidance by frame: 1 at the first, `scale` at the last (SVD, arXiv 2311.15127, section 4.3)."""
 
-    scale: float
+    scale: Scale
+
+    @property
+    def two_branches(self) -> bool:
+        return self.scale != 1.0
 
     def __call__(self, passes: Passes) -> Any:
         if self.scale == 1.0:
@@ -109,13 +129,23 @@ class Interval(Guidance):
     `start` and `end` are shares of the chain's steps, from 0 at its noise to 1 at its end.
     """
 
-    scale: float
+    scale: Scale
     start: float = 0.0
     end: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.end <= 1.0:
             raise UserError(f"guidance 'interval': start {self.start:g} must be below end {self.end:g}, both in [0, 1]")
+
+    @property
+    def two_branches(self) -> bool:
+        return self.scale != 1.0
+
+    def check(self, model: VideoModel, steps: int) -> None:
+        if not any(self.start <= i / steps < self.end for i in range(steps)):
+            raise UserError(
+                f"guidance 'interval': none of {steps} steps starts between {self.start:g} and {self.end:g}: widen it"
+            )
 
     def __call__(self, passes: Passes) -> Any:
         return _guided(passes, self.scale if self.start <= passes.share < self.end else 1.0)
@@ -125,9 +155,13 @@ class Interval(Guidance):
 class Experts(Guidance):
     """Classifier-free guidance with a scale for each denoiser of a model with several (Wan 2.2)."""
 
-    scales: dict[str, float]
+    scales: dict[str, Scale]
 
-    def check(self, model: VideoModel) -> None:
+    @property
+    def two_branches(self) -> bool:
+        return any(scale != 1.0 for scale in self.scales.values())
+
+    def check(self, model: VideoModel, steps: int) -> None:
         for name in model.denoisers:
             if name not in self.scales:
                 raise UserError(f"guidance 'experts' has no scale for {name!r}: add it to scales")
@@ -143,7 +177,18 @@ class Experts(Guidance):
 class Embedded(Guidance):
     """The denoiser was distilled to be told the scale, as its input `guidance` `[B]`; one pass (HunyuanVideo)."""
 
-    scale: float
+    scale: PositiveFloat
+
+    @property
+    def two_branches(self) -> bool:
+        return False
+
+    def check(self, model: VideoModel, steps: int) -> None:
+        if model.guidance != "embedded":
+            raise UserError(
+                f"guidance 'embedded' is for denoisers that are told a scale, and {type(model).__name__} was made for "
+                f"{model.guidance!r}: use that"
+            )
 
     def __call__(self, passes: Passes) -> Any:
         rows = len(passes.condition)
@@ -173,3 +218,15 @@ def load_guidance(name: str, options: Mapping[str, Any]) -> Guidance:
         UserError: there is none of that name, or an option is unknown, missing or wrong.
     """
     return instantiate(find_class(name, "guidance", STRATEGIES, Guidance), f"guidance {name!r}", options)
+
+
+def check_negatives(guidance: Guidance, prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError` if a prompt has a negative that this guidance would never look at."""
+    if guidance.two_branches:
+        return
+    for prompt in prompts:
+        if prompt.negative:
+            raise UserError(
+                f"{prompt.text!r} has the negative prompt {prompt.negative!r}, but under this guidance nothing is led "
+                "away from: raise sampling.guidance, or leave negative prompts out"
+            )

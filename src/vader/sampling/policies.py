@@ -13,7 +13,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
 from vader.errors import UserError, nearest
@@ -22,6 +22,7 @@ from vader.plugins import checked_options, load_function
 from vader.sampling.walk import Walk
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Bias = Annotated[float, Field(ge=0.0, le=10.0)]  # beyond, powers of hundreds of steps leave floating point
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def explicit(walk: Walk, generator: Generator, *, steps: tuple[NonNegativeInt, .
 
 
 def sparse(
-    walk: Walk, generator: Generator, *, k: PositiveInt = 4, bias: NonNegativeFloat = 1.0, rescale: Share = 0.5
+    walk: Walk, generator: Generator, *, k: PositiveInt = 4, bias: Bias = 1.0, rescale: Share = 0.5
 ) -> Iterator[View]:
     """K random steps, late ones more often; each sends its gradient straight to the end (FlowBP-Sparse,
     arXiv 2606.11075).
@@ -78,7 +79,7 @@ def sparse(
 
 
 def bridge(
-    walk: Walk, generator: Generator, *, k: Annotated[int, Field(ge=2)] = 5, bias: NonNegativeFloat = 2.0,
+    walk: Walk, generator: Generator, *, k: Annotated[int, Field(ge=2)] = 5, bias: Bias = 2.0,
     rescale: Share = 1.0, discount: Share = 0.1,
 ) -> Iterator[View]:  # fmt: skip
     """`sparse` with one bridge: the middle one of the K steps passes `discount` of its gradient on through its input,

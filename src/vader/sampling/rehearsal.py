@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
 from vader.errors import UserError
@@ -9,7 +11,7 @@ from vader.nouns import Condition
 from vader.randomness import generator
 from vader.sampling.guidance import Guidance, Passes
 from vader.sampling.noise import Noise
-from vader.sampling.policies import Policy
+from vader.sampling.policies import Policy, View
 from vader.sampling.walk import Sampler, Walk
 from vader.solvers.scheduler_config import solver_from_config
 
@@ -36,7 +38,19 @@ def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> frozenset[int]:
     for draw in range(draws):
         noise = Noise((1,), 0, "rehearsal", draw, [0])
         walk = Walk(sampler, condition, noise, on_gradient=lambda walk, i, *rest: reached.add(i))
-        for view in policy(walk, generator(0, "rehearsal", draw)):
+        for view in _views(policy(walk, generator(0, "rehearsal", draw))):
             if not view.latents.requires_grad:
                 raise UserError("the policy shows the reward latents without gradient: make a step with grad=True")
+    if not reached:
+        raise UserError("the policy shows the reward nothing: yield View(latents) of steps made with grad=True")
     return frozenset(reached)
+
+
+def _views(found: object) -> Iterator[View]:
+    """What a policy gave, if it is views one by one."""
+    if not isinstance(found, Iterable):
+        raise UserError(f"the policy returns {found!r}: it must yield View(latents), one or several")
+    for view in found:
+        if not isinstance(view, View):
+            raise UserError(f"the policy yields {view!r}: it must yield View(latents)")
+        yield view

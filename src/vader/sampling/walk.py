@@ -51,7 +51,7 @@ class Sampler:
     detach_uncond: bool = False
 
     def __post_init__(self) -> None:
-        self.guidance.check(self.model)
+        self.guidance.check(self.model, len(self.schedule))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vader import randomness
 from vader.algorithms import load_algorithm, resolved
 from vader.algorithms.base import Algorithm, Metrics
 from vader.engine.batch import Batch
-from vader.engine.build import build_engine, video_size
+from vader.engine.build import build_engine, check_guidance, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
@@ -112,17 +112,23 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
     run = build_run(recipe, folder)
     if dry_run:
         return None
+    with folder.held(run.accelerator.is_main_process):
+        _run(run)
+    return read_result(folder)
+
+
+def _run(run: Run) -> None:
     _open_folder(run)
     _restore(run)
     with run.accelerator.local_main_process_first():  # so that a cache is filled once
         run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
+    recipe = run.recipe
     with (
         _stop_requests() as stop,
         Display(recipe.name, recipe.train.steps, run.progress.step, run.accelerator.is_main_process) as display,
     ):
         _loop(run, display, stop)
     _finish(run)
-    return read_result(folder)
 
 
 def _loop(run: Run, display: Display, stop: list[int]) -> None:
@@ -193,6 +199,7 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
         for name in (recipe.prompts.train, recipe.prompts.test)
     )
     model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
+    check_guidance(recipe, [*train_prompts, *test_prompts])
     algorithm = load_algorithm(recipe)
     metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
     metrics.check(test_prompts, video_size(recipe))
@@ -222,8 +229,8 @@ def check_folder(recipe: Recipe, run: RunFolder) -> None:
     folder = run.path
     nearest_parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest_parent.is_dir() or not os.access(nearest_parent, os.W_OK):
-        raise _unwritable(folder)
-    if not folder.exists() or all(path.suffix == ".part" for path in folder.iterdir()):  # of one killed at its start
+        raise run.unwritable()
+    if run.fresh:
         return
     if not run.recipe.exists():
         raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
@@ -235,17 +242,13 @@ def check_folder(recipe: Recipe, run: RunFolder) -> None:
         )
 
 
-def _unwritable(folder: Path) -> UserError:
-    return UserError(f"cannot write the run's folder {folder}: choose another one with --runs")
-
-
 def _open_folder(run: Run) -> None:
     """Makes the folder and its recipe, and starts the trackers; other processes wait until it is there."""
     if run.accelerator.is_main_process and not run.folder.recipe.exists():
         try:
             dump_recipe(run.recipe, run.folder.recipe, library_versions())
         except UserError as error:
-            raise _unwritable(run.folder.path) from error
+            raise run.folder.unwritable() from error
     run.accelerator.wait_for_everyone()
     if run.recipe.train.trackers:
         run.accelerator.init_trackers("vader", init_kwargs={"wandb": {"name": run.recipe.name}})
