@@ -90,6 +90,7 @@ def record(run: Run) -> dict[str, Any]:
         "before": _held_out(first),
         "after": _held_out(last),
         "step_seconds": median(seconds),
+        "step_compute_seconds": median(step.compute_seconds for step in run.train),  # whatever else ran beside it
         "train_seconds": sum(seconds),
         "total_seconds": sum(seconds) + sum(evaluation.seconds for evaluation in run.evaluations),
         "peak_memory": max(step.peak_memory for step in run.train),
