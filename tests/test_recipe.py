@@ -203,6 +203,7 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
         (["rewards.0.sees=[]"], "rewards.0.sees is an empty list"),
         (["rewards.0.sees=[2, 2]"], "is [2, 2]: name each index once"),
         (["rewards.0.sees=first_middle_last", "video.frames=2"], "it needs at least 3"),
+        (["rewards.0.weight=0"], "rewards.0.weight is 0, so that nothing would be learned from it"),
         (["train.micro_batch=3"], "train.batch 4 is no multiple of train.micro_batch 3"),
         (["name=a/b"], "name 'a/b' names the run's folder"),
         (["name='..'"], "name '..' names the run's folder"),

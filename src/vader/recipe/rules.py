@@ -33,6 +33,11 @@ def _of_indices(key: str, indices: Sequence[int], count: int) -> Iterator[str]:
         yield f"{key} is {list(indices)}: name each index once"
 
 
+def of_weight(key: str, weight: float) -> Iterator[str]:
+    if weight == 0:
+        yield f"{key} is 0, so that nothing would be learned from it: to watch it, name it in evaluation.metrics"
+
+
 def of_batch(train: TrainSection) -> Iterator[str]:
     if train.micro_batch is not None and train.batch % train.micro_batch:
         yield f"train.batch {train.batch} is no multiple of train.micro_batch {train.micro_batch}: change one of them"

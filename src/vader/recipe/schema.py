@@ -53,5 +53,6 @@ class Recipe(Section):
         """What is wrong between keys that are each right alone, as sentences for the user."""
         yield from rules.of_name(self.name)
         for number, reward in enumerate(self.rewards):
+            yield from rules.of_weight(f"rewards.{number}.weight", reward.weight)
             yield from rules.of_sees(f"rewards.{number}.sees", reward.sees, self.video.frames)
         yield from rules.of_batch(self.train)
