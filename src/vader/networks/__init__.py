@@ -1,1 +1,1 @@
-"""What is done to a network from outside: adapter, recomputation, offload. It stays the same object throughout."""
+"""What is done to a network from outside: adapter, recomputing, offload, shards. It stays the same object."""

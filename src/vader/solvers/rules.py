@@ -16,14 +16,8 @@ from vader.solvers.solver import Level, Step
 
 
 @dataclass(frozen=True)
-class FirstOrder:
-    """`next = alpha' * clean + sqrt(sigma'^2 - std^2) * noise_estimate + std * fresh_noise`.
-
-    This is DDIM's eq. 12 (arXiv 2010.02502). With std = 0 it is, term by term, the Euler step of EDM (arXiv
-    2206.00364, algorithm 1 without churn, alpha = 1) and of rectified flow (arXiv 2209.03003, alpha = 1 - sigma).
-    Any std up to sigma' leaves the distribution at every level as it is, so each of them has an eta as DDIM has:
-    0 is deterministic, 1 as noisy as DDPM or ancestral sampling.
-    """
+class _Noisy:
+    """A rule that adds `eta` times the noise of DDPM: 0 is deterministic, 1 as noisy as that."""
 
     eta: float = 0.0
 
@@ -33,6 +27,17 @@ class FirstOrder:
 
     def std(self, here: Level, there: Level) -> float:
         return self.eta * posterior_std(here, there)
+
+
+@dataclass(frozen=True)
+class FirstOrder(_Noisy):
+    """`next = alpha' * clean + sqrt(sigma'^2 - std^2) * noise_estimate + std * fresh_noise`.
+
+    This is DDIM's eq. 12 (arXiv 2010.02502). With std = 0 it is, term by term, the Euler step of EDM (arXiv
+    2206.00364, algorithm 1 without churn, alpha = 1) and of rectified flow (arXiv 2209.03003, alpha = 1 - sigma).
+    Any std up to sigma' leaves the distribution at every level as it is, so each of them has an eta as DDIM has:
+    0 is deterministic, 1 as noisy as DDPM or ancestral sampling.
+    """
 
     def __call__(
         self,
@@ -57,21 +62,12 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Multistep:
+class Multistep(_Noisy):
     """DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): `FirstOrder` with a clean estimate that looks ahead.
 
     With eta 0 it is deterministic, with eta 1 it is SDE-DPM-Solver++ 2M, as CogVideoX is sampled. Its memory is the
     `Estimate` of the step before. A step without one, and a step to sigma 0, are of first order.
     """
-
-    eta: float = 0.0
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
-    def std(self, here: Level, there: Level) -> float:
-        return self.eta * posterior_std(here, there)
 
     def __call__(
         self,
