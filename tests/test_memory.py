@@ -54,9 +54,10 @@ def saved_bytes(call):
     return total
 
 
-def test_checkpointed_gradients_are_identical(unet):
+@pytest.mark.parametrize(("of", "parts"), [("blocks", 5), ("layers", 26), ("nested", 31)])
+def test_checkpointed_gradients_are_identical(unet, of, parts):
     plain = gradients(unet)
-    assert checkpoint_blocks(unet) == 5
+    assert checkpoint_blocks(unet, of) == parts
     for ours, reference in zip(gradients(unet), plain, strict=True):
         torch.testing.assert_close(ours, reference, atol=0, rtol=0)
 

@@ -1,4 +1,4 @@
-"""Recomputation (gradient checkpointing, arXiv:1604.06174): a block keeps its inputs, and runs again for backward.
+"""Recomputation (gradient checkpointing, arXiv:1604.06174): a part keeps its inputs, and runs again for backward.
 
 In goes any network, it leaves with the same parts and numbers; only what a graph keeps alive is less. What a block is
 (`network_blocks`) is also how a network is sharded.
@@ -7,7 +7,7 @@ In goes any network, it leaves with the same parts and numbers; only what a grap
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,13 +16,23 @@ from torch.utils.checkpoint import checkpoint
 from vader.networks.techniques import Role, Stage, Technique
 
 
+Grain = Literal["blocks", "layers", "nested"]
+
+
 class Recompute(Technique):
-    """Every network's blocks are recomputed in the backward pass."""
+    """Every network is recomputed in the backward pass, part by part.
+
+    Args:
+        of: the parts, see `checkpoint_blocks`.
+    """
 
     stage: ClassVar[Stage] = Stage.RECOMPUTE
 
+    def __init__(self, of: Grain = "blocks") -> None:
+        self.of = of
+
     def prepare(self, network: nn.Module, role: Role) -> None:
-        checkpoint_blocks(network)
+        checkpoint_blocks(network, self.of)
 
 
 class Recomputed:
@@ -56,20 +66,35 @@ class _Repeatable:
         return list(self.lists[key]) if key in self.lists else value
 
 
-def checkpoint_blocks(network: nn.Module) -> int:
-    """Gradient checkpointing from outside: every block of the network is recomputed in the backward pass.
+def checkpoint_blocks(network: nn.Module, of: Grain = "blocks") -> int:
+    """Gradient checkpointing from outside: every part of the network is recomputed in the backward pass.
 
     So this is right for UNets, transformers and VAEs alike, with adapters or without, and in eval mode. (diffusers'
     own switch is missing in UNet3D, and some of its versions ignore it outside training mode.)
 
+    Args:
+        network: changed in place.
+        of: "blocks", whole levels of a UNet: keeps the fewest inputs, and a whole level's graph while it runs again.
+            "layers", the residual, attention and temporal layers of each: the graph of one layer at a time, but every
+            layer's input is kept. "nested", both: one level's inputs and one layer's graph, for a second forward of
+            the layers, so a third in all. A block without layers, as a transformer's, is one itself.
+
     Returns:
-        How many blocks there are: 0 for a network without any, which is left as it is.
+        How many parts there are: 0 for a network without any, which is left as it is.
     """
     blocks = network_blocks(network)
-    for block in blocks:
-        if not isinstance(block.forward, Recomputed):
-            block.forward = Recomputed(block.forward)
-    return len(blocks)
+    layers = [layer for block in blocks for layer in block_layers(block)]
+    parts = {"blocks": blocks, "layers": layers, "nested": list(dict.fromkeys([*blocks, *layers]))}[of]
+    for part in parts:
+        if not isinstance(part.forward, Recomputed):
+            part.forward = Recomputed(part.forward)
+    return len(parts)
+
+
+def block_layers(block: nn.Module) -> list[nn.Module]:
+    """The items of a block's own module lists (`resnets`, `attentions`, `temp_convs` ...), or the block if it has none."""
+    lists = [child for child in block.children() if isinstance(child, nn.ModuleList)]
+    return [layer for layers in lists for layer in layers] or [block]
 
 
 def network_blocks(network: nn.Module) -> list[nn.Module]:
