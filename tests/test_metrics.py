@@ -39,13 +39,14 @@ def build(*parts: dict, chunk: int = 4) -> HeldOutMetrics:
 )
 def test_gold_belongs_to_the_task(task, expected):
     judged = {"vividness": 0.5, "color": 1.0, "shape": 0.0, "background": 1.0, "motion": 1.0}
-    found = gold({name: torch.tensor([value, value]) for name, value in judged.items()}, task)
-    assert found.tolist() == pytest.approx([expected, expected])
+    both = {name: torch.tensor([value, value]) for name, value in judged.items()}
+    found = gold({**both, "damaged": torch.tensor([0.0, 1.0])}, task)
+    assert found.tolist() == pytest.approx([expected, 0.0])
 
 
 def test_colours_beyond_the_world_s_are_worth_no_more():
     judged = {name: torch.ones(1) for name in ("color", "shape", "background", "motion")}
-    assert gold({"vividness": torch.tensor([1.1]), **judged}, "looks").item() == 1.0
+    assert gold({"vividness": torch.tensor([1.1]), "damaged": torch.zeros(1), **judged}, "looks").item() == 1.0
 
 
 def test_judge_and_gold_of_true_scenes():
@@ -55,13 +56,14 @@ def test_judge_and_gold_of_true_scenes():
     metrics.check(prompts, SIZE)
     found = metrics.per_video(clip, prompts)
     assert list(found) == [
-        *(f"judge/{n}" for n in ("vividness", "color", "shape", "background", "motion")),
+        *(f"judge/{n}" for n in ("vividness", "color", "shape", "background", "motion", "damage", "damaged")),
         "gold",
         "gold_2",
     ]
     assert found["judge/color"].tolist() == [1.0] * 3
     assert found["gold"].tolist() == pytest.approx([1.0] * 3, abs=0.05)
     assert found["gold_2"].tolist() == [0.0] * 3
+    assert found["judge/damage"].tolist() == found["judge/damaged"].tolist() == [0.0] * 3
     with pytest.raises(UserError, match="judge cannot read a prompt"):
         metrics.check([Prompt("a dog")], SIZE)
 

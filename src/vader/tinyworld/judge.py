@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vader.nouns import Prompt, as_prompts
+from vader.tinyworld.damage import DAMAGED, find_damage
 from vader.tinyworld.scenes import (
     COLORS,
     MOTIONS,
@@ -42,6 +43,7 @@ class Verdict:
     background: Tensor
     motion: Tensor
     vividness: Tensor
+    damage: Tensor  # 0: as if rendered, 1: nothing of the object is as it would be
 
 
 def aesthetic_rating(vividness: Tensor) -> Tensor:
@@ -57,7 +59,9 @@ def judge(videos: Tensor) -> Verdict:
 
 
 def judge_prompts(videos: Tensor, prompts: Sequence[str | Prompt]) -> dict[str, Tensor]:
-    """For each video: 1 where an attribute is what the prompt says and 0 where not, and its vividness, all `[N]`.
+    """For each video: 1 where an attribute is what the prompt says and 0 where not, vividness and damage, all `[N]`.
+
+    `damaged` is 1 where the damage is more than base models leave, and 0 elsewhere.
 
     Raises:
         ValueError: a prompt is not of the tiny world.
@@ -65,7 +69,8 @@ def judge_prompts(videos: Tensor, prompts: Sequence[str | Prompt]) -> dict[str, 
     truths, seen = wanted(prompts).unbind(1), judge(videos)
     names = ("color", "shape", "background", "motion")
     right = {name: (getattr(seen, name) == truth).float() for name, truth in zip(names, truths, strict=True)}
-    return {"vividness": seen.vividness, **right}
+    damaged = (seen.damage > DAMAGED).float()
+    return {"vividness": seen.vividness, **right, "damage": seen.damage, "damaged": damaged}
 
 
 def wanted(prompts: Sequence[str | Prompt]) -> Tensor:
@@ -91,16 +96,18 @@ def _judge_some(videos: Tensor) -> Verdict:
     visible = (share > OBJECT_SHARE[0]) & (share < OBJECT_SHARE[1])
     color, paint_vividness = _find_color(videos, mask)
     centers = _centroids(mask)
-    shape = _find_shape(mask, centers)
+    shape, radius, middles = _find_shape(mask, centers)
     motion = _find_motion(centers)
     vividness = torch.where(visible, torch.lerp(ground_vividness, paint_vividness, share), ground_vividness)
     absent = torch.full_like(color, -1)
+    color, shape, motion = (torch.where(visible, found, absent) for found in (color, shape, motion))
     return Verdict(
-        color=torch.where(visible, color, absent),
-        shape=torch.where(visible, shape, absent),
+        color=color,
+        shape=shape,
         background=background,
-        motion=torch.where(visible, motion, absent),
+        motion=motion,
         vividness=vividness.clamp(VIVIDNESS_GRID[0], VIVIDNESS_GRID[-1]),
+        damage=find_damage(videos, background, color, shape, radius, middles, mask),
     )
 
 
@@ -160,21 +167,22 @@ def _centroids(mask: Tensor) -> Tensor:
     return torch.where(weight[..., None] > 0.5, center, torch.full_like(center, 0.5))
 
 
-def _find_shape(mask: Tensor, centers: Tensor) -> Tensor:
-    """The silhouette `[N]` that overlaps the object most, over sizes and all frames."""
+def _find_shape(mask: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The silhouette that overlaps the object most, over sizes and all frames: `[N]`, its radius, and its centres."""
     size = mask.shape[-1]
     radii = torch.linspace(0.85 * RADIUS[0], 1.15 * RADIUS[1], 9)
     scores = []
     for index in range(len(SHAPES)):
         shape = torch.full(centers.shape[:2], index)
-        offset = centers.new_tensor((0.0, _CENTROID_DROP[index]))
         overlaps = []
         for radius in radii:
-            silhouette = shape_masks(shape, radius.expand(shape.shape), centers - offset * radius, size)
+            silhouette = shape_masks(shape, radius.expand(shape.shape), centers - _DROPS[index] * radius, size)
             both = torch.minimum(silhouette, mask).sum(dim=(2, 3))
             overlaps.append((both / torch.maximum(silhouette, mask).sum(dim=(2, 3)).clamp(min=1e-6)).mean(dim=1))
-        scores.append(torch.stack(overlaps).max(dim=0).values)
-    return torch.stack(scores, dim=1).argmax(dim=1)
+        scores.append(torch.stack(overlaps))
+    best = torch.stack(scores).flatten(0, 1).argmax(dim=0)
+    shape, radius = best // len(radii), radii[best % len(radii)]
+    return shape, radius, centers - (_DROPS[shape] * radius[:, None])[:, None]
 
 
 def _find_motion(centers: Tensor) -> Tensor:
@@ -188,12 +196,12 @@ def _find_motion(centers: Tensor) -> Tensor:
     return torch.where(best.values >= MIN_PATH, best.indices, torch.full_like(best.indices, -1))
 
 
-def _centroid_drops() -> list[float]:
-    """How far each silhouette's centroid lies below its centre, in radii (only the triangle is lopsided)."""
+def _centroid_drops() -> Tensor:
+    """How far each silhouette's centroid lies beside and below its centre, in radii (only the triangle is lopsided)."""
     one = torch.ones(1)
     middle = torch.full((1, 2), 0.5)
     masks = [shape_masks(torch.tensor([i]), 0.25 * one, middle, 64)[:, None] for i in range(len(SHAPES))]
-    return [((_centroids(mask)[0, 0, 1] - 0.5) / 0.25).item() for mask in masks]
+    return torch.tensor([(0.0, (_centroids(mask)[0, 0, 1].item() - 0.5) / 0.25) for mask in masks])
 
 
-_CENTROID_DROP = _centroid_drops()
+_DROPS = _centroid_drops()

@@ -212,9 +212,10 @@ def shape_masks(shape: Tensor, radius: Tensor, center: Tensor, size: int) -> Ten
     axis = (torch.arange(size) + 0.5) / size
     x = (axis[None, :] - center[..., 0, None, None]) / radius[..., None, None]
     y = (axis[:, None] - center[..., 1, None, None]) / radius[..., None, None]
-    distances = torch.stack([signed(x, y) for signed in _SIGNED_DISTANCES], dim=0)
-    index = shape[None, ..., None, None].expand(1, *distances.shape[1:])
-    distance = distances.gather(0, index)[0]
+    shape, distance = shape.expand(x.shape[:-2]), x.new_empty(*x.shape[:-2], size, size)
+    for index, signed in enumerate(_SIGNED_DISTANCES):
+        chosen = shape == index
+        distance[chosen] = signed(x[chosen], y[chosen])
     return (0.5 - distance * radius[..., None, None] * size).clamp(0, 1)
 
 

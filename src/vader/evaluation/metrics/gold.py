@@ -25,6 +25,7 @@ class Gold(Judge):
     Of looks it is vividness times the share of attributes that are what the prompt says: full colour of something else
     is worth nothing, and colours beyond the world's fullest are worth no more than these. Of motion it is whether the
     motion is the prompt's, of removal whether the prompt's shape is gone, of consistency the share of attributes alone.
+    A damaged video, one that could not have been rendered, is worth nothing in any.
     """
 
     def __init__(self, task: Task = "looks") -> None:
@@ -36,6 +37,10 @@ class Gold(Judge):
 
 def gold(judged: Mapping[str, Tensor], task: Task) -> Tensor:
     """From the findings of `judge_prompts`, each `[B]`: numbers `[B]` from 0 to 1."""
+    return (1.0 - judged["damaged"]) * _if_whole(judged, task)
+
+
+def _if_whole(judged: Mapping[str, Tensor], task: Task) -> Tensor:
     if task == "motion":
         return judged["motion"]
     if task == "removal":

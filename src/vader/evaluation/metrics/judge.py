@@ -1,4 +1,4 @@
-"""The tiny world's ground truth as a metric: vividness, and whether colour, shape, background and motion are right."""
+"""The tiny world's ground truth as a metric: vividness, damage, and which attributes are what the prompt says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vader.tinyworld.judge import judge_prompts, wanted
 
 
 class Judge(Metric):
-    """The tiny world's ground truth: vividness, and shares of videos with the prompt's attributes."""
+    """The tiny world's ground truth: vividness, damage, and shares of videos with the prompt's attributes."""
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         return judge_prompts(clip.frames, prompts)
