@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from vader.networks.techniques import Role, Stage, Technique
 
-
 Grain = Literal["blocks", "layers", "nested"]
 
 
@@ -92,7 +91,7 @@ def checkpoint_blocks(network: nn.Module, of: Grain = "blocks") -> int:
 
 
 def block_layers(block: nn.Module) -> list[nn.Module]:
-    """The items of a block's own module lists (`resnets`, `attentions`, `temp_convs` ...), or the block if it has none."""
+    """What a block's own module lists hold (`resnets`, `attentions`, `temp_convs` ...), or the block without any."""
     lists = [child for child in block.children() if isinstance(child, nn.ModuleList)]
     return [layer for layers in lists for layer in layers] or [block]
 
