@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,16 @@ from vader.recipe import Recipe, load_recipe
 from vader.rewards.registry import MIXES, Named, build_mix
 from vader.scoring.scorer import Scorer
 
-ROUNDS = 3
+ROUNDS = 2
+FEW_STEPS = 4  # of denoising, where only memory and the gradient steps are of interest: the steps before have no graph
 PROMPT = Prompt("a prompt")
 Size = tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A family: its recipe, its twin with random weights, the sizes to measure, and how many frames decode together."""
+    """A family: its recipe, its twin with random weights, sizes (every case is measured at the first), and how many
+    frames decode together."""
 
     recipe: str
     family: str
@@ -58,7 +60,7 @@ class Subject:
 
 
 SUBJECTS = {
-    "modelscope": Subject("modelscope-aesthetic", "random_models:RandomModelScope", ((256, 256), (384, 384))),
+    "modelscope": Subject("modelscope-aesthetic", "random_models:RandomModelScope", ((384, 384), (256, 256))),
     "videocrafter": Subject("videocrafter-hps-aesthetic", "random_models:RandomVideoCrafter", ((320, 512),)),
     "svd": Subject("svd-aesthetic", "random_models:RandomSVD", ((576, 1024),), window=2),
     "opensora": Subject("opensora-hps", "random_models:RandomOpenSora", ((276, 368), (416, 554)), window=17),
@@ -69,29 +71,39 @@ SUBJECTS = {
 class Case:
     """What is done about memory, as overrides of the recipe, and how many frames the rewards see.
 
-    Overrides may name `{window}`, see `Subject`.
+    Overrides may name `{window}`, see `Subject`. `whole`: with all denoising steps, at every size.
     """
 
     overrides: tuple[str, ...] = ()
     sees: int | str = 1
+    whole: bool = False
 
 
-FREE, PLAIN, CHUNK = "memory=[]", "algorithm.split_backward=false", "scoring.chunk={window}"
+def memory(*parts: str) -> str:
+    """The recipe's `memory` list; braces are doubled, as overrides are format strings."""
+    return f"memory=[{', '.join(f'{{{{{part}}}}}' for part in parts)}]"
+
+
+SHIPPED = "as shipped"
+OFFLOAD, LAYERS, NESTED = "name: offload_activations", "name: recompute, of: layers", "name: recompute, of: nested"
+TWO_CALLS, PLAIN, CHUNK = "sampling.guidance_batched=false", "algorithm.split_backward=false", "scoring.chunk={window}"
 CASES = {
-    "plain": Case((FREE, PLAIN)),
-    "split backward": Case((FREE,)),
-    "split, recompute": Case(),
-    "split, recompute, offload": Case(("memory=[{{name: recompute}}, {{name: offload_activations}}]",)),
-    "split, recompute, 4 frames": Case(sees=4),
-    "split, recompute, all frames": Case((CHUNK,), "all"),
-    "plain, recompute, 1 frame": Case((PLAIN,)),
-    "plain, recompute, 4 frames": Case((PLAIN,), 4),
-    "plain, recompute, all frames": Case((PLAIN, CHUNK), "all"),
+    SHIPPED: Case(whole=True),
+    "one call": Case(("sampling.guidance_batched=true",)),
+    "two calls": Case((TWO_CALLS,)),
+    "layers, two calls": Case((memory(LAYERS), TWO_CALLS)),
+    "nested, two calls": Case((memory(NESTED), TWO_CALLS)),
+    "nested, two calls, offload": Case((memory(NESTED, OFFLOAD), TWO_CALLS)),
+    "layers, one call": Case((memory(LAYERS), "sampling.guidance_batched=true")),
+    "all frames": Case((CHUNK,), "all"),
+    "plain backward, all frames": Case((PLAIN, CHUNK), "all"),
+    "nothing recomputed": Case((memory(),)),
+    "nothing recomputed, plain backward": Case((memory(), PLAIN)),
 }
 
 
 def full_size_recipe(
-    model: str, device: str, size: Size, case: Case = CASES["split, recompute"], overrides: Sequence[str] = ()
+    model: str, device: str, size: Size, case: Case = CASES[SHIPPED], overrides: Sequence[str] = ()
 ) -> Recipe:
     """The family's own recipe with random weights of its shape and of its rewards', one video a step.
 
@@ -110,6 +122,7 @@ def full_size_recipe(
         *("train.batch=1", "train.micro_batch=1"),
     ]
     theirs = [override.format(window=subject.window) for override in case.overrides]
+    theirs += [] if case.whole else [f"sampling.steps={FEW_STEPS}"]
     return load_recipe(subject.recipe, [*ours, *theirs, *overrides])
 
 
@@ -122,17 +135,18 @@ def single_rewards(recipe: Recipe) -> list[tuple[str, float]]:
 # ---- on a device: seconds and memory ----
 
 
-def measure(model: str, device: str, names: Iterable[str] = CASES, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The named cases at every size: median seconds and peak bytes by phase, or that it did not fit."""
-    cases = []
-    for size in SUBJECTS[model].sizes:
-        for name in names:
+def measure(model: str, device: str, names: Iterable[str], overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What is known after each of the cases: median seconds and peak bytes by phase, or that it did not fit."""
+    cases: list[dict[str, Any]] = []
+    for name in names:
+        for size in SUBJECTS[model].sizes[: None if CASES[name].whole else 1]:
             recipe = full_size_recipe(model, device, size, CASES[name], overrides)
             console.print(f"{label(recipe)}, {name}")
-            cases.append({"size": label(recipe), "case": name, **asdict(CASES[name]), **measure_case(recipe)})
+            about = {"size": label(recipe), "case": name, "steps": recipe.sampling.steps, **asdict(CASES[name])}
+            cases.append(about | measure_case(recipe))
+            yield {"cases": cases}
             gc.collect()
             torch.cuda.empty_cache()
-    return {"cases": cases}
 
 
 def label(recipe: Recipe) -> str:
@@ -150,13 +164,15 @@ def measure_case(recipe: Recipe) -> dict[str, Any]:
 
 
 def case_table(result: dict[str, Any]) -> Table:
-    table = Table("size", "case", *PHASES, "total, s", "peak, GiB", title="One training step, one video")
+    table = Table("size", "case", "steps", *PHASES, "total, s", "peak, GiB", title="One training step, one video")
     for case in result["cases"]:
         if "out_of_memory" in case:
-            table.add_row(case["size"], case["case"], *[""] * len(PHASES), "", "does not fit")
+            table.add_row(case["size"], case["case"], str(case["steps"]), *[""] * len(PHASES), "", "does not fit")
             continue
         times = [f"{case['seconds'][phase]:.2f}" for phase in (*PHASES, "total")]
-        table.add_row(case["size"], case["case"], *times, f"{case['peak_memory']['total'] / GIB:.1f}")
+        table.add_row(
+            case["size"], case["case"], str(case["steps"]), *times, f"{case['peak_memory']['total'] / GIB:.1f}"
+        )
     return table
 
 
@@ -265,14 +281,15 @@ def main() -> None:
     counting = asked.device == "meta"
     if asked.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU here: use --meta, which counts parameters and operations")
-    if counting:
-        result = count(asked.model, asked.overrides)
-    else:
-        result = measure(asked.model, asked.device, asked.cases or CASES, asked.overrides)
-    console.print(count_table(result) if counting else case_table(result))
     recipe = full_size_recipe(asked.model, asked.device, SUBJECTS[asked.model].sizes[0], overrides=asked.overrides)
     path = asked.out or RESULTS / f"full_size_{asked.model}{'_meta' if counting else ''}.json"
-    write_result(path, "full_size", torch.device(asked.device), recipe, {"model": asked.model} | result)
+    if counting:
+        known: Iterable[dict[str, Any]] = [count(asked.model, asked.overrides)]
+    else:
+        known = measure(asked.model, asked.device, asked.cases or CASES, asked.overrides)
+    for result in known:  # written after each case: an early end loses nothing
+        write_result(path, "full_size", torch.device(asked.device), recipe, {"model": asked.model} | result)
+    console.print(count_table(result) if counting else case_table(result))
 
 
 if __name__ == "__main__":

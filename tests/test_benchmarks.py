@@ -231,7 +231,9 @@ def test_full_size_cases_are_the_paper_s_setting():
         for size, case in product(subject.sizes, full_size.CASES.values()):
             recipe = full_size.full_size_recipe(family, "cuda", size, case)
             assert (recipe.video.frames, recipe.video.height, recipe.video.width) == (frames[family], *size)
-            assert (recipe.sampling.steps, recipe.sampling.guidance) == steps_and_guidance[family]
+            steps, guidance = steps_and_guidance[family]
+            assert recipe.sampling.steps == (steps if case.whole else full_size.FEW_STEPS)
+            assert recipe.sampling.guidance == guidance
             assert {reward.sees for reward in recipe.rewards} == {case.sees}
             assert (recipe.adapter.rank, recipe.algorithm.options["policy"]) == (16, {"name": "last", "k": 1})
             assert (recipe.train.batch, recipe.model.precision) == (1, "bf16")
@@ -285,7 +287,7 @@ def run_full_size(monkeypatch, path, *arguments):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_full_size_step_runs(small_families, family, monkeypatch, tmp_path):
     """The GPU's path at a size for CPUs."""
-    chosen = ["split, recompute, offload", "plain, recompute, all frames"]
+    chosen = ["nested, two calls, offload", "plain backward, all frames"]
     cases = [word for name in chosen for word in ("--case", name)]
     overrides = [f"video.frames={FRAMES[family]}", *SHORT]
     result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--device", "cpu", *cases)
