@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import vader
 from factories import make_tiny_modelscope
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
@@ -94,6 +95,11 @@ def test_bare_vader_and_its_help_name_every_command(capsys):
         assert main(arguments) == 0
         text = capsys.readouterr().out
         assert all(command[0] in text for command in COMMANDS)
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vader {vader.__version__}\n"
 
 
 def test_help_imports_nothing_heavy():

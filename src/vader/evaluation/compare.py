@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 
+from vader import __version__
 from vader.errors import UserError
 from vader.evaluation.charts import (
     AXES,
@@ -121,7 +121,7 @@ def comparison_page(entries: Sequence[Entry]) -> str:
         f'{len(entries)} runs</h1><p class="lead">Mean over videos of unseen prompts under fixed noise, with its '
         f"standard error. Time is that of training alone.</p>{notes}</header>"
     )
-    foot = f"<footer>Written by vader {version('vader')}.</footer>"
+    foot = f"<footer>Written by vader {__version__}.</footer>"
     parts = (_curves, _figure_curves, _memory, _table)
     return html_page("Runs compared · VADER", head + "".join(part(entries) for part in parts) + foot)
 

@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, median
 from string import Template
 from typing import Literal
 
+from vader import __version__
 from vader.evaluation.charts import AXES, Series, figure_names, is_share, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
 from vader.files.atomic import atomic_write
@@ -381,9 +381,7 @@ def _body(recipe_text: str) -> str:
 
 
 def footer(run: Run) -> str:
-    return (
-        f"<footer>Written by vader {version('vader')} from the run folder {escape(run.path.resolve().name)}.</footer>"
-    )
+    return f"<footer>Written by vader {__version__} from the run folder {escape(run.path.resolve().name)}.</footer>"
 
 
 # ---------------------------------------------------------------- small pieces

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vader import __version__
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
 from vader.networks.adapter import (
@@ -127,7 +127,7 @@ def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> d
         "rank": config.r,
         "alpha": config.lora_alpha,
         "targets": sorted({ending(name) for name in lora_layers(module)}),
-        "vader_version": version("vader"),
+        "vader_version": __version__,
     }
     theirs = {"r": config.r, "lora_alpha": config.r, "target_modules": sorted(lora_layers(module))}
     return {

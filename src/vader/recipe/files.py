@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from vader import __version__
 from vader.errors import UserError, nearest
 from vader.files.atomic import atomic_write
 from vader.recipe.explain import explain, shown
@@ -61,9 +62,11 @@ def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None
 
 def library_versions() -> dict[str, str]:
     """Versions of what decides a run's numbers."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "diffusers", "peft", "vader")
-    }
+    return (
+        {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "diffusers", "peft")}
+        | {"vader": __version__}
+    )
 
 
 def first_difference(there: Recipe, here: Recipe) -> str | None:
