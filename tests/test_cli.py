@@ -21,6 +21,8 @@ from vader.recipe import Recipe, load_recipe, recipe_names
 
 COMMANDS = [
     ["train"],
+    ["recipe", "show"],
+    ["recipe", "new"],
     ["evaluate"],
     ["compare"],
     ["reproduce"],

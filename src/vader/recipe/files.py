@@ -45,6 +45,11 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         _refuse_moved(source, data | _nested(path, value))
         _override(data, path, value)
     _refuse_moved(source, data)
+    return checked_recipe(data, source)
+
+
+def checked_recipe(data: dict[str, Any], source: str) -> Recipe:
+    """A recipe of plain values. Raises `UserError` as `load_recipe`; `source` says in it which recipe this is."""
     try:
         # Strict JSON mode takes lists for tuples and integers for floats, and converts nothing else.
         return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
@@ -58,6 +63,12 @@ def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None
     body = yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{header}\n{body}", encoding="utf-8")
+
+
+def in_one_line(value: Any) -> str:
+    """A value of a recipe as YAML that may stand behind `key: `."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    return text.strip().removeprefix("[").removesuffix("]")
 
 
 def library_versions() -> dict[str, str]:
