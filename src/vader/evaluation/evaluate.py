@@ -37,6 +37,7 @@ from vader.nouns import Prompt
 from vader.plugins import Part
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe
+from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, load_checkpoint
 from vader.runs.folder import step_of
 from vader.runs.reader import Run
@@ -108,8 +109,8 @@ def sources_of_run(run: Run) -> list[Source]:
 
 
 def sources_of_adapter(adapter: Path | None) -> list[Source]:
-    """The base model, and the adapter of a file or folder if there is one. Raises `UserError` if it does not exist."""
-    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(adapter))]
+    """The base model, and the adapter (`find_adapter`) if one is named. Raises `UserError` if it does not exist."""
+    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(find_adapter(adapter)))]
 
 
 BASE = Source("base", 0, None)

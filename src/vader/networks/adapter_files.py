@@ -278,6 +278,7 @@ def _load(module: nn.Module, file: AdapterFile, component: str) -> None:
     try:
         if not has_adapter(module):
             _attach_fitting(module, state, rank)
+        _check_rank(module, rank)
         load_adapter_state(module, _rescaled(module, state, file.alpha(component, rank) / rank))
     except UserError as error:
         origin = f" (trained on {file.ours['checkpoint']!r})" if "checkpoint" in file.ours else ""
@@ -295,6 +296,13 @@ def _rank(state: Mapping[str, Tensor], path: Path) -> int:
     if len(ranks) != 1:
         raise UserError(f"adapter {str(path)!r} has layers of ranks {sorted(ranks)}: one rank for all is needed")
     return ranks.pop()
+
+
+def _check_rank(module: nn.Module, rank: int) -> None:
+    """Raises `UserError` unless the network's adapter has this rank."""
+    own = len(factor_a(next(iter(lora_layers(module).values()))))
+    if own != rank:
+        raise UserError(f"it has rank {rank}, and the adapter here {own}: set adapter.rank to {rank}")
 
 
 def _attach_fitting(module: nn.Module, state: Mapping[str, Tensor], rank: int) -> None:

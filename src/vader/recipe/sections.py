@@ -127,6 +127,8 @@ class AdapterSection(Section):
     """Names of the layers that get LoRA, matched at their end; null is the model family's own choice."""
     denoisers: tuple[str, ...] | None = None
     """Which of the model's denoisers get LoRA; null is all."""
+    init: str | None = None
+    """What it starts from: an adapter's file or folder, a run, or a run's checkpoint as runs/x@300; null is nothing."""
 
 
 class OptimizerSection(Section):

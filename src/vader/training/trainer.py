@@ -35,10 +35,11 @@ from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
 from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
-from vader.networks.adapter_files import save_adapters
+from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
 from vader.nouns import Prompt
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, Progress, check_space
 from vader.runs.folder import RunFolder
 from vader.runs.log import MetricsLog
@@ -211,8 +212,29 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     algorithm.check(engine)
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
+    if recipe.adapter.init is not None and not checkpoints.steps():
+        warm_start(engine, recipe.adapter.init)
     log = MetricsLog(folder.metrics)
     return Run(recipe, folder, engine, algorithm, metrics, train_prompts, test_prompts, checkpoints, log, Progress())
+
+
+def warm_start(engine: Engine, init: str) -> None:
+    """Sets the run's adapters to those of a file, folder, run or checkpoint (`find_adapter`).
+
+    Raises:
+        UserError: there is none, or it is not for just the denoisers that this run trains, with their layers and rank.
+    """
+    path = find_adapter(init)
+    held = {name for file in read_adapters(path) for name in file.components}
+    if held != set(engine.adapted):
+        raise UserError(
+            f"adapter.init {init!r} is for {', '.join(sorted(held))}, and this run trains "
+            f"{', '.join(engine.adapted)}: set adapter.denoisers to fit, or start from another"
+        )
+    try:
+        load_adapters(engine.model.denoisers, path)
+    except UserError as error:
+        raise UserError(f"adapter.init {init!r}: {error}") from error
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
@@ -277,16 +299,21 @@ def _save(run: Run) -> None:
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
         }
-        run.checkpoints.save(run.progress, state)
+        run.checkpoints.save(run.progress, state, beside=lambda folder: _save_adapters(run, folder))
     run.accelerator.wait_for_everyone()
+
+
+def _save_adapters(run: Run, folder: Path) -> None:
+    recipe = run.recipe
+    metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
+    metadata |= {"init": recipe.adapter.init} if recipe.adapter.init else {}
+    save_adapters(run.engine.model.denoisers, folder, metadata)
 
 
 def _finish(run: Run) -> None:
     """Writes the adapter and the report's page; the two together say that the run is finished."""
     if run.accelerator.is_main_process:
-        recipe = run.recipe
-        metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
-        save_adapters(run.engine.model.denoisers, run.folder.adapter, metadata)
+        _save_adapters(run, run.folder.adapter)
         write_report(run.folder.path)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
