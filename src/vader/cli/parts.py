@@ -107,8 +107,10 @@ def _parsed(kind: str, spec: str) -> dict[str, Any]:
 
 
 def print_wide(table: Table) -> None:
-    """On a terminal as it fits; into a file or pipe without breaking a path."""
+    """On a terminal as it fits, long words folded and never cut; into a file or pipe without breaking a path."""
     from rich.console import Console
 
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     (console if console.is_terminal else Console(width=1000)).print(table)
