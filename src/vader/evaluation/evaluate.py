@@ -23,7 +23,7 @@ from vader.engine.device import frozen_dtype
 from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
-from vader.evaluation.formats import decimals, fixed
+from vader.evaluation.formats import decimals, fixed, with_error
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -236,10 +236,9 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
 
 def _row(point: Point, parts: Sequence[str]) -> list[str]:
     places = decimals([point.reward])
-    reward = f"{fixed(point.reward, places)} ± {fixed(point.stderr, places)}"
     return [
         point.name,
-        reward,
+        with_error(point.reward, point.stderr, places),
         *(fixed(n, 3) for n in (*(point.parts[part] for part in parts), *point.figures.values())),
     ]
 
