@@ -123,8 +123,8 @@ def _missing(run: Run) -> Iterator[str]:
         yield "Only the base model has been evaluated on held-out prompts yet, so there is no “after”."
     elif run.evaluations[0].videos != run.evaluations[-1].videos:
         yield (
-            f"The first evaluation is over {counted(run.evaluations[0].videos, 'video')} and the latest "
-            f"over {run.evaluations[-1].videos}: compare them with care."
+            f"The first evaluation is over {counted(run.evaluations[0].videos, 'video')} and the "
+            f"latest over {run.evaluations[-1].videos}: compare them with care."
         )
 
 

@@ -6,6 +6,7 @@ by how much, so that reading it back gives the pixels that were sampled. Every f
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,20 @@ def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None 
     with atomic_write(path) as temporary:
         _encode(temporary, images, Fraction(fps).limit_denominator(1001), _mark(height, width, factor))
     return Path(path)
+
+
+def gif_bytes(frames: Tensor, fps: float) -> bytes:
+    """A GIF that plays round and round, small videos enlarged: for what shows images and no videos.
+
+    Args:
+        frames: pixels `[F, 3, H, W]` in [0, 1].
+        fps: frames a second; a GIF plays at most 50.
+    """
+    images = [Image.fromarray(image) for image in to_bytes(enlarged(frames, enlargement(*frames.shape[-2:])))]
+    written = io.BytesIO()
+    milliseconds = max(20, round(1000 / fps))
+    images[0].save(written, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    return written.getvalue()
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> Tensor:

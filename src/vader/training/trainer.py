@@ -46,6 +46,7 @@ from vader.runs.folder import RunFolder
 from vader.runs.log import MetricsLog
 from vader.runs.reader import read_run
 from vader.training.progress import Display
+from vader.training.trackers import show_videos
 
 
 @dataclass(frozen=True)
@@ -346,6 +347,10 @@ def _evaluate(run: Run, display: Display) -> None:
         write_samples(run.folder.samples(step), found.videos[: settings.shown], run.recipe.video.fps)
         write_scores(run.folder.evaluation(step), found.videos)
         run.log.append(line)
+        if run.recipe.train.trackers:
+            show_videos(
+                run.accelerator, found.videos[: settings.shown], run.folder.samples(step), run.recipe.video.fps, step
+            )
     display.evaluation(line)
     _track(run, "held_out", {"reward": line["reward"], **line["parts"]})
     _track(run, "figures", line.get("figures", {}))
