@@ -88,7 +88,8 @@ def _comparisons(before: Evaluation, after: Evaluation) -> str:
 def _described(recipe: Recipe) -> str:
     video = recipe.video
     return (
-        f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards_in_words(recipe)} by {_method(recipe)}. "
+        f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards_in_words(recipe)} "
+        f"by {_method(recipe)}. "
         f"{video.frames} frames of {video.width} {TIMES} {video.height} pixels, LoRA of rank {recipe.adapter.rank}."
     )
 
