@@ -20,6 +20,7 @@ from vader.files.video import read_video, write_mp4
 from vader.models.registry import model_names
 from vader.recipe import Recipe, load_recipe, recipe_names
 from vader.sampling.policies import POLICIES
+from vader.scoring.files import find_videos, prompts_beside
 
 COMMANDS = [
     ["train"],
@@ -423,9 +424,11 @@ def test_sample_writes_videos_and_a_sheet(capsys, tmp_path, checkpoint):
     arguments = ["sample", "Red!", "blue red", "--model", f"modelscope:{checkpoint}", *size]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
     names = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
-    assert names == ["000-red.mp4", "001-blue-red.mp4", "contact-sheet.png"]
+    assert names == ["000-red.mp4", "001-blue-red.mp4", "contact-sheet.png", "prompts.json"]
     assert sorted(os.listdir(tmp_path / "a")) == names
     assert read_video(tmp_path / "a" / "000-red.mp4").shape == (2, 3, 16, 16)
+
+    assert [prompt.text for prompt in prompts_beside(find_videos([tmp_path / "a"]))] == ["Red!", "blue red"]
 
     assert main([*arguments, "--batch", "1", "--out", str(tmp_path / "again")]) == 0
     assert main([*arguments, "--seed", "1", "--out", str(tmp_path / "other")]) == 0

@@ -97,7 +97,6 @@ def folder(tmp_path_factory) -> Path:
         shutil.copytree(adapter, root / place)
     shutil.copytree(TINY_WEIGHTS / "modelscope", root / "path" / "to" / "fine-tune")
     (root / "vader_videocrafter_pickscore.pt").touch()
-    write_mp4(root / "videos" / "a-dog.mp4", torch.rand(8, 3, 32, 32), fps=8)
     for picture in ("photos/rex.jpg", "holiday/sea.jpg", "photos/labradors/a.jpg", "photos/malteses/b.jpg"):
         (root / picture).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), (200, 120, 40)).save(root / picture)
@@ -107,8 +106,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def reader(folder, monkeypatch) -> Iterator[Path]:
-    """The reader's working folder, without a network."""
+    """The reader's working folder, with some videos and without a network."""
     monkeypatch.chdir(folder)
+    write_mp4("videos/a-dog.mp4", torch.rand(8, 3, 32, 32), fps=8)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     yield folder
@@ -162,6 +162,8 @@ def needs_weights(words: list[str]) -> bool:
 def test_the_command_runs(command, reader, replaced, capsys):
     write_own_code(page_of(command), reader)
     words = arguments_of(command)
+    if "--out" in words:
+        shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     capsys.readouterr()
     status = main(words)
     said = capsys.readouterr()

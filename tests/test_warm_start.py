@@ -105,7 +105,7 @@ def test_no_adapter_is_one_line(tmp_path, monkeypatch, name):
 
 def test_sample_takes_a_checkpoint_and_its_runs_recipe(toy, tmp_path, capsys):
     assert main(["sample", "red", "--adapter", f"{toy}@3", "--out", str(tmp_path / "out")]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000-red.mp4", "contact-sheet.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000-red.mp4", "contact-sheet.png", "prompts.json"}
 
 
 def test_evaluate_takes_a_checkpoint_and_its_runs_recipe(toy, tmp_path):

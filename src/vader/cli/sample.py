@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,7 +55,7 @@ def sample(
     fps: Annotated[int | None, typer.Option("--fps", min=1, help="Frames per second; some models are told.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
 ) -> None:
-    """Generate videos with a base model, or with an adapter on it: an mp4 each and a contact sheet."""
+    """Generate videos with a base model, or with an adapter on it: an mp4 each, a contact sheet and their prompts."""
     texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
     resolved = _recipe_to_sample(recipe or recipe_of(adapter), model, size_asked)
@@ -108,13 +109,17 @@ def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int
 
 
 def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
+    from vader.files.atomic import atomic_write
     from vader.files.video import contact_sheet, write_mp4
 
     paths = [
         write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, fps)
         for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True))
     ]
-    return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png")]
+    listed = [{"file": path.name, "prompt": prompt} for path, prompt in zip(paths, prompts, strict=True)]
+    with atomic_write(out / "prompts.json") as temporary:
+        temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png"), out / "prompts.json"]
 
 
 def _slug(text: str) -> str:
