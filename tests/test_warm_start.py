@@ -86,6 +86,8 @@ def test_a_step_that_is_not_kept_is_one_line_with_those_that_are(toy, step):
 def test_a_run_that_has_not_finished_names_what_it_has(toy, tmp_path):
     young = shutil.copytree(toy, tmp_path / "young")
     shutil.rmtree(young / "adapter")
+    for copy in ("step-000003.bak", "step-000003 (copy)", "step-0000003"):
+        shutil.copytree(young / "checkpoints" / step_name(3), young / "checkpoints" / copy)
     with pytest.raises(UserError, match=r"has not finished, so it has no adapter yet: name .*young@3 or .*young@6$"):
         find_adapter(young)
     shutil.rmtree(young / "checkpoints")

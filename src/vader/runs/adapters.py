@@ -5,11 +5,12 @@ In goes the name, out comes the file or folder in which `vader.networks.adapter_
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from vader.errors import UserError
 from vader.networks.adapter_files import adapter_files
-from vader.runs.folder import ADAPTER, STEP, RunFolder, step_name, step_of
+from vader.runs.folder import ADAPTER, STEP, RunFolder, step_name
 
 AT = "@"
 STATE = "state.pt"  # what a run goes on from: it lies beside the adapter
@@ -59,6 +60,7 @@ def _named_steps(run: RunFolder) -> str:
 
 
 def _steps(run: RunFolder) -> list[int]:
-    """The steps of whose checkpoints an adapter is kept, ascending."""
-    files = run.checkpoints.glob(f"{STEP}*/{ADAPTER.stem}*{ADAPTER.suffix}")
-    return sorted({step_of(file.parent) for file in files})
+    """The steps of whose checkpoints an adapter is kept, ascending; copies beside them, as `step-000050.bak`, are none."""
+    folders = {file.parent.name for file in run.checkpoints.glob(f"{STEP}*/{ADAPTER.stem}*{ADAPTER.suffix}")}
+    numbers = {int(name.removeprefix(STEP)) for name in folders if re.fullmatch(rf"{STEP}[0-9]{{6,18}}", name)}
+    return sorted(number for number in numbers if step_name(number) in folders)
