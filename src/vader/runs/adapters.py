@@ -60,7 +60,7 @@ def _named_steps(run: RunFolder) -> str:
 
 
 def _steps(run: RunFolder) -> list[int]:
-    """The steps of whose checkpoints an adapter is kept, ascending; copies beside them, as `step-000050.bak`, are none."""
+    """The steps of whose checkpoints an adapter is kept, ascending; copies beside them (`step-000050.bak`) are none."""
     folders = {file.parent.name for file in run.checkpoints.glob(f"{STEP}*/{ADAPTER.stem}*{ADAPTER.suffix}")}
     numbers = {int(name.removeprefix(STEP)) for name in folders if re.fullmatch(rf"{STEP}[0-9]{{6,18}}", name)}
     return sorted(number for number in numbers if step_name(number) in folders)
