@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
+import vader
 from factories import make_tiny_modelscope
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
 from vader.files.video import read_video, write_mp4
+from vader.models.registry import model_names
 from vader.recipe import Recipe, load_recipe, recipe_names
+from vader.sampling.policies import POLICIES
+from vader.scoring.files import find_videos, prompts_beside
 
 COMMANDS = [
     ["train"],
+    ["recipe", "show"],
+    ["recipe", "new"],
     ["evaluate"],
     ["compare"],
     ["reproduce"],
@@ -94,6 +100,11 @@ def test_bare_vader_and_its_help_name_every_command(capsys):
         assert main(arguments) == 0
         text = capsys.readouterr().out
         assert all(command[0] in text for command in COMMANDS)
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vader {vader.__version__}\n"
 
 
 def test_help_imports_nothing_heavy():
@@ -201,6 +212,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["score", "x.mp4", "--reward", "aesthetics"], "did you mean 'aesthetic'?"),
         (["score", "x.mp4", "--reward", "aesthetic=1"], "write name or name:key=value"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:gain"], "gain"),
+        (["score", "gone.mp4", "--reward", "my_rewards:Brightness"], "no video at gone.mp4"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:weight=big"], "its weight must be a number"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:gains=1"], "did you mean 'gain'?"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightnes"], "did you mean 'Brightness'?"),
@@ -215,13 +227,15 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
     ids=" ".join,
 )
 def test_mistakes_are_one_line_and_status_2(capsys, user_folder, arguments, message):
-    (user_folder / "empty.txt").touch()
+    for name in ("empty.txt", "x.mp4"):
+        (user_folder / name).touch()
     (user_folder / "empty").mkdir()
     assert message in error_of(capsys, arguments)
 
 
 def test_as_many_prompts_as_videos(capsys, user_folder):
     (user_folder / "one.txt").write_text("a dog\n")
+    (user_folder / "a.mp4").touch()
     arguments = ["score", "a.mp4", "b.mp4", "--reward", "my_rewards:Brightness", "--prompts", "one.txt"]
     assert "2 videos need as many prompts, got 1" in error_of(capsys, arguments)
 
@@ -247,9 +261,32 @@ def test_lists_start_with_the_names(capsys):
         assert name in {line.split()[0] for line in capsys.readouterr().out.splitlines()}
 
 
-def test_recipes_are_listed_by_a_whole_sentence(capsys):
+def test_recipes_are_listed_with_all_that_they_say_of_themselves(capsys):
     assert main(["list", "recipes"]) == 0
-    assert all(line.endswith(".") for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.endswith(".") for line in lines)
+    (line,) = (line for line in lines if line.split()[0] == "modelscope-aesthetic")
+    assert line.endswith("Needs a GPU. With less memory: video.height=256 video.width=256, and {name: "
+                         "offload_activations} in memory.")  # fmt: skip
+
+
+def test_models_are_listed_with_what_their_recipes_load(capsys):
+    assert main(["list", "models"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(said) == model_names()
+    for recipe in map(load_recipe, recipe_names()):
+        assert recipe.model.checkpoint in said[recipe.model.family], recipe.name
+
+
+def test_a_terminal_sees_descriptions_that_fit(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    assert main(["list", "policies"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 70
+    starts = [line for line in lines if not line.startswith(" ")]
+    assert [line.split()[0] for line in starts] == list(POLICIES)
+    assert {len(line) - len(line.lstrip()) for line in lines if line.startswith(" ")} == {len("direct_align") + 2}
 
 
 def test_a_negative_prompt_without_guidance_is_refused(capsys):
@@ -324,7 +361,41 @@ def test_a_terminal_sees_how_far_scoring_is(capsys, user_folder, monkeypatch):
     assert json.loads(captured.out)["mean"]["total"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_names_are_never_cut_to_the_same_text(capsys, user_folder, monkeypatch):
+    """On the narrowest terminal a long name is folded, and numbers stay whole or break at the sign."""
+    names = [f"{'a long prompt that two videos have ' * 2}{i}.mp4" for i in (1, 2)]
+    for name in names:
+        write_grey(user_folder / name, 0.5)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    for columns in (50, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        rewards = [word for _ in range(3) for word in ("--reward", "my_rewards:Brightness")]
+        assert main(["score", *names, *rewards]) == 0
+        out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+        cells = [row.split("│")[1].strip(" ") for row in out.splitlines() if "│" in row]
+        text = "".join(cells).replace(" ", "")
+        assert "…" not in out
+        assert all(name.replace(" ", "") in text for name in names), columns
+
+
+def test_the_sign_of_spread_is_explained(capsys, user_folder):
+    video = write_grey(user_folder / "a.mp4", 0.5)
+    assert main(["score", video, "--reward", "my_rewards:Brightness"]) == 0
+    assert "±: how far a video's frames are apart (standard deviation)" in capsys.readouterr().out
+
+
+def test_videos_are_scored_against_the_prompts_beside_them(capsys, user_folder, monkeypatch):
+    write_grey(user_folder / "a.mp4", 0.5)
+    (user_folder / "prompts.json").write_text('[{"file": "a.mp4", "prompt": "a grey day"}]')
+    told: list[str] = []
+    monkeypatch.setattr("my_rewards.Brightness.check_prompts", lambda self, prompts: told.extend(map(str, prompts)))
+    for further in ([], ["--prompt", "another"]):
+        assert main(["score", str(user_folder), "--reward", "my_rewards:Brightness", *further]) == 0
+    assert list(dict.fromkeys(told)) == ["a grey day", "another"]
+
+
 def test_without_a_single_score_there_is_no_table(capsys, user_folder):
+    (user_folder / "missing.mp4").touch()
     assert main(["score", "missing.mp4", "--reward", "my_rewards:Brightness"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -353,9 +424,11 @@ def test_sample_writes_videos_and_a_sheet(capsys, tmp_path, checkpoint):
     arguments = ["sample", "Red!", "blue red", "--model", f"modelscope:{checkpoint}", *size]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
     names = [os.path.basename(line) for line in capsys.readouterr().out.splitlines()]
-    assert names == ["000-red.mp4", "001-blue-red.mp4", "contact-sheet.png"]
+    assert names == ["000-red.mp4", "001-blue-red.mp4", "contact-sheet.png", "prompts.json"]
     assert sorted(os.listdir(tmp_path / "a")) == names
     assert read_video(tmp_path / "a" / "000-red.mp4").shape == (2, 3, 16, 16)
+
+    assert [prompt.text for prompt in prompts_beside(find_videos([tmp_path / "a"]))] == ["Red!", "blue red"]
 
     assert main([*arguments, "--batch", "1", "--out", str(tmp_path / "again")]) == 0
     assert main([*arguments, "--seed", "1", "--out", str(tmp_path / "other")]) == 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import torch
 
 from run_factories import evaluation_line, train_line, write_metrics, write_run
 from test_report import Balanced, text_of
 from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.charts import held_out_series
-from vader.evaluation.compare import compare_runs, comparison_page, curves_over, read_entries, table_of
+from vader.evaluation.compare import by_rewards, compare_runs, comparison_page, curves_over, read_entries, table_of
+from vader.evaluation.formats import TIMES, counted, with_error
+from vader.files.video import write_mp4
 from vader.runs.reader import read_run
 
 
@@ -42,8 +46,19 @@ def test_table(runs):
     head, rows = table_of(read_entries(runs))
     assert head[:2] == ["run", "algorithm"]
     assert rows == [
-        ["fast", "reward_gradient", "4.00 ± 0.14", "6.50 ± 0.14", "+2.50", "4 of 20", "16", "6.00 s", "1.10 GB"],
-        ["slow", "ddpo", "4.00 ± 0.14", "4.25 ± 0.14", "+0.25", "4 of 20", "16", "36.0 s", "1.10 GB"],
+        [
+            "fast",
+            "reward_gradient",
+            "4.00 ± 0.14",
+            "6.50 ± 0.14",
+            "+2.50",
+            "4 of 20",
+            "16",
+            "7.20 s",
+            "6.00 s",
+            "1.10 GB",
+        ],
+        ["slow", "ddpo", "4.00 ± 0.14", "4.25 ± 0.14", "+0.25", "4 of 20", "16", "7.20 s", "36.0 s", "1.10 GB"],
     ]
 
 
@@ -62,7 +77,11 @@ def test_command_writes_a_page_and_two_plots(runs, tmp_path, capsys):
     assert main(["compare", *map(str, runs), "--out", str(out)]) == 0
     page = (out / "compare.html").read_text()
     Balanced().check(page)
-    assert "fast reward_gradient 4.00 ± 0.14 6.50 ± 0.14 +2.50" in text_of(page)
+    text = text_of(page)
+    assert (
+        "fast slow algorithm reward_gradient ddpo before 4.00 ± 0.14 4.00 ± 0.14 after 6.50 ± 0.14 4.25 ± 0.14" in text
+    )
+    assert page.count('<td data-run="fast">') == page.count('<td data-run="slow">') == 9
     assert page.count('<path class="line"') == 6  # two runs over three axes
     assert "http" not in page.replace("http-equiv", "")
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
@@ -71,10 +90,53 @@ def test_command_writes_a_page_and_two_plots(runs, tmp_path, capsys):
 
 
 def test_what_does_not_compare_is_said(runs, tmp_path):
-    other = write_run(tmp_path / "other", [0.2, 0.3], "rewards.0.name=hps")
-    text = text_of(comparison_page(read_entries([runs[0], other])))
-    assert "different rewards" in text
+    other = write_run(tmp_path / "other", [0.2, 0.3], "rewards.0.name=hps", "rewards.0.weight=0.5")
+    page = comparison_page(read_entries([*runs, other]))
+    text = text_of(page)
+    assert "different rewards, whose heights do not compare: each has charts of its own" in text
+    assert "Reward: aesthetic" in text
+    assert f"Reward: 0.5 {TIMES} hps" in text
     assert "different prompts" not in text
+    assert [len(group) for group in by_rewards(read_entries([runs[0], other, runs[1]]))] == [2, 1]
+    charts = page.split('<div class="chart large">')[1:]
+    assert [chart.split("</svg>")[0].count('<path class="line"') for chart in charts] == [2, 2, 2, 1, 1, 1]
+
+
+def shown(run, *prompts: str) -> None:
+    """Leaves a video of each prompt, as a run does after its last step."""
+    folder = run / "samples" / "step-000004"
+    folder.mkdir(parents=True)
+    for i in range(len(prompts)):
+        write_mp4(folder / f"{i:03d}.mp4", torch.full((2, 3, 16, 16), 0.5), fps=8)
+    listed = [{"file": f"{i:03d}.mp4", "prompt": prompt, "reward": 4.0 + i} for i, prompt in enumerate(prompts)]
+    (folder / "prompts.json").write_text(json.dumps(listed))
+
+
+def test_videos_of_the_same_prompts_are_side_by_side(runs):
+    shown(runs[0], "a red ring", "a <blue> ring", "only here")
+    shown(runs[1], "a <blue> ring", "a red ring")
+    page = comparison_page(read_entries(runs))
+    Balanced().check(page)
+    assert page.count("data:video/mp4;base64,") == 4
+    assert "a red ring fast 4.00 slow 5.00" in text_of(page)
+    assert "a &lt;blue&gt; ring" in page
+    assert "only here" not in page
+    assert 'class="controls"' in page
+
+
+def test_without_a_common_video_the_page_says_so(runs):
+    assert "There is no prompt of which every run has left a video." in text_of(comparison_page(read_entries(runs)))
+    shown(runs[0], "a red ring")
+    shown(runs[1], "a blue ring")
+    assert "There is no prompt of which" in text_of(comparison_page(read_entries(runs)))
+
+
+def test_one_video_tells_no_error(runs):
+    write_metrics(runs[0], *(evaluation_line(2 * i, 4.0 + i, videos=1, std=0.0, stderr=0.0) for i in range(2)))
+    _, rows = table_of(read_entries(runs))
+    assert rows[0][2:5] == ["4.00", "5.00", "+1.00"]
+    assert with_error(4.0, math.nan, 1) == "4.0"
+    assert [counted(count, "video") for count in (0, 1, 1200)] == ["0 videos", "1 video", "1,200 videos"]
 
 
 def test_runs_of_one_name_are_told_apart_by_folder(tmp_path):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from factories import make_tiny_modelscope
+from opensora_factories import make_release, make_tiny_opensora
 from vader.cli import main
 from vader.errors import UserError
 from vader.models import load_model
@@ -149,6 +151,59 @@ def test_a_trained_adapter_says_what_it_is(crafted):
     said = read_metadata(run / "adapter")
     assert said["checkpoint"] == str(base)
     assert (said["family"], said["recipe"], said["rank"], said["alpha"]) == ("videocrafter", "crafted", 4, 8)
+
+
+@torch.no_grad()
+def velocity(model, latents):
+    condition = model.encode(as_prompts(["a red ball"]), VideoSize(17, 32, 32))
+    return model.denoise(latents, torch.tensor(500.0), condition.cond)
+
+
+@pytest.fixture
+def opensora(tmp_path):
+    """A folder of all parts and, for it, a trained adapter."""
+    base = make_tiny_opensora(tmp_path / "base")
+    transformer = add_adapter(load_model("opensora", str(base)).denoiser, ("qkv",), rank=4)
+    for parameter in adapter_parameters(transformer):
+        parameter.data.normal_(std=0.2)
+    return base, save_adapter(transformer, tmp_path / "adapter", "transformer", {})
+
+
+def exported_opensora(model, adapter, out):
+    """The merged export, and what the adapted model predicts, and the base."""
+    latents = torch.randn(1, *model.noise_shape(VideoSize(17, 32, 32)))
+    before = velocity(model, latents)
+    load_adapter(model.denoiser, adapter)
+    expected = velocity(model, latents)
+    assert (expected - before).abs().max() > 0.01
+    return export.export_merged(model, adapter, out), latents, expected
+
+
+def test_a_merged_opensora_is_a_checkpoint_of_all_its_parts(opensora, tmp_path):
+    base, adapter = opensora
+    out, latents, expected = exported_opensora(load_model("opensora", str(base)), adapter, tmp_path / "merged")
+    again = load_model("opensora", str(out))
+    torch.testing.assert_close(velocity(again, latents), expected, atol=1e-4, rtol=1e-4)
+    files = {path.relative_to(base) for path in base.rglob("*") if path.is_file()}
+    assert {path.relative_to(out) for path in out.rglob("*") if path.is_file()} == files | {
+        Path("scheduler/scheduler_config.json")
+    }
+    assert dict(again.scheduler) == dict(load_model("opensora", str(base)).scheduler)
+    for name in ("vae/model.safetensors", "text_encoder/model.safetensors"):
+        weights, before = load_file(out / name), load_file(base / name)
+        assert all(weights[key].equal(before[key]) for key in before)
+
+
+def test_of_a_release_the_merged_transformer_takes_the_releases_place(opensora, tmp_path):
+    release = make_release(tmp_path / "release")
+    checkpoint, others = release.pop("checkpoint"), release
+    model = load_model("opensora", checkpoint, options=others)
+    out, latents, expected = exported_opensora(model, opensora[1], tmp_path / "merged")
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+    weights, before = load_file(out / "model.safetensors"), load_file(f"{checkpoint}/model.safetensors")
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in before.items()}
+    merged = load_model("opensora", str(out), options=others)
+    torch.testing.assert_close(velocity(merged, latents), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_adapter_export_is_the_file(folder, adapter, tmp_path):

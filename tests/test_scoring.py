@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from vader.errors import UserError
 from vader.files.video import write_mp4, write_png_frames
 from vader.rewards import AllFrames, FrameReward, PerSecond, Reward, RewardMix
-from vader.scoring.files import CHUNK, find_videos, over_files, score_files
+from vader.scoring.files import CHUNK, find_videos, over_files, prompts_beside, score_files
 
 
 class Brightness(FrameReward):
@@ -166,6 +168,38 @@ def test_a_folder_of_videos_stands_for_its_videos(tmp_path):
     alone, missing = tmp_path / "frames" / "frame-0000.png", tmp_path / "missing.mp4"
     found = find_videos([tmp_path, tmp_path / "frames", alone, missing])
     assert found == [tmp_path / "a.GIF", tmp_path / "b.mp4", tmp_path / "frames", alone, missing]
+
+
+def test_a_folder_of_folders_stands_for_what_they_hold(tmp_path):
+    for name in ("step-0/a.mp4", "step-0/b.mp4", "step-9/a.mp4", "empty/notes.txt", ".hidden/a.mp4", "deep/er/c.mov"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    write_png_frames(tmp_path / "frames", ramp(2))
+    (tmp_path / "loop").symlink_to(tmp_path)
+    names = ["deep/er/c.mov", "frames", "step-0/a.mp4", "step-0/b.mp4", "step-9/a.mp4"]
+    assert find_videos([tmp_path]) == [tmp_path / name for name in names]
+    assert find_videos([tmp_path / "empty"]) == [tmp_path / "empty"]
+
+
+def test_where_nothing_is_there_nothing_is_loaded(tmp_path):
+    with pytest.raises(UserError, match=r"^no video at .*gone.mp4: give video files, folders of them"):
+        find_videos([tmp_path / "gone.mp4", tmp_path / "gone too"])
+    assert find_videos([]) == []
+
+
+def test_prompts_come_from_the_list_beside_the_videos(tmp_path):
+    videos = [tmp_path / "a" / "0.mp4", tmp_path / "a" / "1.mp4", tmp_path / "b" / "0.mp4"]
+    (tmp_path / "a").mkdir()
+    listed = [{"file": "1.mp4", "prompt": "a dog", "reward": 1.5}, {"file": "gone.mp4", "prompt": "a cat"}]
+    (tmp_path / "a" / "prompts.json").write_text(json.dumps(listed))
+    assert [prompt.text for prompt in prompts_beside(videos)] == ["", "a dog", ""]
+
+
+@pytest.mark.parametrize("text", ["", "{}x", '{"a": 1}', "[1]", '[{"file": "a"}]', "\xff"])
+def test_a_damaged_list_of_prompts_is_one_line(tmp_path, text):
+    (tmp_path / "prompts.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"prompts.json is no list of files and their prompts: remove it"):
+        prompts_beside([tmp_path / "a.mp4"])
 
 
 def test_each_video_needs_its_prompt(tmp_path):

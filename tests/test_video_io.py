@@ -211,6 +211,23 @@ def test_contact_sheet_breaks_long_captions(tmp_path):
     assert long.height > short.height
 
 
+def test_a_contact_sheet_of_many_is_about_square(tmp_path):
+    """Columns are filled one after the other, and every video is there."""
+    count = 40
+    videos = torch.stack([torch.full((8, 3, 16, 16), i / count) for i in range(count)])
+    sheet = np.array(Image.open(contact_sheet(videos, ["x"] * count, tmp_path / "sheet.png")))
+    height, width = sheet.shape[:2]
+    assert 0.5 < height / width < 2
+    strip, row = np.array(frame_strip(videos[0])), 24 + 4 + 128 + 16
+    columns = (width - 16) // (strip.shape[1] + 16)
+    length = -(-count // columns)
+    assert height == 16 + length * row
+    for i in range(count):
+        column, place = divmod(i, length)
+        pixel = sheet[16 + place * row + 24 + 4 + 64, 16 + column * (strip.shape[1] + 16) + 64]
+        assert pixel.tolist() == [round(255 * i / count)] * 3
+
+
 def test_contact_sheet_of_large_videos_is_reduced(tmp_path):
     sheet = Image.open(contact_sheet(scene(16, 512)[None], ["large"], tmp_path / "sheet.png"))
     assert sheet.width == 8 * 260 - 4 + 32

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import metric_part, model_section, print_wide
+from vader.cli.parts import AdapterOption, metric_part, model_section, print_wide, recipe_of
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: vader evaluate runs/tiny --videos 32 --seeds 3 --metric hps:checkpoint=tiny")
 def evaluate(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder, as in runs/tiny.")] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", metavar="PATH", help="Instead of a run: an adapter's folder or file.")
-    ] = None,
+    adapter: AdapterOption = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="RECIPE", help="Without a run: sizes, rewards, prompts; default: tiny."),
+        typer.Option(
+            "--recipe", metavar="RECIPE", help="Of sizes, rewards, prompts; default: the adapter's run's, or tiny."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="FAMILY:CHECKPOINT", help="Another model than the recipe's.")
@@ -79,7 +79,7 @@ def _of_adapter(adapter: Path | None, recipe: str | None, model: str | None) -> 
 
     if adapter is None and model is None and recipe is None:
         raise UserError("nothing to evaluate: give a run's folder, --adapter, --model or --recipe")
-    resolved = load_recipe(recipe or "tiny")
+    resolved = load_recipe(recipe or recipe_of(adapter) or "tiny")
     section = model_section(model) if model else resolved.model
     return resolved.model_copy(update={"model": section}), sources_of_adapter(adapter)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -24,13 +27,21 @@ def list_names(
     names = LISTINGS[kind]()
     width = max(map(len, names))
     for name, about in names.items():
-        print(f"{name:{width}}  {about}".rstrip())
+        print(_hanging(f"{name:{width}}  ", about))
+
+
+def _hanging(name: str, about: str) -> str:
+    """On a terminal, lines that fit with the names standing out; one line elsewhere."""
+    if not sys.stdout.isatty():
+        return name + about
+    columns = max(shutil.get_terminal_size().columns, len(name) + 20)
+    return textwrap.fill(about, columns, initial_indent=name, subsequent_indent=" " * len(name))
 
 
 def _models() -> dict[str, str]:
-    from vader.models.registry import model_names
+    from vader.models.registry import ABOUT
 
-    return dict.fromkeys(model_names(), "")
+    return dict(sorted(ABOUT.items()))
 
 
 def _rewards() -> dict[str, str]:
@@ -56,13 +67,12 @@ def _prompt_sets() -> dict[str, str]:
 def _recipes() -> dict[str, str]:
     from vader.recipe import BUILT_IN, recipe_names
 
-    return {name: _first_sentence((BUILT_IN / f"{name}.yaml").read_text()) for name in recipe_names()}
+    return {name: _heading((BUILT_IN / f"{name}.yaml").read_text(encoding="utf-8")) for name in recipe_names()}
 
 
-def _first_sentence(recipe: str) -> str:
-    """Of the comment that heads a recipe."""
-    comment = " ".join(re.findall(r"^# (.*)", recipe.partition("name:")[0], re.MULTILINE))
-    return re.split(r"(?<=\.) ", comment, maxsplit=1)[0]
+def _heading(recipe: str) -> str:
+    """The comment that heads a recipe, with what it needs."""
+    return " ".join(re.findall(r"^# (.*)", recipe.partition("\nname:")[0], re.MULTILINE))
 
 
 def _algorithms() -> dict[str, str]:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from vader.errors import UserError, nearest
+
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter", metavar="ADAPTER", help="A file, its folder, a run, or a run's checkpoint as in runs/tiny@10."
+    ),
+]
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,19 +42,27 @@ def model_section(spec: str) -> ModelSection:
 
 
 def load_with_adapter(section: ModelSection, adapter: Path | None) -> VideoModel:
-    """A model on this machine's device, with an adapter if there is one."""
+    """A model on this machine's device, with an adapter (`find_adapter`) if one is named."""
     from vader.engine.device import best_device, frozen_dtype
     from vader.models.registry import load_model
-    from vader.networks.adapter_files import adapter_files, load_adapters
+    from vader.networks.adapter_files import load_adapters
+    from vader.runs.adapters import find_adapter
 
-    if adapter is not None:
-        adapter_files(adapter)  # before anything large is loaded
+    found = find_adapter(adapter) if adapter is not None else None  # before anything large is loaded
     device = best_device()
     dtype = frozen_dtype(section.precision, device)
     model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
-    if adapter is not None:
-        load_adapters(model.denoisers, adapter)
+    if found is not None:
+        load_adapters(model.denoisers, found)
     return model
+
+
+def recipe_of(adapter: Path | None) -> str | None:
+    """The recipe of the run whose adapter this is; None of an adapter that is named by its file or folder."""
+    from vader.runs.adapters import run_of
+
+    run = run_of(adapter) if adapter is not None else None
+    return str(run.recipe) if run else None
 
 
 def with_changes(section: Any, **changes: Any) -> Any:
@@ -90,8 +107,10 @@ def _parsed(kind: str, spec: str) -> dict[str, Any]:
 
 
 def print_wide(table: Table) -> None:
-    """On a terminal as it fits; into a file or pipe without breaking a path."""
+    """On a terminal as it fits, long words folded and never cut; into a file or pipe without breaking a path."""
     from rich.console import Console
 
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     (console if console.is_terminal else Console(width=1000)).print(table)

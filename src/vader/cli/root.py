@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
+
+from vader import __version__
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=False)
 
@@ -14,8 +17,19 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"vader {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
     """Aligns video diffusion models with the gradients of reward models (VADER, arXiv 2407.08737)."""
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -14,13 +14,14 @@ from vader.errors import UserError
 
 if TYPE_CHECKING:
     from vader.models.base import VideoModel
+    from vader.runs.folder import RunFolder
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as in runs/tiny.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as in runs/tiny.")]
 
 
 @app.command(epilog="Example: vader report runs/tiny")
-def report(run: RunFolder) -> None:
+def report(run: RunArgument) -> None:
     """Write a run's report.html anew: curves, videos before and after, settings; one self-contained page."""
     _require_run(run)
     from vader.evaluation.report import write_report
@@ -30,7 +31,9 @@ def report(run: RunFolder) -> None:
 
 @app.command(epilog="Example: vader export runs/tiny --merged --out exports/tiny")
 def export(
-    run: RunFolder,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run's folder, or one of its checkpoints as in runs/tiny@10.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that is new or empty.")],
     merged: Annotated[
         bool, typer.Option("--merged", help="The whole model in its own format, the adapter in its weights.")
@@ -40,12 +43,14 @@ def export(
     """Export what a run has trained, for use without this package."""
     if merged == adapter:
         raise UserError("export what? give one of --merged and --adapter")
-    _require_run(run)
-    from vader.runs.folder import RunFolder
+    from vader.runs.adapters import find_adapter, run_of
     from vader.tools.export import export_adapter, export_merged
 
-    trained = RunFolder(run).adapter
-    written = [export_merged(_base_model(run), trained, out)] if merged else export_adapter(trained, out)
+    folder = run_of(run)
+    if folder is None:
+        raise _no_run(run)
+    trained = find_adapter(run)
+    written = [export_merged(_base_model(folder), trained, out)] if merged else export_adapter(trained, out)
     print(*written, sep="\n")
 
 
@@ -53,19 +58,22 @@ def _require_run(run: Path) -> None:
     from vader.runs.folder import RunFolder
 
     if not RunFolder(run).recipe.is_file():
-        raise UserError(f"{str(run)!r} is no run's folder: there is no recipe.yaml in it")
+        raise _no_run(run)
 
 
-def _base_model(run: Path) -> VideoModel:
+def _no_run(run: Path) -> UserError:
+    return UserError(f"{str(run)!r} is no run's folder: there is no recipe.yaml in it")
+
+
+def _base_model(run: RunFolder) -> VideoModel:
     """The model that a run started from, on the CPU; in float32 unless its recipe wants otherwise."""
     import torch
 
     from vader.engine.build import load_base
     from vader.engine.device import frozen_dtype
     from vader.recipe import load_recipe
-    from vader.runs.folder import RunFolder
 
-    recipe = load_recipe(str(RunFolder(run).recipe), [])
+    recipe = load_recipe(str(run.recipe), [])
     return load_base(recipe, frozen_dtype(recipe.model.precision, torch.device("cpu")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vader.cli.parts import load_with_adapter, make_folder, model_section, with_changes
+from vader.cli.parts import AdapterOption, load_with_adapter, make_folder, model_section, recipe_of, with_changes
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -34,14 +35,13 @@ def sample(
         typer.Option("--image", metavar="PATH", help="A picture to start from, or a folder of them; may be repeated."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="RECIPE", help="Where model and sizes come from; default: tiny.")
+        str | None,
+        typer.Option("--recipe", metavar="RECIPE", help="Of model and sizes; default: the adapter's run's, or tiny."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="FAMILY:CHECKPOINT", help="Another model than the recipe's.")
     ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", metavar="PATH", help="A trained adapter: its folder or file.")
-    ] = None,
+    adapter: AdapterOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
     seed: Annotated[int, typer.Option("--seed", help="Of the noise: same seed, same videos.")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")] = None,
@@ -55,10 +55,10 @@ def sample(
     fps: Annotated[int | None, typer.Option("--fps", min=1, help="Frames per second; some models are told.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
 ) -> None:
-    """Generate videos with a base model, or with an adapter on it: an mp4 each and a contact sheet."""
+    """Generate videos with a base model, or with an adapter on it: an mp4 each, a contact sheet and their prompts."""
     texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
-    resolved = _recipe_to_sample(recipe, model, size_asked)
+    resolved = _recipe_to_sample(recipe or recipe_of(adapter), model, size_asked)
     video = with_changes(resolved.video, fps=fps)
     sampling = with_changes(resolved.sampling, steps=steps, guidance=guidance, negative=negative)
     resolved = resolved.model_copy(update={"video": video, "sampling": sampling})
@@ -109,13 +109,17 @@ def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int
 
 
 def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
+    from vader.files.atomic import atomic_write
     from vader.files.video import contact_sheet, write_mp4
 
     paths = [
         write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, fps)
         for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True))
     ]
-    return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png")]
+    listed = [{"file": path.name, "prompt": prompt} for path, prompt in zip(paths, prompts, strict=True)]
+    with atomic_write(out / "prompts.json") as temporary:
+        temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png"), out / "prompts.json"]
 
 
 def _slug(text: str) -> str:

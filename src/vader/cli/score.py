@@ -22,16 +22,22 @@ if TYPE_CHECKING:
     from vader.scoring.files import FileScore, PartScore
 
 
+SPREAD = "±: how far a video's frames are apart (standard deviation); in the last row, the videos"
+
+
 @app.command(
     epilog="Example: vader score videos/*.mp4 --reward aesthetic:checkpoint=tiny --reward hps:checkpoint=tiny,weight=5"
 )
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or folders of frames.")],
+    paths: Annotated[list[Path], typer.Argument(help="Video files, folders of frames, or folders of these.")],
     rewards: Annotated[
         list[str],
         typer.Option("--reward", metavar="NAME[:KEY=VALUE,...]", help="A reward with its options; may be repeated."),
     ],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What all the videos should show.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="What all the videos should show; else as a prompts.json beside them says."),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option("--prompts", metavar="FILE", help="A .txt file with a prompt a line, one for each video."),
@@ -60,11 +66,15 @@ def score(
 
 
 def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -> Sequence[str | Prompt]:
+    """One for each video: as asked for, else as the list beside it says."""
     from vader.prompts import load_prompts
+    from vader.scoring.files import prompts_beside
 
     if prompt is not None and file is not None:
         raise UserError("--prompt is one prompt for all videos, --prompts one for each: give one of the two")
-    return load_prompts(file) if file else [prompt or ""] * len(paths)
+    if file:
+        return load_prompts(file)
+    return prompts_beside(paths) if prompt is None else [prompt] * len(paths)
 
 
 @contextmanager
@@ -97,7 +107,7 @@ def _print_scores(scores: list[FileScore]) -> None:
 
     if not (overall := over_files(scores)):
         return
-    table = Table("video", "frames", *overall)
+    table = Table("video", "frames", *overall, caption=SPREAD, caption_justify="left")
     for score in scores:
         if score.total is not None:
             parts = map(_mean_and_spread, score.parts.values())

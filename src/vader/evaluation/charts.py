@@ -101,7 +101,11 @@ def line_chart(
     about = {"large": 5, "small": 3}[size]
     xs = [x for one in series for x in one.x]
     y_ticks = ticks(*(y_range or _y_range(series)), about)
-    x_ticks = [tick for tick in ticks(min(xs), max(xs), about, whole=True) if min(xs) <= tick <= max(xs)]
+    x_ticks = [
+        tick
+        for tick in ticks(min(xs), max(xs), about, whole=all(float(x).is_integer() for x in xs))
+        if min(xs) <= tick <= max(xs)
+    ]
     frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
     lines = "".join(_drawn(one, frame) for one in series)
     labels = _y_labels(y_ticks, frame) + _x_labels(x_ticks, frame) + "".join(_end_labels(one, frame) for one in series)

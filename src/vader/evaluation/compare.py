@@ -7,12 +7,13 @@ In go the folders of runs, finished or not; out come `compare.html`, which is se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 
+from vader import __version__
 from vader.errors import UserError
 from vader.evaluation.charts import (
     AXES,
@@ -24,14 +25,18 @@ from vader.evaluation.charts import (
     legend,
     line_chart,
 )
-from vader.evaluation.formats import decimals, duration, fixed, signed
+from vader.evaluation.formats import decimals, duration, fixed, signed, with_error
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
-from vader.evaluation.report import html_page, note, section
+from vader.evaluation.report import BUTTONS, html_page, note, pixel_class, rewards_in_words, section, video_tile
 from vader.files.atomic import atomic_write
-from vader.runs.reader import Evaluation, Run, read_run
+from vader.runs.reader import Evaluation, Run, Sample, read_run
 
 GB = 1e9
-COSTS = ("run", "algorithm", "before", "after", "change", "steps", "reward queries", "compute time", "peak memory")
+COSTS = (
+    "run", "algorithm", "before", "after", "change", "steps", "reward queries", "training time", "compute time",
+    "peak memory",
+)  # fmt: skip
+PROMPTS = 4  # of which videos are shown, at most
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,12 @@ def _row(entry: Entry, figures: Sequence[str]) -> list[str]:
     return [
         entry.label,
         run.recipe.algorithm.name,
-        f"{fixed(before.reward, places)} ± {fixed(before.stderr, places)}",
-        f"{fixed(after.reward, places)} ± {fixed(after.stderr, places)}",
+        with_error(before.reward, before.stderr, places),
+        with_error(after.reward, after.stderr, places),
         signed(after.reward - before.reward, places),
         f"{after.step} of {run.recipe.train.steps}",
         f"{after.queries:,}",
+        duration(sum(step.total_seconds for step in run.train if step.step <= after.step)),
         duration(run.compute_seconds(after.step)),
         f"{fixed(run.peak_memory / GB, 2)} GB",
         *(_figure(name, before, after) for name in figures),
@@ -118,19 +124,20 @@ def comparison_page(entries: Sequence[Entry]) -> str:
     notes = "".join(map(note, _cautions(entries)))
     head = (
         '<header><p class="eyebrow">VADER · runs compared</p><h1>Held-out reward of '
-        f'{len(entries)} runs</h1><p class="lead">Mean over videos of unseen prompts under fixed noise, with its '
-        f"standard error. Time is that of training alone.</p>{notes}</header>"
+        f'{len(entries)} runs</h1><p class="lead">Mean over videos of unseen prompts under fixed noise, ± its '
+        "standard error. Training time is the clock's; compute time is the processor's, over all its threads, and on a "
+        f"GPU the clock's again. Neither has evaluations in it.</p>{notes}</header>"
     )
-    foot = f"<footer>Written by vader {version('vader')}.</footer>"
-    parts = (_curves, _figure_curves, _memory, _table)
+    foot = f"<footer>Written by vader {__version__}.</footer>"
+    parts = (_curves, _videos, _figure_curves, _memory, _table)
     return html_page("Runs compared · VADER", head + "".join(part(entries) for part in parts) + foot)
 
 
 def _cautions(entries: Sequence[Entry]) -> Iterator[str]:
     """Why the curves may not compare, in sentences."""
     recipes = [entry.run.recipe for entry in entries]
-    if len({_rewards(entry) for entry in entries}) > 1:
-        yield "These runs have different rewards, so that the heights of their curves do not compare."
+    if len(by_rewards(entries)) > 1:
+        yield "These runs have different rewards, whose heights do not compare: each has charts of its own."
     if len({recipe.prompts.test for recipe in recipes}) > 1:
         yield "These runs were evaluated on different prompts."
     if len({evaluation.videos for entry in entries for evaluation in entry.run.evaluations}) > 1:
@@ -139,19 +146,65 @@ def _cautions(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"Not finished yet: {', '.join(unfinished)}."
 
 
+def by_rewards(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The runs in groups of one reward each, whose curves share an axis."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(_rewards(entry), []).append(entry)
+    return list(groups.values())
+
+
 def _rewards(entry: Entry) -> str:
     """What a run was trained on, as text."""
     return repr([(reward.name, reward.weight, reward.options) for reward in entry.run.recipe.rewards])
 
 
 def _curves(entries: Sequence[Entry]) -> str:
+    groups = by_rewards(entries)
+    return "".join(_group(group, f"Reward: {_title(group)}" if len(groups) > 1 else "Reward") for group in groups)
+
+
+def _title(entries: Sequence[Entry]) -> str:
+    return rewards_in_words(entries[0].run.recipe)
+
+
+def _group(entries: Sequence[Entry], title: str) -> str:
     cards = "".join(_chart(curves_over(entries, axis), label) for axis, label in AXES.items())
     keys = legend(curves_over(entries, "step"))
-    return section("Reward", f'<div class="card">{keys}</div><div class="columns-2">{cards}</div>')
+    return section(escape(title), f'<div class="columns-3">{cards}</div>', beside=keys)
 
 
 def _chart(series: Sequence[Series], label: str) -> str:
     return f'<div class="card"><h4>over {label}</h4>{line_chart(series, f"Reward over {label}", label)}</div>'
+
+
+def _videos(entries: Sequence[Entry]) -> str:
+    """The same prompts before training and at the latest step of each run that shows them."""
+    shown = {entry.label: _latest(entry.run) for entry in entries}
+    common = [prompt for prompt in next(iter(shown.values())) if all(prompt in found for found in shown.values())]
+    if not common:
+        return section("Videos", note("There is no prompt of which every run has left a video."))
+    figures = "".join(_video_row(prompt, entries, shown) for prompt in common[:PROMPTS])
+    pixels = pixel_class([entry.run.recipe for entry in entries])
+    lead = "The same held-out prompts at the latest step of each run; below each video, its reward in that run."
+    page = f'<p class="soft">{lead}</p><div class="pairs across {pixels}">{figures}</div>'
+    return section("Videos", page, beside=BUTTONS)
+
+
+def _latest(run: Run) -> dict[str, Sample]:
+    """A run's newest videos by prompt; the first one where a prompt comes twice."""
+    samples = [found for found in run.samples.values() if found]
+    return {sample.prompt: sample for sample in reversed(samples[-1])} if samples else {}
+
+
+def _video_row(prompt: str, entries: Sequence[Entry], shown: Mapping[str, Mapping[str, Sample]]) -> str:
+    tiles = "".join(_tile(entry, shown[entry.label][prompt]) for entry in entries)
+    caption = f"<figcaption>{escape(prompt)}</figcaption>"
+    return f'<figure class="card pair">{caption}<div class="videos">{tiles}</div></figure>'
+
+
+def _tile(entry: Entry, sample: Sample) -> str:
+    return video_tile(sample, escape(entry.label), fixed(sample.reward, decimals([sample.reward])))
 
 
 def _figure_curves(entries: Sequence[Entry]) -> str:
@@ -187,24 +240,41 @@ def _memory(entries: Sequence[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    columns, cells = table_of(entries)
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    """A column a run, so that a page shows all of it; on a phone, a line a run below each figure's name."""
+    (_, *names), rows = table_of(entries)
+    head = "".join(f'<th><span class="key {entry.style}"></span>{escape(entry.label)}</th>' for entry in entries)
+    figures = zip(names, *(row[1:] for row in rows), strict=True)
+    body = "".join(
+        _table_row(name, dict(zip([row[0] for row in rows], cells, strict=True))) for name, *cells in figures
+    )
+    table = f'<table class="across"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
     return section("Table", f'<div class="card scroll">{table}</div>')
+
+
+def _table_row(name: str, cells: Mapping[str, str]) -> str:
+    """The figure of each run by its label."""
+    values = "".join(f'<td data-run="{escape(label)}">{escape(cell)}</td>' for label, cell in cells.items())
+    return f'<tr><th scope="row">{escape(name)}</th>{values}</tr>'
 
 
 # ---- the plot ----
 
 
 def draw_comparison(entries: Sequence[Entry], paths: Sequence[Path]) -> list[Path]:
-    """Three panels of curves and one of peak memory."""
-    figure = new_figure(11, 7.5)
-    panels = figure.subplots(2, 2).flat
-    for axes, (axis, label) in zip(panels, AXES.items(), strict=False):
-        draw_lines(axes, curves_over(entries, axis), f"over {label}", label, "held-out reward")
+    """Three panels of curves for each reward, and one of peak memory."""
+    groups = by_rewards(entries)
+    rows = -(-(len(AXES) * len(groups) + 1) // 2)
+    figure = new_figure(11, 3.75 * rows)
+    panels = iter(figure.subplots(rows, 2).flat)
+    for group in groups:
+        height = textwrap.fill(f"held-out {_title(group)}", 40) if len(groups) > 1 else "held-out reward"
+        for axis, label in AXES.items():
+            draw_lines(next(panels), curves_over(group, axis), f"over {label}", label, height)
     memory = {entry.label: entry.run.peak_memory / GB for entry in entries}
-    draw_bars(panels[3], memory, RUN_COLOURS[: len(entries)], "peak memory", "GB")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    draw_bars(next(panels), memory, RUN_COLOURS[: len(entries)], "peak memory", "GB")
+    for left_over in panels:
+        left_over.remove()
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    named = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
+    figure.legend([*named.values()], [*named], loc="outside upper center", ncols=4, frameon=False)
     return [save(figure, path) for path in paths]

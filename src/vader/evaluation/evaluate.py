@@ -23,7 +23,7 @@ from vader.engine.device import frozen_dtype
 from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
-from vader.evaluation.formats import decimals, fixed
+from vader.evaluation.formats import decimals, fixed, with_error
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -37,6 +37,7 @@ from vader.nouns import Prompt
 from vader.plugins import Part
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe
+from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, load_checkpoint
 from vader.runs.folder import step_of
 from vader.runs.reader import Run
@@ -108,8 +109,8 @@ def sources_of_run(run: Run) -> list[Source]:
 
 
 def sources_of_adapter(adapter: Path | None) -> list[Source]:
-    """The base model, and the adapter of a file or folder if there is one. Raises `UserError` if it does not exist."""
-    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(adapter))]
+    """The base model, and the adapter (`find_adapter`) if one is named. Raises `UserError` if it does not exist."""
+    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(find_adapter(adapter)))]
 
 
 BASE = Source("base", 0, None)
@@ -235,10 +236,9 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
 
 def _row(point: Point, parts: Sequence[str]) -> list[str]:
     places = decimals([point.reward])
-    reward = f"{fixed(point.reward, places)} ± {fixed(point.stderr, places)}"
     return [
         point.name,
-        reward,
+        with_error(point.reward, point.stderr, places),
         *(fixed(n, 3) for n in (*(point.parts[part] for part in parts), *point.figures.values())),
     ]
 

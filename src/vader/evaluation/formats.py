@@ -24,6 +24,16 @@ def signed(value: float, places: int) -> str:
     return f"+{fixed(value, places)}" if value > 0 else fixed(value, places)
 
 
+def with_error(mean: float, error: float, places: int) -> str:
+    """ "4.00 ± 0.14", mean and standard error; the mean alone of a single video, which tells no error."""
+    return f"{fixed(mean, places)} ± {fixed(error, places)}" if error > 0 else fixed(mean, places)
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 video", "16 videos"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def plain(value: float) -> str:
     """A round number, as on an axis."""
     return f"{value:,.6g}".replace("-", MINUS)

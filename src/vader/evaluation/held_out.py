@@ -174,13 +174,18 @@ def write_scores(path: Path, videos: Iterable[VideoScore]) -> None:
     write_lines(path, (video.record() for video in videos))
 
 
+def sample_name(video: VideoScore) -> str:
+    """The file of a video in the folder of samples."""
+    return f"{video.index:03d}.mp4"
+
+
 def write_samples(folder: Path, videos: Iterable[VideoScore], fps: int) -> None:
     """Writes videos and the list of their prompts to `folder`, whole or not at all."""
     listed = []
     with atomic_folder(folder) as temporary:
         for video in videos:
             if video.clip is not None:
-                name = f"{video.index:03d}.mp4"
+                name = sample_name(video)
                 write_mp4(temporary / name, video.clip.frames[0], fps)
                 listed.append({"file": name, "prompt": str(video.prompt), "reward": video.reward})
         (temporary / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")

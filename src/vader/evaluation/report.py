@@ -11,15 +11,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, median
 from string import Template
 from typing import Literal
 
+from vader import __version__
 from vader.evaluation.charts import AXES, Series, figure_names, is_share, legend, line_chart, reward_series
-from vader.evaluation.formats import TIMES, decimals, duration, fixed, signed
+from vader.evaluation.formats import TIMES, counted, decimals, duration, fixed, signed
 from vader.files.atomic import atomic_write
 from vader.recipe import Recipe
 from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
@@ -86,12 +86,17 @@ def _comparisons(before: Evaluation, after: Evaluation) -> str:
 
 
 def _described(recipe: Recipe) -> str:
-    rewards = " + ".join(f"{_weight(reward.weight)}{reward.name}" for reward in recipe.rewards)
     video = recipe.video
     return (
-        f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards} by {_method(recipe)}. "
+        f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards_in_words(recipe)} "
+        f"by {_method(recipe)}. "
         f"{video.frames} frames of {video.width} {TIMES} {video.height} pixels, LoRA of rank {recipe.adapter.rank}."
     )
+
+
+def rewards_in_words(recipe: Recipe) -> str:
+    """ "aesthetic + 0.5 × hps"."""
+    return " + ".join(f"{_weight(reward.weight)}{reward.name}" for reward in recipe.rewards)
 
 
 def _weight(weight: float) -> str:
@@ -119,21 +124,21 @@ def _missing(run: Run) -> Iterator[str]:
         yield "Only the base model has been evaluated on held-out prompts yet, so there is no “after”."
     elif run.evaluations[0].videos != run.evaluations[-1].videos:
         yield (
-            f"The first evaluation is over {run.evaluations[0].videos} videos and the latest "
-            f"over {run.evaluations[-1].videos}: compare them with care."
+            f"The first evaluation is over {counted(run.evaluations[0].videos, 'video')} and the "
+            f"latest over {run.evaluations[-1].videos}: compare them with care."
         )
 
 
 def _hero(before: Evaluation, after: Evaluation) -> str:
     places = decimals([before.reward, after.reward])
-    label = f"Held-out reward, mean over {after.videos} videos of unseen prompts"
+    label = f"Held-out reward, mean over {counted(after.videos, 'video')} of unseen prompts"
     numbers = f'<span class="before">{fixed(before.reward, places)}</span>'
     if after is not before:
         numbers += '<span class="arrow" aria-label="to">→</span>'
         numbers += f'<span class="after">{fixed(after.reward, places)}</span>'
         numbers += _change(before.reward, after.reward, places)
     spread = _from_to("spread over videos", [before.std, after.std], places)
-    error = _from_to("standard error", [before.stderr, after.stderr], places)
+    error = _from_to("standard error", [before.stderr, after.stderr], places) if after.videos > 1 else ""
     return (
         f'<div><p class="label">{label}</p><p class="figures">{numbers}</p><p class="spread">{spread}{error}</p></div>'
     )
@@ -195,14 +200,22 @@ def videos(run: Run) -> str:
     first, last = min(samples), max(samples)
     pairs = _pairs(samples[first], samples[last] if last > first else [])
     figures = "".join(_figure(before, after, wide=_is_wide(run.recipe)) for before, after in pairs)
-    pixels = "pixels" if max(run.recipe.video.height, run.recipe.video.width) < SMALL else ""
+    pixels = pixel_class([run.recipe])
     lead = f"The same held-out prompts and the same noise, {_step_name(first)}"
     lead += f" and {_step_name(last)}; below each, its reward." if last > first else ". There are no later ones yet."
-    buttons = (
-        '<div class="controls" hidden><button class="primary toggle" type="button">Pause</button>'
-        '<button class="restart" type="button">Restart</button></div>'
-    )
-    return section("Videos", f'<p class="soft">{lead}</p><div class="pairs {pixels}">{figures}</div>', beside=buttons)
+    return section("Videos", f'<p class="soft">{lead}</p><div class="pairs {pixels}">{figures}</div>', beside=BUTTONS)
+
+
+BUTTONS = (
+    '<div class="controls" hidden><button class="primary toggle" type="button">Pause</button>'
+    '<button class="restart" type="button">Restart</button></div>'
+)
+
+
+def pixel_class(recipes: Sequence[Recipe]) -> str:
+    """The class under which small videos are shown with hard pixel edges."""
+    sides = [side for recipe in recipes for side in (recipe.video.height, recipe.video.width)]
+    return "pixels" if max(sides) < SMALL else ""
 
 
 def _step_name(step: int) -> str:
@@ -222,10 +235,10 @@ def _pairs(before: Sequence[Sample], after: Sequence[Sample]) -> list[tuple[Samp
 
 def _figure(before: Sample, after: Sample | None, wide: bool) -> str:
     places = decimals([before.reward, after.reward if after else math.nan])
-    shown = _video(before, "before", fixed(before.reward, places))
+    shown = video_tile(before, "before", fixed(before.reward, places))
     if after is not None:
         change = _change(before.reward, after.reward, places)
-        shown += _video(after, "after", f"{fixed(after.reward, places)} {change}")
+        shown += video_tile(after, "after", f"{fixed(after.reward, places)} {change}")
     else:
         shown += '<div class="nothing">no “after” yet</div>'
     return (
@@ -234,12 +247,13 @@ def _figure(before: Sample, after: Sample | None, wide: bool) -> str:
     )
 
 
-def _video(sample: Sample, when: str, reward: str) -> str:
+def video_tile(sample: Sample, name: str, reward: str) -> str:
+    """A video, embedded, with a name and a reward below it, which are HTML."""
     data = base64.b64encode(sample.file.read_bytes()).decode()
     return (
         f'<div><video autoplay loop muted playsinline controls preload="auto" '
-        f'aria-label="{when}: {escape(sample.prompt)}" src="data:video/mp4;base64,{data}"></video>'
-        f'<div class="score"><span>{when}</span><span><b>{reward}</b></span></div></div>'
+        f'aria-label="{name}: {escape(sample.prompt)}" src="data:video/mp4;base64,{data}"></video>'
+        f'<div class="score"><span>{name}</span><span><b>{reward}</b></span></div></div>'
     )
 
 
@@ -381,9 +395,7 @@ def _body(recipe_text: str) -> str:
 
 
 def footer(run: Run) -> str:
-    return (
-        f"<footer>Written by vader {version('vader')} from the run folder {escape(run.path.resolve().name)}.</footer>"
-    )
+    return f"<footer>Written by vader {__version__} from the run folder {escape(run.path.resolve().name)}.</footer>"
 
 
 # ---------------------------------------------------------------- small pieces

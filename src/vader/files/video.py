@@ -6,6 +6,8 @@ by how much, so that reading it back gives the pixels that were sampled. Every f
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ BT709 = 1  # the code of these primaries, transfer and matrix in ISO/IEC 23091-2
 LIMITED_RANGE = 1
 
 PAPER, INK = (255, 255, 255), (28, 30, 34)
+TALL = 4096  # pixels: a contact sheet of one column may be so tall
 MARGIN, GAP, FONT_SIZE, LINE_HEIGHT = 16, 4, 18, 24
 
 
@@ -53,6 +56,20 @@ def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None 
     with atomic_write(path) as temporary:
         _encode(temporary, images, Fraction(fps).limit_denominator(1001), _mark(height, width, factor))
     return Path(path)
+
+
+def gif_bytes(frames: Tensor, fps: float) -> bytes:
+    """A GIF that plays round and round, small videos enlarged: for what shows images and no videos.
+
+    Args:
+        frames: pixels `[F, 3, H, W]` in [0, 1].
+        fps: frames a second; a GIF plays at most 50.
+    """
+    images = [Image.fromarray(image) for image in to_bytes(enlarged(frames, enlargement(*frames.shape[-2:])))]
+    written = io.BytesIO()
+    milliseconds = max(20, round(1000 / fps))
+    images[0].save(written, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    return written.getvalue()
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> Tensor:
@@ -133,7 +150,7 @@ def frame_strip(video: Tensor, count: int = 8) -> Image.Image:
 
 
 def contact_sheet(videos: Tensor, captions: Sequence[str], path: str | Path) -> Path:
-    """Writes a PNG with a row a video: its caption above at most 8 of its frames.
+    """Writes a PNG with a row a video, its caption above at most 8 of its frames; many are in several columns.
 
     Args:
         videos: pixels `[B, F, 3, H, W]` in [0, 1].
@@ -141,13 +158,23 @@ def contact_sheet(videos: Tensor, captions: Sequence[str], path: str | Path) -> 
         path: where; an existing file is replaced.
     """
     rows = [_captioned(frame_strip(video), text) for video, text in zip(videos, captions, strict=True)]
-    height = MARGIN + sum(row.height + MARGIN for row in rows)
-    sheet = Image.new("RGB", (max(row.width for row in rows) + 2 * MARGIN, height), PAPER)
-    top = MARGIN
-    for row in rows:
-        sheet.paste(row, (MARGIN, top))
-        top += row.height + MARGIN
+    width, heights = max(row.width for row in rows) + MARGIN, [row.height + MARGIN for row in rows]
+    columns = _columns(width, sum(heights))
+    length = -(-len(rows) // columns)  # rows of a column
+    starts = range(0, len(rows), length)
+    height = MARGIN + max(sum(heights[start : start + length]) for start in starts)
+    sheet = Image.new("RGB", (MARGIN + len(starts) * width, height), PAPER)
+    for column, start in enumerate(starts):
+        top = MARGIN
+        for row, step in zip(rows[start : start + length], heights[start : start + length], strict=True):
+            sheet.paste(row, (MARGIN + column * width, top))
+            top += step
     return write_png(path, sheet)
+
+
+def _columns(width: int, height: int) -> int:
+    """How many columns make what would be so wide and so tall about square, once it is too tall to look at."""
+    return 1 if height <= TALL else math.ceil(math.sqrt(height / width))
 
 
 def write_png(path: str | Path, image: Image.Image) -> Path:

@@ -16,6 +16,12 @@ FAMILIES = {
     "svd": "vader.models.svd:StableVideoDiffusion",
     "videocrafter": "vader.models.videocrafter.model:VideoCrafter",
 }
+ABOUT = {  # what `vader list models` says of each
+    "modelscope": "Text to video, 1.7B: ali-vilab/text-to-video-ms-1.7b; tiny.",
+    "opensora": "Open-Sora 1.2, text to video, 1.2B, a flow transformer: hpcai-tech/OpenSora-STDiT-v3; tiny.",
+    "svd": "Stable Video Diffusion, image to video: stabilityai/stable-video-diffusion-img2vid, ...-img2vid-xt; tiny.",
+    "videocrafter": "VideoCrafter2, text to video at 320 x 512, 1.4B: VideoCrafter/VideoCrafter2, or its file; tiny.",
+}
 CONTRACT = ("checkpoint", "dtype")  # what every family's `load` takes
 
 

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vader import __version__
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
 from vader.networks.adapter import (
@@ -127,7 +127,7 @@ def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> d
         "rank": config.r,
         "alpha": config.lora_alpha,
         "targets": sorted({ending(name) for name in lora_layers(module)}),
-        "vader_version": version("vader"),
+        "vader_version": __version__,
     }
     theirs = {"r": config.r, "lora_alpha": config.r, "target_modules": sorted(lora_layers(module))}
     return {
@@ -278,6 +278,7 @@ def _load(module: nn.Module, file: AdapterFile, component: str) -> None:
     try:
         if not has_adapter(module):
             _attach_fitting(module, state, rank)
+        _check_rank(module, rank)
         load_adapter_state(module, _rescaled(module, state, file.alpha(component, rank) / rank))
     except UserError as error:
         origin = f" (trained on {file.ours['checkpoint']!r})" if "checkpoint" in file.ours else ""
@@ -295,6 +296,13 @@ def _rank(state: Mapping[str, Tensor], path: Path) -> int:
     if len(ranks) != 1:
         raise UserError(f"adapter {str(path)!r} has layers of ranks {sorted(ranks)}: one rank for all is needed")
     return ranks.pop()
+
+
+def _check_rank(module: nn.Module, rank: int) -> None:
+    """Raises `UserError` unless the network's adapter has this rank."""
+    own = len(factor_a(next(iter(lora_layers(module).values()))))
+    if own != rank:
+        raise UserError(f"it has rank {rank}, and the adapter here {own}: set adapter.rank to {rank}")
 
 
 def _attach_fitting(module: nn.Module, state: Mapping[str, Tensor], rank: int) -> None:

@@ -14,6 +14,7 @@ from vader.recipe.files import (
     parse_value,
     recipe_names,
 )
+from vader.recipe.pages import commented, starting_recipe
 from vader.recipe.schema import Recipe
 from vader.recipe.sections import ModelSection, RewardSection, SamplingSection, VideoSection
 
@@ -24,10 +25,12 @@ __all__ = [
     "RewardSection",
     "SamplingSection",
     "VideoSection",
+    "commented",
     "dump_recipe",
     "first_difference",
     "library_versions",
     "load_recipe",
     "parse_value",
     "recipe_names",
+    "starting_recipe",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from vader import __version__
 from vader.errors import UserError, nearest
 from vader.files.atomic import atomic_write
 from vader.recipe.explain import explain, shown
@@ -44,6 +45,11 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         _refuse_moved(source, data | _nested(path, value))
         _override(data, path, value)
     _refuse_moved(source, data)
+    return checked_recipe(data, source)
+
+
+def checked_recipe(data: dict[str, Any], source: str) -> Recipe:
+    """A recipe of plain values. Raises `UserError` as `load_recipe`; `source` says in it which recipe this is."""
     try:
         # Strict JSON mode takes lists for tuples and integers for floats, and converts nothing else.
         return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
@@ -59,11 +65,19 @@ def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None
         temporary.write_text(f"{header}\n{body}", encoding="utf-8")
 
 
+def in_one_line(value: Any) -> str:
+    """A value of a recipe as YAML that may stand behind `key: `."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    return text.strip().removeprefix("[").removesuffix("]")
+
+
 def library_versions() -> dict[str, str]:
     """Versions of what decides a run's numbers."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "diffusers", "peft", "vader")
-    }
+    return (
+        {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "diffusers", "peft")}
+        | {"vader": __version__}
+    )
 
 
 def first_difference(there: Recipe, here: Recipe) -> str | None:

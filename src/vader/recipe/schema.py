@@ -30,10 +30,12 @@ class Recipe(Section):
     """One run, wholly. `name` is also the name of the run's folder."""
 
     name: str
+    """Of the recipe and of the run's folder, runs/<name>."""
     model: ModelSection
     video: VideoSection
     sampling: SamplingSection = SamplingSection()
     rewards: Annotated[tuple[RewardSection, ...], Field(min_length=1)]
+    """Their weighted sum is maximised."""
     prompts: PromptsSection
     scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()
@@ -41,7 +43,8 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     evaluation: EvaluationSection = EvaluationSection()
-    memory: tuple[Part, ...] = (Part(name="recompute"),)  # techniques that trade time for memory
+    memory: tuple[Part, ...] = (Part(name="recompute"),)
+    """Techniques that trade time for memory (vader list memory)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

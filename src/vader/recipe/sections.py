@@ -1,4 +1,4 @@
-"""The sections of a recipe and their keys: types, ranges and defaults."""
+"""The sections of a recipe and their keys: types, ranges, defaults, and below each key what it means."""
 
 from __future__ import annotations
 
@@ -26,99 +26,159 @@ Sees = PositiveInt | Literal["all", "first_middle_last", "every_second"] | tuple
 class Section(BaseModel):
     """Some keys of a recipe: immutable, and none beyond the declared ones."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
-    """Which base model: its family (or `module:Class`), and a folder, file or hub id."""
+    """Which base model."""
 
     family: str = "modelscope"
+    """Architecture and file format (vader list models), or your own module:Class."""
     checkpoint: str
-    precision: str = "auto"  # of the frozen weights: fp32, bf16, fp16, or what fits the device
-    options: dict[str, Any] = {}  # the family's own, as svd's motion_bucket
+    """tiny, a folder, a file or a hub id."""
+    precision: str = "auto"
+    """Of the frozen weights: fp32, bf16, fp16, or what fits the device."""
+    options: dict[str, Any] = {}
+    """The family's own, as svd's motion_bucket."""
 
 
 class VideoSection(Section):
+    """The size of the videos."""
+
     frames: PositiveInt
+    """Frames a video."""
     height: PositiveInt
+    """Pixels."""
     width: PositiveInt
+    """Pixels."""
     fps: PositiveInt = 8
+    """Frames a second, for files and for models that are told."""
 
 
 class SamplingSection(Section):
-    """How videos are sampled. `auto` is the checkpoint's own."""
+    """How videos are sampled; auto is the checkpoint's own."""
 
     solver: str = "auto"
+    """ddim, dpm, euler_edm, euler_flow, unipc or auto."""
     steps: PositiveInt = 25
+    """Denoising steps."""
     eta: Share = 0.0
+    """Fresh noise in the steps, from 0 (none) to 1."""
     spacing: str = "auto"
-    shift: PositiveFloat | None = None  # of the noise levels of flow models; None: the checkpoint's own
-    guidance: Scale | Part = 9.0  # the scale of the family's own strategy, or a strategy by name
-    negative: str = ""  # the negative prompt of every prompt that has none of its own
+    """Which training times are visited: leading, trailing, linspace, uniform or auto."""
+    shift: PositiveFloat | None = None
+    """Of the noise levels of flow models; null is the checkpoint's own."""
+    guidance: Scale | Part = 9.0
+    """The scale of the family's own strategy, 1 being none; or a strategy by name (vader list guidance)."""
+    negative: str = ""
+    """The negative prompt of every prompt that has none of its own."""
     guidance_batched: bool = True
+    """Both branches at once (faster), or one after the other (less memory)."""
     guidance_detach_uncond: bool = False
+    """No gradient through the unconditional branch."""
 
 
 class RewardSection(Part):
-    """A reward by name (or `module:Class`) and weight; every other key goes to the reward's constructor."""
+    """A reward by name and weight; every other key goes to the reward's constructor."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: str
+    """A built-in reward (vader list rewards), or your own module:Class; keys beside these three are its own."""
     weight: float = 1.0
-    sees: Sees | None = None  # None: what the reward needs
+    """Its factor in the sum that is maximised."""
+    sees: Sees | None = None
+    """Which frames: so many at random, all, a rule or a list of indices; null is what the reward asks for."""
 
 
 class PromptsSection(Section):
-    """Prompt sets by built-in name, file or `module:Name`: one to train on, one held out."""
+    """Prompt sets: built-in names (vader list prompts), files or module:Name."""
 
     train: str
+    """Drawn from at random in training."""
     test: str
+    """Held out: sampled for evaluation only."""
 
 
 class ScoringSection(Section):
     """How latents become scores, in training and evaluation alike."""
 
-    chunk: PositiveInt = 1  # images decoded and scored at once
+    chunk: PositiveInt = 1
+    """Images decoded and scored at once: more is faster and takes more memory."""
 
 
 class AlgorithmSection(Part):
     """How the scores train the model; the options are the settings that an algorithm declares beside its code."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: str = "reward_gradient"
+    """reward_gradient, ddpo, diffusion_dpo, or your own module:Class; keys beside it are its own settings."""
 
 
 class AdapterSection(Section):
+    """The LoRA adapter that is trained."""
+
     rank: PositiveInt = 16
-    alpha: PositiveFloat | None = None  # None: equal to rank, so that the adapter's scale is 1
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # None: the model family's own
-    denoisers: tuple[str, ...] | None = None  # which of the model's carry an adapter; None: all
+    """LoRA's rank."""
+    alpha: PositiveFloat | None = None
+    """LoRA's alpha; null is the rank, so that the adapter's scale is 1."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the layers that get LoRA, matched at their end; null is the model family's own choice."""
+    denoisers: tuple[str, ...] | None = None
+    """Which of the model's denoisers get LoRA; null is all."""
+    init: str | None = None
+    """What it starts from: an adapter's file or folder, a run, or a run's checkpoint as runs/x@300; null is nothing."""
 
 
 class OptimizerSection(Section):
+    """AdamW's settings."""
+
     lr: PositiveFloat = 2e-4
+    """Learning rate, constant."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Momenta."""
     weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
     eps: PositiveFloat = 1e-8
+    """Epsilon."""
     max_grad_norm: PositiveFloat = 1.0
+    """The adapter's gradient is clipped to this norm."""
 
 
 class TrainSection(Section):
-    """The loop. `batch` videos make one optimiser step, over all processes; `micro_batch` are on a device at once."""
+    """The loop."""
 
     steps: PositiveInt
+    """Optimiser steps."""
     batch: PositiveInt = 8
-    micro_batch: PositiveInt | None = None  # None: each process's whole share
+    """Videos in one optimiser step, over all processes."""
+    micro_batch: PositiveInt | None = None
+    """Videos on a device at once; divides batch; null is each process's whole share."""
     seed: int = 0
+    """Of all randomness."""
     checkpoint_every: PositiveInt = 25
+    """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    max_skipped: PositiveInt = 5  # non-finite steps in a row that end the run
+    """How many of the latest are kept."""
+    max_skipped: PositiveInt = 5
+    """Non-finite steps in a row that end the run."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """tensorboard, wandb, beside metrics.jsonl."""
 
 
 class EvaluationSection(Section):
-    """Held-out prompts under fixed noise, at step 0, every `every` steps and at the end."""
+    """Held-out prompts under fixed noise, at step 0, every so many steps and at the end."""
 
     every: PositiveInt = 25
-    videos: PositiveInt = 16  # how many are sampled and scored each time
-    final_videos: PositiveInt | None = None  # None: `videos`; at step 0 and at the end
-    shown: PositiveInt = 4  # how many are written as mp4
+    """Steps between evaluations."""
+    videos: PositiveInt = 16
+    """How many are sampled and scored each time."""
+    final_videos: PositiveInt | None = None
+    """How many at step 0 and at the end; null is as videos."""
+    shown: PositiveInt = 4
+    """How many are written as mp4."""
     batch: PositiveInt = 8
-    metrics: tuple[Part, ...] = ()  # measured beside the reward, never trained on
+    """How many are sampled at once."""
+    metrics: tuple[Part, ...] = ()
+    """Measured beside the reward, never trained on (vader list metrics)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,13 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob(f"{STEP}*"), key=step_of)
 
-    def save(self, progress: Progress, state: dict[str, Any]) -> Path:
+    def save(
+        self, progress: Progress, state: Mapping[str, Any], beside: Callable[[Path], object] = lambda folder: None
+    ) -> Path:
         """Writes one checkpoint and removes those beyond `keep`.
+
+        Args:
+            beside: writes further files into the checkpoint's folder.
 
         Raises:
             RunError: it cannot be written; older checkpoints stay.
@@ -55,6 +61,7 @@ class Checkpoints:
         try:
             with atomic_folder(final, sync=True) as temporary:
                 torch.save({"progress": asdict(progress), **state}, temporary / "state.pt")
+                beside(temporary)
         except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise RunError(f"no checkpoint could be written to {self.folder}: {error}; older ones are kept") from error
         for old in self.steps()[: -self.keep]:

@@ -6,6 +6,7 @@ the others are still scored. Framewise rewards see a video a few frames at a tim
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.files.video import VIDEO_SUFFIXES, frame_rate, stream_frames
+from vader.files.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, frame_rate, stream_frames
 from vader.nouns import Clip, Prompt, VideoSize, as_prompts
 from vader.rewards.base import FrameReward, Reward, RewardMix
 from vader.rewards.needs import PerSecond
 
 CHUNK = 16  # frames on the device at once
+PROMPTS = "prompts.json"
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,46 @@ class FileScore:
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:
-    """A folder that holds video files stands for these, by name; files and folders of frames stand for themselves."""
+    """A folder stands for the videos in it, by name; files and folders of frames stand for themselves.
+
+    A folder's videos are the video files in it or, where there is none and no frame either, those of its folders.
+
+    Raises:
+        UserError: none of the paths is there.
+    """
+    if paths and not any(path.exists() for path in paths):
+        raise UserError(f"no video at {paths[0]}: give video files, folders of them, or folders of frames")
     return [video for path in paths for video in _videos_in(path) or [path]]
 
 
-def _videos_in(path: Path) -> list[Path]:
-    found = path.iterdir() if path.is_dir() else ()
-    return sorted(p for p in found if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
+def _videos_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if files := [path for path in shown if path.suffix.lower() in VIDEO_SUFFIXES]:
+        return files
+    if any(path.suffix.lower() in FRAME_SUFFIXES for path in shown):
+        return [folder]
+    return [video for below in shown if not below.is_symlink() for video in _videos_in(below)]
+
+
+def prompts_beside(videos: Sequence[Path]) -> list[Prompt]:
+    """The prompt of each video by the `prompts.json` beside it, as runs leave one; empty where there is none.
+
+    Raises:
+        UserError: such a file is damaged.
+    """
+    listed = {folder: _listed_prompts(folder / PROMPTS) for folder in {video.parent for video in videos}}
+    return as_prompts([listed[video.parent].get(video.name, "") for video in videos])
+
+
+def _listed_prompts(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        return {str(item["file"]): str(item["prompt"]) for item in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no list of files and their prompts: remove it, or give --prompts") from error
 
 
 def score_files(

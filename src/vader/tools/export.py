@@ -1,11 +1,12 @@
 """Takes a trained adapter out of the package: as a LoRA file, or merged into a whole model in its family's format.
 
 What is written needs nothing of ours: `TextToVideoSDPipeline.from_pretrained(folder)` loads a merged ModelScope,
-VideoCrafter's own code a merged VideoCrafter2.
+VideoCrafter's own code a merged VideoCrafter2, Open-Sora's own code a merged transformer.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -41,8 +42,7 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     merge_adapters(model.denoisers)
     with atomic_folder(out) as temporary:
         write(temporary)
-        if (temporary / "tokenizer").is_dir():  # image-to-video models have none
-            _write_vocabulary(temporary / "tokenizer")
+        _write_vocabulary(temporary / "tokenizer")
     return out
 
 
@@ -95,5 +95,10 @@ def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:
 
 def _write_vocabulary(folder: Path) -> None:
     """`vocab.json` and `merges.txt`, which transformers 4 reads, beside the `tokenizer.json` that 5 writes alone."""
-    if not (folder / "vocab.json").exists():
+    if _is_clip_tokenizer(folder) and not (folder / "vocab.json").exists():
         CLIPTokenizer.from_pretrained(folder).backend_tokenizer.model.save(str(folder))
+
+
+def _is_clip_tokenizer(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and json.loads(settings.read_text())["tokenizer_class"].startswith("CLIP")

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vader.evaluation.formats import counted, with_error
+
 
 class Display:
     """Use as a context; `stage` says what is being done, `train` and `evaluation` take lines of the metrics file."""
@@ -57,10 +59,8 @@ class Display:
 
     def evaluation(self, line: dict[str, Any]) -> None:
         found = "".join(f"  {name} {value:.2f}" for name, value in line.get("figures", {}).items())
-        reward = f"{line['reward']:.3f} ± {line['stderr']:.3f}"
-        self.console.print(
-            f"step {line['step']}/{self.steps}  held-out reward {reward} ({line['videos']} videos){found}"
-        )
+        reward, videos = with_error(line["reward"], line["stderr"], 3), counted(line["videos"], "video")
+        self.console.print(f"step {line['step']}/{self.steps}  held-out reward {reward} ({videos}){found}")
 
     def _left(self, step: int) -> str:
         pace = (time.monotonic() - self.began) / max(1, step - self.first)

@@ -29,21 +29,24 @@ from vader.engine.build import build_engine, check_guidance, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
+from vader.evaluation.formats import counted, with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
 from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
-from vader.networks.adapter_files import save_adapters
+from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
 from vader.nouns import Prompt
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, Progress, check_space
 from vader.runs.folder import RunFolder
 from vader.runs.log import MetricsLog
 from vader.runs.reader import read_run
 from vader.training.progress import Display
+from vader.training.trackers import show_videos
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class TrainResult:
         already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
         return [
             *([already] if self.finished_before else []),
-            f"held-out reward before: {self.before[0]:.3f} ± {self.before[1]:.3f}",
-            f"held-out reward after:  {self.after[0]:.3f} ± {self.after[1]:.3f}",
+            f"held-out reward before: {with_error(*self.before, 3)}",
+            f"held-out reward after:  {with_error(*self.after, 3)}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
             f"adapter: {', '.join(map(str, folder.adapter_files))}",
             f"report:  {folder.report}",
@@ -211,8 +214,29 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     algorithm.check(engine)
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
+    if recipe.adapter.init is not None and not checkpoints.steps():
+        warm_start(engine, recipe.adapter.init)
     log = MetricsLog(folder.metrics)
     return Run(recipe, folder, engine, algorithm, metrics, train_prompts, test_prompts, checkpoints, log, Progress())
+
+
+def warm_start(engine: Engine, init: str) -> None:
+    """Sets the run's adapters to those of a file, folder, run or checkpoint (`find_adapter`).
+
+    Raises:
+        UserError: there is none, or it is not for just the denoisers that this run trains, with their layers and rank.
+    """
+    path = find_adapter(init)
+    held = {name for file in read_adapters(path) for name in file.components}
+    if held != set(engine.adapted):
+        raise UserError(
+            f"adapter.init {init!r} is for {', '.join(sorted(held))}, and this run trains "
+            f"{', '.join(engine.adapted)}: set adapter.denoisers to fit, or start from another"
+        )
+    try:
+        load_adapters(engine.model.denoisers, path)
+    except UserError as error:
+        raise UserError(f"adapter.init {init!r}: {error}") from error
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
@@ -277,16 +301,21 @@ def _save(run: Run) -> None:
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
         }
-        run.checkpoints.save(run.progress, state)
+        run.checkpoints.save(run.progress, state, beside=lambda folder: _save_adapters(run, folder))
     run.accelerator.wait_for_everyone()
+
+
+def _save_adapters(run: Run, folder: Path) -> None:
+    recipe = run.recipe
+    metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
+    metadata |= {"init": recipe.adapter.init} if recipe.adapter.init else {}
+    save_adapters(run.engine.model.denoisers, folder, metadata)
 
 
 def _finish(run: Run) -> None:
     """Writes the adapter and the report's page; the two together say that the run is finished."""
     if run.accelerator.is_main_process:
-        recipe = run.recipe
-        metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
-        save_adapters(run.engine.model.denoisers, run.folder.adapter, metadata)
+        _save_adapters(run, run.folder.adapter)
         write_report(run.folder.path)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -306,7 +335,7 @@ def _evaluate(run: Run, display: Display) -> None:
     settings, step = run.recipe.evaluation, run.progress.step
     at_the_ends = step in (0, run.recipe.train.steps)
     count = settings.final_videos if at_the_ends and settings.final_videos else settings.videos
-    display.stage(f"scoring {count} held-out videos")
+    display.stage(f"scoring {counted(count, 'held-out video')}")
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
@@ -318,6 +347,10 @@ def _evaluate(run: Run, display: Display) -> None:
         write_samples(run.folder.samples(step), found.videos[: settings.shown], run.recipe.video.fps)
         write_scores(run.folder.evaluation(step), found.videos)
         run.log.append(line)
+        if run.recipe.train.trackers:
+            show_videos(
+                run.accelerator, found.videos[: settings.shown], run.folder.samples(step), run.recipe.video.fps, step
+            )
     display.evaluation(line)
     _track(run, "held_out", {"reward": line["reward"], **line["parts"]})
     _track(run, "figures", line.get("figures", {}))

@@ -6,7 +6,8 @@ are 5 latent ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from vader.errors import UserError
 from vader.models.base import VideoModel
-from vader.models.opensora.parts import find_parts, load_scheduler, load_transformer, load_vae
+from vader.models.opensora.parts import find_parts, load_scheduler, load_transformer, load_vae, write_checkpoint
 from vader.models.opensora.sizes import latent_size
 from vader.models.opensora.stdit3 import STDiT3
 from vader.models.opensora.text import TextEmbedder, prepared
@@ -128,6 +129,12 @@ class OpenSora(VideoModel):
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the means of the posteriors, `[B, 4, T, h, w]`."""
         return self.vae.encode(pixels.movedim(2, 1).to(self.vae.dtype) * 2 - 1, torch.zeros_like).to(pixels.dtype)
+
+    def exporter(self) -> Callable[[Path], Any]:
+        """Writes a checkpoint of this family; see `vader.models.opensora.parts.write_checkpoint`."""
+        return lambda folder: write_checkpoint(
+            folder, self.denoiser, self.vae, self.scheduler, (self.text.encoder, self.text.tokenizer)
+        )
 
     def networks(self) -> dict[str, nn.Module]:
         """The text encoder is not among them: it is there only while new prompts are encoded."""

@@ -13,6 +13,8 @@ and `model.options` of a recipe may replace a part: `vae` and `text_encoder`, ea
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +104,28 @@ def load_vae(part: Part, dtype: torch.dtype) -> OpenSoraVAE:
 
 def _tensors(part: Part) -> dict[str, Tensor]:
     return load_tensors(files.find_component(part.source, part.subfolder, "model.safetensors"))
+
+
+def write_checkpoint(
+    folder: Path, transformer: STDiT3, vae: OpenSoraVAE, scheduler: Mapping[str, Any], text: tuple[Part, Part]
+) -> None:
+    """Writes what `checkpoint` may name: one folder of all, where the text encoder lies in one; else the transformer.
+
+    The transformer alone is laid out as `OpenSora-STDiT-v3`: Open-Sora's own code loads it in the release's place.
+
+    Args:
+        text: the text encoder and the tokenizer, which training leaves as they are.
+    """
+    encoder, tokenizer = text
+    if not encoder.subfolder:
+        save_part(transformer, folder)
+        return
+    save_part(transformer, folder / "transformer")
+    save_part(vae, folder / "vae")
+    for name, part in (("text_encoder", encoder), ("tokenizer", tokenizer)):
+        shutil.copytree(Path(part.source, part.subfolder), folder / name)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(scheduler), indent=2) + "\n")
 
 
 def save_part(network: STDiT3 | OpenSoraVAE, folder: Path) -> None:

@@ -1,0 +1,66 @@
+"""Adapters as people name them: a file, a folder of files, a run, or one of a run's checkpoints, `runs/x@300`.
+
+In goes the name, out comes the file or folder in which `vader.networks.adapter_files` finds the adapter.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vader.errors import UserError
+from vader.networks.adapter_files import adapter_files
+from vader.runs.folder import ADAPTER, STEP, RunFolder, step_name
+
+AT = "@"
+STATE = "state.pt"  # what a run goes on from: it lies beside the adapter
+
+
+def find_adapter(name: Path | str) -> Path:
+    """The file or folder of an adapter.
+
+    Args:
+        name: a file; the folder that holds it, as a run's `adapter` or one of its `checkpoints` (whose `state.pt` may
+            stand for it); a run's folder, for what it had trained at its end; or `RUN@STEP`, for what it had by then.
+
+    Raises:
+        UserError: there is none; of a run, names the steps of which there is one.
+    """
+    path = Path(name).expanduser()
+    run = run_of(path)
+    if run is None:
+        found = path.parent if path.name == STATE else path
+        adapter_files(found)
+        return found
+    if path != run.path:
+        return _of_step(run, path.name.rpartition(AT)[2])
+    if not run.trained:
+        raise UserError(f"{run.path} has not finished, so it has no adapter yet: name {_named_steps(run)}")
+    return run.adapter
+
+
+def run_of(name: Path | str) -> RunFolder | None:
+    """The run that an adapter's name names, whole or by step; None where it is that of a file or of another folder."""
+    path = Path(name).expanduser()
+    before = path.name.rpartition(AT)[0]
+    folders = [path] if path.exists() or not before else [path.with_name(before)]
+    return next((RunFolder(folder) for folder in folders if RunFolder(folder).recipe.is_file()), None)
+
+
+def _of_step(run: RunFolder, step: str) -> Path:
+    if step not in map(str, _steps(run)):
+        raise UserError(f"{run.path} has no adapter of step {step!r}: name {_named_steps(run)}")
+    return run.checkpoints / step_name(int(step))
+
+
+def _named_steps(run: RunFolder) -> str:
+    if found := _steps(run):
+        return " or ".join(f"{run.path}{AT}{step}" for step in found)
+    return "a run that has saved a checkpoint"
+
+
+def _steps(run: RunFolder) -> list[int]:
+    """The steps of whose checkpoints an adapter is kept, ascending; copies beside them (`step-000050.bak`) are none."""
+    folders = {file.parent.name for file in run.checkpoints.glob(f"{STEP}*/{ADAPTER.stem}*{ADAPTER.suffix}")}
+    numbers = {int(name.removeprefix(STEP)) for name in folders if re.fullmatch(rf"{STEP}[0-9]{{6,18}}", name)}
+    return sorted(number for number in numbers if step_name(number) in folders)

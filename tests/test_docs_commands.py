@@ -1,0 +1,249 @@
+"""Every command that README and docs show is run here as it stands there, in a folder like its reader's.
+
+What would take long is cut short, and each cut is named in `SHORT`; what needs weights that are not here has to end in
+one line that names them. A command of a program that this file does not know fails: say here how it is tested.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from run_factories import write_run
+from vader.cli import main
+from vader.errors import UserError
+from vader.files.hub import TINY_WEIGHTS
+from vader.files.video import write_mp4
+from vader.recipe import load_recipe, recipe_names
+from vader.runs.folder import step_name
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROJECT = (ROOT / "pyproject.toml").read_text()
+NAME = re.search(r'^name = "(.+?)"', PROJECT, re.MULTILINE)[1]
+EXTRAS = re.findall(
+    r"^(\w+) = \[", PROJECT.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.MULTILINE
+)
+
+# Of each command that would take long, what is run instead. Later options win over those that the page has.
+SHORT = {
+    "train": ["--dry-run", "--runs", "dry"],
+    "evaluate": ["--videos", "1", "--seeds", "2"],
+    "sample": ["--steps", "2"],
+}
+REPLACED = {  # of these, only what they would be called with is checked
+    "reproduce": "vader.studies.reproduce",
+    "tinyworld build": "vader.pretrain.build",
+}
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def commands_of(page: Path) -> Iterator[str]:
+    """Every command of a page: the lines of its bash blocks, and what its sentences quote."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        yield from (" ".join(re.sub(r"(^|\s)# .*", "", line).split()) for line in lines)
+    sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for quoted in re.findall(r"`((?:vader|make|pip|accelerate|python) [^`]+)`", sentences):
+        yield " ".join(quoted.split())
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands_of(page) if command))
+
+
+def is_fragment(command: str) -> bool:
+    """Whether it is only spoken of: it has a placeholder in capitals or dots, or no argument but options."""
+    words = shlex.split(command)[1:]
+    placeholders = [word for word in words if re.fullmatch(r"[A-Z]{3,}(\.\.\.)?", word) or word == "..."]
+    group = 2 if words[0] in ("list", "check", "recipe", "tinyworld") else 1
+    return (
+        bool(placeholders) or (words[:2] != ["tinyworld", "show"] and not words[group:]) or words[1].startswith("--f")
+    )
+
+
+WHOLE = [command for command in COMMANDS if shlex.split(command)[0] == "vader" and not is_fragment(command)]
+FRAGMENTS = [command for command in COMMANDS if shlex.split(command)[0] == "vader" and is_fragment(command)]
+OTHERS = [command for command in COMMANDS if shlex.split(command)[0] != "vader"]
+
+
+# ---------------------------------------------------------------- the reader's folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What a reader has by the time they come to a command: runs, videos, pictures, files of their own."""
+    root = tmp_path_factory.mktemp("reader")
+    quick = ["train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
+             "evaluation={every: 1, videos: 1, shown: 1, batch: 1}"]  # fmt: skip
+    assert main(["train", "tiny", *quick, "--runs", str(root / "runs")]) == 0
+    checkpoints = root / "runs" / "tiny" / "checkpoints"
+    shutil.copytree(checkpoints / step_name(1), checkpoints / step_name(10))
+    for name in ("tiny-ddpo", "tiny-dpo"):
+        write_run(root / "runs" / name, [4.0, 4.5], *(["sampling.eta=1.0"] if name == "tiny-ddpo" else []))
+    adapter = root / "runs" / "tiny" / "adapter"
+    for place in ("some/adapter", *(f"runs/{name}/adapter" for name in recipe_names() if "tiny" not in name)):
+        shutil.copytree(adapter, root / place)
+    shutil.copytree(TINY_WEIGHTS / "modelscope", root / "path" / "to" / "fine-tune")
+    (root / "vader_videocrafter_pickscore.pt").touch()
+    for picture in ("photos/rex.jpg", "holiday/sea.jpg", "photos/labradors/a.jpg", "photos/malteses/b.jpg"):
+        (root / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (200, 120, 40)).save(root / picture)
+    (root / "my.yaml").write_text((ROOT / "src/vader/recipe/recipes/tiny.yaml").read_text())
+    return root
+
+
+@pytest.fixture
+def reader(folder, monkeypatch) -> Iterator[Path]:
+    """The reader's working folder, with some videos and without a network."""
+    monkeypatch.chdir(folder)
+    write_mp4("videos/a-dog.mp4", torch.rand(8, 3, 32, 32), fps=8)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def replaced(monkeypatch) -> list[tuple]:
+    """What would run for hours only notes what it is called with."""
+    calls: list[tuple] = []
+    for target in REPLACED.values():
+        monkeypatch.setattr(target, lambda *arguments: calls.append(arguments) or [])
+    return calls
+
+
+def write_own_code(page: Path, folder: Path) -> None:
+    """The page's own reward and model, as its reader copies them."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for module, kind in (("my_reward", "Reward)"), ("my_model", "(VideoModel)")):
+        (folder / f"{module}.py").write_text("\n".join(block for block in blocks if kind in block))
+
+
+# ---------------------------------------------------------------- run
+
+
+def page_of(command: str) -> Path:
+    return next(page for page in PAGES if command in set(commands_of(page)))
+
+
+def arguments_of(command: str) -> list[str]:
+    """The command's arguments, globs expanded, cut short by `SHORT`."""
+    words = shlex.split(command)[1:]
+    expanded = [one for word in words for one in (sorted(glob.glob(word)) if "*" in word else [word])]
+    return [*expanded, *SHORT.get(words[0], [])]
+
+
+def recipe_of(words: list[str]) -> str | None:
+    named = words[1] if words[0] == "train" else words[words.index("--recipe") + 1] if "--recipe" in words else None
+    return named if named in recipe_names() else None
+
+
+def needs_weights(words: list[str]) -> bool:
+    """Whether it cannot be done without a network: a recipe of a full-size model, or a reward at full size."""
+    name = recipe_of(words)
+    full_size = name is not None and load_recipe(name).model.checkpoint != "tiny"
+    return full_size or (words[0] == "score" and "hps" in words)
+
+
+@pytest.mark.parametrize("command", WHOLE)
+def test_the_command_runs(command, reader, replaced, capsys):
+    write_own_code(page_of(command), reader)
+    words = arguments_of(command)
+    if "--out" in words:
+        shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    capsys.readouterr()
+    status = main(words)
+    said = capsys.readouterr()
+    if needs_weights(words):
+        assert status == 2
+        assert re.fullmatch(r"vader: .*'[\w.-]+/[\w./-]+' .*hub.*\n", said.err)
+        return
+    assert (status, said.err) == (0, "")
+    long = [name for name in REPLACED if " ".join(words).startswith(name)]
+    assert len(replaced) == len(long)
+
+
+@pytest.mark.parametrize("command", FRAGMENTS)
+def test_what_is_spoken_of_exists(command, capsys):
+    """The command, and the options that are quoted with it."""
+    words = shlex.split(command)[1:]
+    group = 2 if words[0] in ("recipe", "check", "tinyworld") else 1
+    assert main([*words[:group], "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in words if word.startswith("--"))
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_commands_of_other_programs(command):
+    program, *words = shlex.split(command)
+    how = {"make": _is_target, "pip": _installs_this, "accelerate": _launches_vader, "python": _is_script}
+    how[program](words)
+
+
+def _is_target(words: list[str]) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(words) <= set(targets)
+
+
+def _installs_this(words: list[str]) -> None:
+    """`pip install .`, or the distribution by its own name with an extra that it has."""
+    (what,) = words[1:]
+    name, extra = re.fullmatch(r"([\w.-]+?)(?:\[(\w+)\])?", what).groups()
+    assert name in (".", NAME)
+    assert extra is None or extra in EXTRAS
+
+
+def _launches_vader(words: list[str]) -> None:
+    """What every process is told; that they work together is tested by `test_processes.py`."""
+    command = words[words.index("vader") + 1 :]
+    assert command[0] == "train"
+    if "..." not in command:
+        load_recipe(command[1], command[2:])
+
+
+def _is_script(words: list[str]) -> None:
+    """`test_benchmarks.py` runs the scripts; here, that there is one and that it knows the options."""
+    text = (ROOT / words[0]).read_text()
+    assert all(f'"{word}"' in text for word in words if word.startswith("--"))
+
+
+# ---------------------------------------------------------------- what pages promise
+
+
+def test_the_docs_name_this_distribution_and_no_other():
+    assert NAME == "vader-video"
+    assert {"int8", "tensorboard", "wandb"} <= set(EXTRAS)
+    for page in PAGES:
+        assert not re.search(r"pip install \"?vader(?!-video)", page.read_text()), page
+
+
+def test_pages_of_models_that_diffusers_cannot_load_adapters_into_say_what_can():
+    from diffusers import StableVideoDiffusionPipeline, UNet3DConditionModel
+
+    assert not hasattr(UNet3DConditionModel, "load_lora_adapter")
+    assert not hasattr(StableVideoDiffusionPipeline, "load_lora_weights")
+    for family in ("modelscope", "svd", "videocrafter", "opensora"):
+        assert "vader.load_into(" in (ROOT / "docs" / "models" / f"{family}.md").read_text()
+
+
+def test_a_command_that_is_wrong_would_be_found(reader):
+    """The test itself: a misspelt option or recipe does not pass."""
+    assert main(arguments_of("vader train tinny")) == 2
+    assert main(arguments_of("vader list recipies")) == 2
+    with pytest.raises(AssertionError):
+        _installs_this(["install", "vader[int8]"])
+    with pytest.raises(UserError):
+        _launches_vader(["-m", "vader", "train", "tiny", "optimizer.lrr=1"])
