@@ -181,6 +181,10 @@ class DDPO(Algorithm):
                 "lower it"
             )
 
+    def without_gradient(self, metrics: Metrics) -> str:
+        """See `Algorithm.without_gradient`."""
+        return "all videos have the same reward, and it learns from differences: choose a reward that differs"
+
     def state_dict(self) -> dict[str, Any]:
         return self.statistics.state_dict()
 

@@ -137,6 +137,12 @@ class DiffusionDPO(Algorithm):
             engine.model.prepare(prompts)
             self.pairs.pick(engine, 0)
 
+    def without_gradient(self, metrics: Metrics) -> str:
+        """See `Algorithm.without_gradient`."""
+        if len(self.pairs):
+            return "the model's noise estimates do not depend on the adapter ('vader check model' looks at it)"
+        return "no two videos of a prompt differ in reward, so there are no pairs: choose a reward that does"
+
     def state_dict(self) -> dict[str, Any]:
         return self.pairs.state_dict() if isinstance(self.pairs, ReplayBuffer) else {}
 

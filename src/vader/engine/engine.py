@@ -116,7 +116,8 @@ class Engine(Setup):
         return gather(self.accelerator, values, indices, total)
 
     def optimise(self, finite: bool = True) -> tuple[float, bool]:
-        """Sums the adapters' gradients over processes, clips, and steps unless something is not finite.
+        """Sums the adapters' gradients over processes, clips, and steps; not where something is not finite, or all
+        gradient zero: momentum alone would move the adapters then.
 
         Returns:
             The gradient's norm before clipping, and whether the step was taken.
@@ -125,7 +126,7 @@ class Engine(Setup):
             self._sum_gradients()
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.max_grad_norm).item()
-            taken = finite and math.isfinite(norm)
+            taken = finite and math.isfinite(norm) and norm > 0
             if taken:
                 self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -109,7 +109,7 @@ class TrainSection(Section):
     seed: int = 0
     checkpoint_every: PositiveInt = 25
     keep_checkpoints: PositiveInt = 2
-    max_skipped: PositiveInt = 5  # non-finite steps in a row that end the run
+    max_skipped: PositiveInt = 5  # steps in a row without a finite gradient, or with none, that end the run
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 

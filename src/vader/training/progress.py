@@ -55,6 +55,10 @@ class Display:
         if not self.live and line["step"] % self.every == 0:
             self.console.print(f"step {line['step']}/{self.steps}  {text}  left {self._left(line['step'])}")
 
+    def notice(self, text: str) -> None:
+        """A line that stays: something is not as it should be, and the run goes on."""
+        self.console.print(text, markup=False)
+
     def evaluation(self, line: dict[str, Any]) -> None:
         found = "".join(f"  {name} {value:.2f}" for name, value in line.get("figures", {}).items())
         reward = f"{line['reward']:.3f} ± {line['stderr']:.3f}"

@@ -43,7 +43,10 @@ from vader.runs.checkpoints import Checkpoints, Progress, check_space
 from vader.runs.folder import RunFolder
 from vader.runs.log import MetricsLog
 from vader.runs.reader import read_run
+from vader.scoring.trial import try_rewards
+from vader.training.failures import failures_told, memory_told, never_trained, skipped_too_often, trained_nothing
 from vader.training.progress import Display
+from vader.training.summary import summary
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,10 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
     check_folder(recipe, folder)
     if folder.finished:
         return replace(read_result(folder), finished_before=True)
-    run = build_run(recipe, folder)
+    with memory_told(recipe):
+        run = build_run(recipe, folder)
     if dry_run:
+        _announce(run)
         return None
     with folder.held(run.accelerator.is_main_process):
         _run(run)
@@ -120,15 +125,23 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
 def _run(run: Run) -> None:
     _open_folder(run)
     _restore(run)
+    _announce(run)
     with run.accelerator.local_main_process_first():  # so that a cache is filled once
         run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
     recipe = run.recipe
     with (
         _stop_requests() as stop,
+        failures_told(recipe, run.checkpoints),
         Display(recipe.name, recipe.train.steps, run.progress.step, run.accelerator.is_main_process) as display,
     ):
         _loop(run, display, stop)
     _finish(run)
+
+
+def _announce(run: Run) -> None:
+    """Says what the run is and what it runs on."""
+    if run.accelerator.is_main_process:
+        print(*summary(run.engine), sep="\n")
 
 
 def _loop(run: Run, display: Display, stop: list[int]) -> None:
@@ -138,7 +151,7 @@ def _loop(run: Run, display: Display, stop: list[int]) -> None:
         _evaluate(run, display)
         _save(run)
     while progress.step < settings.steps:
-        _step(run, display)
+        metrics = _step(run, display)
         done = progress.step == settings.steps
         stopping = _any_process(run, bool(stop))
         failing = progress.skipped_in_row >= settings.max_skipped
@@ -147,18 +160,23 @@ def _loop(run: Run, display: Display, stop: list[int]) -> None:
         if done or stopping or failing or progress.step % settings.checkpoint_every == 0:
             _save(run)
         if failing:
-            raise RunError(_failure(progress))
+            raise RunError(skipped_too_often(progress, metrics, run.algorithm))
         if stopping and not done:
             raise Stopped(f"stopped at step {progress.step} of {settings.steps} and saved: the same command goes on")
+    if progress.skipped == progress.step:
+        raise RunError(never_trained(progress))
 
 
-def _step(run: Run, display: Display) -> None:
+def _step(run: Run, display: Display) -> Metrics:
     """One optimiser step, and its line in the metrics file."""
     began, computed = time.perf_counter(), _compute_clock(run)
     run.engine.clock.reset()
     metrics = run.algorithm.step(run.engine, next_batch(run, run.progress.step + 1))
     run.progress.advance(metrics.queries, metrics.skipped)
     _log_step(run, display, metrics, time.perf_counter() - began, _compute_clock(run) - computed)
+    if run.progress.skipped_in_row == 1:
+        display.notice(trained_nothing(run.progress, metrics, run.algorithm))
+    return metrics
 
 
 def _compute_clock(run: Run) -> float:
@@ -209,6 +227,7 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
+    try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
     log = MetricsLog(folder.metrics)
@@ -351,13 +370,6 @@ def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, comp
 def _track(run: Run, group: str, values: dict[str, Any]) -> None:
     if run.recipe.train.trackers and values:
         run.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=run.progress.step)
-
-
-def _failure(progress: Progress) -> str:
-    return (
-        f"the reward or its gradient was not finite in {progress.skipped_in_row} steps in a row; the adapter is "
-        f"saved as it was before them (step {progress.step}): try a lower optimizer.lr or model.precision=fp32"
-    )
 
 
 # ---- stopping ----
