@@ -18,6 +18,7 @@ from vader import VideoModel
 from vader.algorithms import resolved
 from vader.cli import main
 from vader.engine.build import load_recipe_guidance
+from vader.evaluation.evaluate import BASE, build_bench, evaluate_sources
 from vader.models import load_model
 from vader.networks.techniques import load_techniques
 from vader.nouns import VideoSize
@@ -203,6 +204,17 @@ def test_snippets_of_pages_are_parts_of_recipes(page, tmp_path):
             recipe[key] = {**recipe.get(key, {}), **section} if joined else section
         (tmp_path / "snippet.yaml").write_text(yaml.safe_dump(recipe))
         checked(load_recipe(str(tmp_path / "snippet.yaml")))
+
+
+def test_the_whole_recipe_of_its_page_samples_videos_as_good_as_its_model(tmp_path):
+    """Under sampling that the model was not made for, its videos' reward is near 0 in place of near 4."""
+    whole = next(block for block in blocks("docs/recipes.md", "yaml") if "name: my-first" in block)
+    (tmp_path / "whole.yaml").write_text(whole)
+    recipe = load_recipe(str(tmp_path / "whole.yaml"))
+    checked(recipe)
+    bench = build_bench(recipe, videos=6, seeds=1)
+    (point,) = evaluate_sources(bench, [BASE])
+    assert point.reward == pytest.approx(3.9, abs=0.5)
 
 
 def checked(recipe: Recipe) -> None:

@@ -56,7 +56,7 @@ def _prompt_sets() -> dict[str, str]:
 def _recipes() -> dict[str, str]:
     from vader.recipe import BUILT_IN, recipe_names
 
-    return {name: _first_sentence((BUILT_IN / f"{name}.yaml").read_text()) for name in recipe_names()}
+    return {name: _first_sentence((BUILT_IN / f"{name}.yaml").read_text(encoding="utf-8")) for name in recipe_names()}
 
 
 def _first_sentence(recipe: str) -> str:

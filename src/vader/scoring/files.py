@@ -46,7 +46,13 @@ class FileScore:
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:
-    """A folder that holds video files stands for these, by name; files and folders of frames stand for themselves."""
+    """A folder that holds video files stands for these, by name; files and folders of frames stand for themselves.
+
+    Raises:
+        UserError: none of the paths exists.
+    """
+    if not any(path.exists() for path in paths):
+        raise UserError(f"there is nothing to score: no file or folder {', '.join(repr(str(path)) for path in paths)}")
     return [video for path in paths for video in _videos_in(path) or [path]]
 
 
