@@ -84,6 +84,7 @@ class Engine(Setup):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     clock: Clock
+    tell: Callable[[str], object] = lambda text: None  # hears how far a step is
 
     def training_walk(self, batch: Batch, on_gradient: Callable[[Walk, int, Any, Any], object] | None = None) -> Walk:
         """The walk of a batch's videos, under the step's noise."""

@@ -132,8 +132,9 @@ def _run(run: Run) -> None:
     with (
         _stop_requests() as stop,
         failures_told(recipe, run.checkpoints),
-        Display(recipe.name, recipe.train.steps, run.progress.step, run.accelerator.is_main_process) as display,
+        Display(recipe, run.progress.step, run.accelerator.is_main_process) as display,
     ):
+        run.engine.tell = display.inside
         _loop(run, display, stop)
     _finish(run)
 
@@ -329,7 +330,7 @@ def _evaluate(run: Run, display: Display) -> None:
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
-        batch=settings.batch,
+        batch=settings.batch, tell=display.inside,
     )  # fmt: skip
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
