@@ -104,6 +104,9 @@ class Failing(Good):
         raise RuntimeError("no labels here\nsecond line")
 
 
+RAISED = Failing.score_frames.__code__.co_firstlineno + 1
+
+
 class InFloat32(Good):
     def score_frames(self, images, prompts):
         return super().score_frames(images.float(), prompts)
@@ -137,7 +140,7 @@ def test_a_half_lost_gradient_fails_that_check_alone():
 def test_an_error_is_a_failed_check_with_its_first_line():
     checks = check_reward(Failing())
     assert failed(checks) == {check.name for check in checks} - {"weights are frozen, in eval mode"}
-    assert detail(checks, "the same again") == "RuntimeError: no labels here"
+    assert detail(checks, "the same again") == f"RuntimeError: no labels here (test_check.py, line {RAISED})"
 
 
 class Float32Within(Good):
@@ -157,6 +160,66 @@ def test_float32_will_do_where_a_reward_computes_in_nothing_else():
     checks = check_reward(InFloat32())
     assert failed(checks) == set()
     assert "float32" in detail(checks, GRADIENT)
+
+
+class OneNumber(Good):
+    def score_frames(self, images, prompts):
+        return images.mean()
+
+
+class Nothing(Good):
+    def score(self, clip, prompts):
+        super().score(clip, prompts)
+
+
+@pytest.mark.parametrize(
+    ("reward", "found"),
+    [
+        (OneNumber(), "gave shape [] from `score_frames`: it should be [8], one number for each image"),
+        (Nothing(), "gave None: let it return a tensor [2] from `score`, one number for each video"),
+        (Wide(), "gave shape [2, 1] from `score`: it should be [2], one number for each video"),
+    ],
+)
+def test_a_wrong_shape_is_said_in_words(reward, found):
+    assert detail(check_reward(reward), "one finite number a video") == found
+
+
+class InHalf(FrameReward):
+    """Its weights are in half precision for good, and it casts to them by itself."""
+
+    def __init__(self, dtype=torch.bfloat16):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 1)).to(dtype)
+        self.dtype = dtype
+        self.freeze()
+
+    def score_frames(self, images, prompts):
+        return self.network(images.to(self.dtype)).float()[:, 0]
+
+
+class InAutocast(InHalf):
+    def __init__(self):
+        super().__init__(torch.float32)
+
+    def score_frames(self, images, prompts):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().score_frames(images, prompts)
+
+
+class HalfCutInHalf(InHalf):
+    def score_frames(self, images, prompts):
+        return super().score_frames(images.detach(), prompts) + super().score_frames(images, prompts)
+
+
+@pytest.mark.parametrize("make", [InHalf, lambda: InHalf(torch.float16), InAutocast])
+def test_a_reward_in_half_precision_passes(make):
+    checks = check_reward(make())
+    assert failed(checks) == set()
+    assert detail(checks, GRADIENT).endswith("along the gradient, in half precision")
+
+
+def test_a_half_lost_gradient_is_found_in_half_precision_too():
+    assert failed(check_reward(HalfCutInHalf())) == {GRADIENT}
 
 
 SIZE, PROMPTS = VideoSize(frames=3, height=16, width=16), ("red", "blue")
@@ -211,6 +274,18 @@ class Flat(ModelScope):
         return super().denoise(latents, time, inputs).flatten(1)
 
 
+class NoPrediction(ModelScope):
+    """What it predicts does not count in the last step of a chain, at time 1."""
+
+    def denoise(self, latents, time, inputs):
+        return super().denoise(latents, time, inputs) * (time > 1)
+
+
+class TooBright(ModelScope):
+    def decode_unclamped(self, latents, frames=None):
+        return super().decode_unclamped(latents, frames) + 9
+
+
 class BlindDecoder(ModelScope):
     def decode_unclamped(self, latents, frames=None):
         return super().decode_unclamped(latents.detach(), frames) + 0 * latents.sum()
@@ -235,6 +310,8 @@ class GapInWindows(ModelScope):
         (Unbounded, "pixels in [0, 1]"),
         (OtherFrames, "chosen frames are those of the whole"),
         (Flat, "prediction is like the latents"),
+        (NoPrediction, "the last step trains"),
+        (TooBright, "the last step trains"),
         (BlindDecoder, "gradient reaches the latents"),
         (OnePrompt, "one condition a prompt"),
         (GapInWindows, "windows are parts of the whole"),

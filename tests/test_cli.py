@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -395,8 +396,8 @@ def test_videos_are_scored_against_the_prompts_beside_them(capsys, user_folder, 
 
 
 def test_without_a_single_score_there_is_no_table(capsys, user_folder):
-    (user_folder / "missing.mp4").touch()
-    assert main(["score", "missing.mp4", "--reward", "my_rewards:Brightness"]) == 1
+    (user_folder / "broken.mp4").write_bytes(b"no video")
+    assert main(["score", "broken.mp4", "--reward", "my_rewards:Brightness"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == "vader: 1 of 1 videos could not be scored"
@@ -440,3 +441,12 @@ def test_sample_writes_videos_and_a_sheet(capsys, tmp_path, checkpoint):
 def test_sample_refuses_a_missing_adapter(capsys, tmp_path, checkpoint):
     arguments = ["sample", "red", "--recipe", "tiny", "--model", f"modelscope:{checkpoint}"]
     assert "nowhere" in error_of(capsys, [*arguments, "--out", str(tmp_path), "--adapter", "nowhere"])
+
+
+def test_a_console_without_the_letters_is_no_reason_to_fail(monkeypatch):
+    """As a pipe on Windows is, in code page 1252: it has neither Chinese nor a minus sign of its own."""
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", errors="strict", write_through=True)
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(sys, "stderr", console)
+    assert main(["train", "\u732b\u2212.yaml"]) == 2
+    assert console.buffer.getvalue().count(b"??.yaml") >= 1

@@ -348,7 +348,7 @@ def test_without_a_difference_in_reward_there_is_nothing_to_learn(tmp_path, monk
     run = dpo_run(tmp_path, "rewards=[{name: 'toys:Warmth'}]")
     monkeypatch.setattr("toys.Warmth.score_frames", lambda self, images, prompts: torch.ones(len(images)))
     found = run.algorithm.step(run.engine, next_batch(run, 1))
-    assert (found.skipped, found.grad_norm, found.extra) == (False, 0.0, {"pairs": 0})
+    assert (found.skipped, found.grad_norm, found.extra) == (True, 0.0, {"pairs": 0})
 
 
 def test_a_reward_that_is_not_finite_skips_the_step_and_is_forgotten(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderKLWan, UNet3DConditionModel
 from torch import nn
 
 from factories import make_tiny_modelscope
+from vader.engine import device
 from vader.engine.device import peak_memory_bytes
 from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.networks.offload import offload_activations
@@ -139,3 +142,12 @@ def test_blocks_that_write_into_their_lists_are_recomputed_from_what_was_there()
     plain = gradient()
     assert checkpoint_blocks(vae) > 0
     assert torch.equal(gradient(), plain)
+
+
+def test_windows_tells_its_peak_in_another_way(monkeypatch):
+    """It has no module `resource`."""
+    told = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=2_000_000))
+    monkeypatch.setattr(device.sys, "platform", "win32")
+    monkeypatch.setattr(device.psutil, "Process", lambda: told)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory_bytes("cpu") == 2_000_000

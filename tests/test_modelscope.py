@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_nothing_is_one_line(name):
 
 def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'vader-tests/nothing' is no folder here and not to be had from the hub"):
+    with pytest.raises(UserError, match="'vader-tests/nothing' is not here and not to be had from the hub"):
         load_model("modelscope", "vader-tests/nothing")
 
 

@@ -217,7 +217,7 @@ def test_a_reward_is_told_when_its_frames_are_shown(trained, tmp_path, capsys):
     my_rewards.SEEN.clear()
     run = trained("speed")
     times = torch.tensor([0, 3, 5, 8]) / 4  # of nine frames, four a second: 2.25 seconds
-    assert {len(clip) for clip in my_rewards.SEEN} == {2, 3}  # training batches, and held-out videos
+    assert {len(clip) for clip in my_rewards.SEEN} == {1, 2, 3}  # the trial, training batches, held-out videos
     assert all(torch.equal(clip, times.expand_as(clip)) for clip in my_rewards.SEEN)
 
     my_rewards.SEEN.clear()

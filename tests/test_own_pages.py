@@ -18,6 +18,7 @@ from vader import VideoModel
 from vader.algorithms import resolved
 from vader.cli import main
 from vader.engine.build import load_recipe_guidance
+from vader.evaluation.evaluate import BASE, build_bench, evaluate_sources
 from vader.models import load_model
 from vader.networks.techniques import load_techniques
 from vader.nouns import VideoSize
@@ -61,7 +62,7 @@ def test_the_page_on_models(written, capsys):
     page = "docs/models/own.md"
     code = blocks(page, "python")[0]
     written("my_model", code)
-    assert len(code.splitlines()) < 70
+    assert len(code.splitlines()) < 75
     (command,) = commands(page)
     assert main(command) == 0
     assert "FAIL" not in capsys.readouterr().out
@@ -69,6 +70,28 @@ def test_the_page_on_models(written, capsys):
     assert sample_videos(model, ["a", "b"], size, steps=3, guidance=3.0).shape == (2, 4, 3, 16, 16)
     latents = torch.randn(2, *model.noise_shape(size))
     assert model.decode(latents, torch.tensor([[0], [3]])).shape == (2, 1, 3, 16, 16)
+    twin = load_model("my_model:MyModel", "none")
+    for one, other in zip(model.denoiser.parameters(), twin.denoiser.parameters(), strict=True):
+        assert torch.equal(one, other)
+    step = trained(own_recipe(page), "algorithm={name: reward_gradient}").train[0]
+    assert step.skipped == 0
+    assert step.grad_norm > 1e-3
+    assert step.clamped < 0.3
+
+
+def own_recipe(page: str) -> dict[str, Any]:
+    """A toy run of two steps of the page's model, which it names in its first recipe."""
+    recipe = yaml.safe_load(TOY.read_text()) | {"train": {"steps": 2, "batch": 2}, "evaluation": {"videos": 2}}
+    return recipe | yaml.safe_load(blocks(page, "yaml")[0])
+
+
+def test_a_prediction_that_counts_nothing_at_the_last_time_is_found(written, capsys):
+    """The page's model as it was once: multiplied by the time, which is 0 in the step that is trained."""
+    written("my_model", blocks("docs/models/own.md", "python")[0].replace("(1 + time / 1000)", "(time / 1000)"))
+    assert main(["check", "model", "my_model:MyModel"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "vader: 1 of 14 checks failed: the last step trains\n"
+    assert "norm 0; " in captured.out
 
 
 @pytest.mark.parametrize("page", ["docs/rewards/own.md", "README.md"])
@@ -181,6 +204,17 @@ def test_snippets_of_pages_are_parts_of_recipes(page, tmp_path):
             recipe[key] = {**recipe.get(key, {}), **section} if joined else section
         (tmp_path / "snippet.yaml").write_text(yaml.safe_dump(recipe))
         checked(load_recipe(str(tmp_path / "snippet.yaml")))
+
+
+def test_the_whole_recipe_of_its_page_samples_videos_as_good_as_its_model(tmp_path):
+    """Under sampling that the model was not made for, its videos' reward is near 0 in place of near 4."""
+    whole = next(block for block in blocks("docs/recipes.md", "yaml") if "name: my-first" in block)
+    (tmp_path / "whole.yaml").write_text(whole)
+    recipe = load_recipe(str(tmp_path / "whole.yaml"))
+    checked(recipe)
+    bench = build_bench(recipe, videos=6, seeds=1)
+    (point,) = evaluate_sources(bench, [BASE])
+    assert point.reward == pytest.approx(3.9, abs=0.5)
 
 
 def checked(recipe: Recipe) -> None:

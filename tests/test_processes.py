@@ -221,3 +221,12 @@ def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were started that cannot work together on cpu: start one"):
         train(toy_recipe(), tmp_path)
+
+
+def test_accelerate_that_starts_one_process_of_several_is_refused(tmp_path, monkeypatch):
+    """What `accelerate launch --num_processes 2 --cpu` sets, as its simple launcher does, which starts one."""
+    for name, value in {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UserError, match=r"'accelerate launch --cpu' starts one: add --multi_gpu, .* or use torchrun"):
+        train(toy_recipe(), tmp_path)

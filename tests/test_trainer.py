@@ -161,6 +161,7 @@ def test_no_more_than_a_chunk_of_images_is_scored_at_once(tmp_path, monkeypatch,
         return score(self, images, prompts)
 
     monkeypatch.setattr(Warmth, "score_frames", watched)
+    monkeypatch.setattr("vader.training.trainer.try_rewards", lambda *_: None)
     few = ("scoring.chunk=2", "rewards.0.sees=all", "train.steps=2", "train.batch=4", "evaluation.videos=3")
     train(toy_recipe(*few, *algorithm), tmp_path)
     evaluated, trained = 2 * 3 * 4, 2 * 4 * 4  # twice three held-out videos, two steps of four, of four frames each
@@ -383,7 +384,10 @@ def test_sampling_with_the_adapter_of_another_model(tmp_path, capsys, plain_run)
 
 def test_a_dry_run_loads_everything_and_writes_nothing(tmp_path, capsys):
     assert main(["train", str(TOY), "--dry-run", "--runs", str(tmp_path / "runs")]) == 0
-    assert capsys.readouterr().out == "dry run: everything is in place, nothing was trained\n"
+    assert capsys.readouterr().out == (
+        "toy: toys:ToyModel on cpu in float32, 1 process; 48 of 391 weights are trained; each step 4 videos of "
+        "4 frames of 8x8 in 4 denoising steps\ndry run: everything is in place, nothing was trained\n"
+    )
     assert not (tmp_path / "runs").exists()
 
 

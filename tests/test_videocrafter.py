@@ -295,7 +295,7 @@ def test_what_is_nowhere_is_one_line(tmp_path):
 def test_the_tokenizer_is_beside_the_file_or_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "model.ckpt").write_bytes((folder / "model.ckpt").read_bytes())
-    with pytest.raises(UserError, match="'openai/clip-vit-large-patch14' is no folder here and not to be had"):
+    with pytest.raises(UserError, match="'openai/clip-vit-large-patch14' is not here and not to be had"):
         VideoCrafter.load(str(tmp_path))
     options = {"tokenizer": str(folder / "tokenizer")}
     assert load_model("videocrafter", str(tmp_path), options=options).tokenizer.vocab_size

@@ -178,11 +178,11 @@ def test_one_word_names_where_weights_lie(tmp_path):
     [
         (hub.resolve, "./nowhere", "is no folder here and no hub id: use 'tiny', a folder or 'owner/name'"),
         (hub.resolve, __file__, "is a file: name the folder that it is in, or a hub id"),
-        (hub.resolve, "tiny/modelscope", "is no folder here and not to be had from the hub"),
+        (hub.resolve, "tiny/modelscope", "is not here and not to be had from the hub"),
         (hub.find_file, "owner/name", "no weight file at 'owner/name'"),
         (hub.find_file, "./a/b/c.pt", "no weight file at './a/b/c.pt'"),
         (hub.find_file, "/a/b/c.pt", "no weight file at '/a/b/c.pt'"),
-        (hub.find_file, "owner/name/file.pt", "is no file here, and the hub did not give it"),
+        (hub.find_file, "owner/name/file.pt", "is not here and not to be had from the hub"),
     ],
 )
 def test_what_is_nowhere_is_one_line(monkeypatch, tmp_path, find, source, said):

@@ -25,3 +25,9 @@ def nearest(word: str, known: Iterable[str], beside: str = "") -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" + (f", or {beside}" if beside else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that a device or the machine has no memory left, in torch's words or in Python's."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's own, which is not imported for it
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)

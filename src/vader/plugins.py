@@ -14,8 +14,11 @@ import json
 import math
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -106,6 +109,24 @@ def import_plugin(name: str, label: str) -> ModuleType:
 def one_line(error: BaseException) -> str:
     """The first line of an error's message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def told(error: BaseException) -> str:
+    """An error of a user's own code in one line: its class, its message, and the line of that code where it arose."""
+    where = own_line(error)
+    return f"{type(error).__name__}: {one_line(error)}{f' ({where})' if where else ''}"
+
+
+def own_line(error: BaseException) -> str | None:
+    """The innermost line of code that is no library's: "my_reward.py, line 12"; None if there is none."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_a_library(frame.filename)]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else None
+
+
+def _of_a_library(file: str) -> bool:
+    """Whether code is installed, or Python's or this package's own."""
+    libraries = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+    return file.startswith(("<", *libraries)) or "site-packages" in file
 
 
 def _found(spec: str, kind: str, noun: str, is_one: Callable[[Any], bool]) -> Any:

@@ -26,7 +26,7 @@ class Metrics:
     queries: int
     grad_norm: float
     clamped: float  # share of the decoded pixels that were clamped and so carry no gradient
-    skipped: bool  # no optimiser step was taken: reward or gradient was not finite
+    skipped: bool  # no optimiser step was taken: reward or gradient was not finite, or the gradient zero
     extra: dict[str, float] = field(default_factory=dict)
 
 
@@ -44,6 +44,7 @@ class Algorithm(ABC):
 
     Settings: ClassVar[type] = NoSettings  # a dataclass: what the recipe's section may hold beside the name
     videos_per_prompt: int = 1  # so many neighbours in a batch have the same prompt
+    differentiates: ClassVar[bool] = False  # whether rewards must have a gradient, and are refused without one
 
     def __init__(self, settings: Any, recipe: Recipe) -> None:
         """Raises `UserError` if settings and recipe contradict each other; nothing is loaded yet."""
@@ -57,6 +58,10 @@ class Algorithm(ABC):
 
     def check(self, engine: Engine) -> None:  # noqa: B027 (most algorithms have nothing to check)
         """Raises `UserError` if it cannot work with this model or these rewards. Asked before a run starts."""
+
+    def without_gradient(self, metrics: Metrics) -> str:
+        """Why a step may have had no gradient at all, and what to do: a part of the line that tells of it."""
+        return "its loss is constant there"
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, for checkpoints: tensors, numbers and texts in lists and dictionaries."""

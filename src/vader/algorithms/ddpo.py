@@ -181,6 +181,10 @@ class DDPO(Algorithm):
                 "lower it"
             )
 
+    def without_gradient(self, metrics: Metrics) -> str:
+        """See `Algorithm.without_gradient`."""
+        return "all videos have the same reward, and it learns from differences: choose a reward that differs"
+
     def state_dict(self) -> dict[str, Any]:
         return self.statistics.state_dict()
 
@@ -189,7 +193,7 @@ class DDPO(Algorithm):
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
         least = self.settings.min_std
-        minibatches = [[roll_out(engine, part, least) for part in parts] for parts in self._split(engine, batch)]
+        minibatches = [self._roll_out(engine, parts, least) for parts in self._split(engine, batch)]
         rollouts = [rollout for minibatch in minibatches for rollout in minibatch]
         rows = torch.cat([score(engine, rollout.batch, rollout.places[-1].latents) for rollout in rollouts])
         scores = gather_scores(engine, batch, [i for rollout in rollouts for i in rollout.batch.indices], rows)
@@ -200,8 +204,18 @@ class DDPO(Algorithm):
         advantages = self.statistics.advantages(prompts, scores.rewards).clamp(-bound, bound)
         drift = Drift()
         rounds = minibatches * self.settings.inner_epochs
-        updates = [self._update(engine, minibatch, advantages, drift) for minibatch in rounds]
+        updates: list[Update] = []
+        for minibatch in rounds:
+            engine.tell(f"step {batch.step}: update {len(updates) + 1} of {len(rounds)}")
+            updates.append(self._update(engine, minibatch, advantages, drift))
         return scores.metrics(updates, drift.means(engine))
+
+    def _roll_out(self, engine: Engine, parts: Sequence[Batch], least: float) -> list[Rollout]:
+        rollouts = []
+        for number, part in enumerate(parts, start=1):
+            engine.tell(f"step {part.step}: sampling, part {number} of {len(parts)} of a minibatch")
+            rollouts.append(roll_out(engine, part, least))
+        return rollouts
 
     def _split(self, engine: Engine, batch: Batch) -> list[list[Batch]]:
         """This process's micro-batches of each minibatch; which videos are in one does not depend on processes.

@@ -137,6 +137,12 @@ class DiffusionDPO(Algorithm):
             engine.model.prepare(prompts)
             self.pairs.pick(engine, 0)
 
+    def without_gradient(self, metrics: Metrics) -> str:
+        """See `Algorithm.without_gradient`."""
+        if len(self.pairs):
+            return "the model's noise estimates do not depend on the adapter ('vader check model' looks at it)"
+        return "no two videos of a prompt differ in reward, so there are no pairs: choose a reward that does"
+
     def state_dict(self) -> dict[str, Any]:
         return self.pairs.state_dict() if isinstance(self.pairs, ReplayBuffer) else {}
 
@@ -157,7 +163,10 @@ class DiffusionDPO(Algorithm):
         if not scores.finite:
             return scores.metrics([], {})
         preferred = Preferred()
-        updates = [self._update(engine, batch.step, number, preferred) for number in range(self._possible_updates())]
+        updates = []
+        for number in range(self._possible_updates()):
+            engine.tell(f"step {batch.step}: update {number + 1} of {self.settings.updates}")
+            updates.append(self._update(engine, batch.step, number, preferred))
         return scores.metrics(updates, preferred.means(engine) | {"pairs": len(self.pairs)})
 
     def _possible_updates(self) -> int:
@@ -169,6 +178,7 @@ class DiffusionDPO(Algorithm):
         if isinstance(self.pairs, PreferenceFile):
             nothing = torch.empty(0)
             return Scores(nothing, dict.fromkeys(engine.reward.rewards, nothing), nothing)
+        engine.tell(f"step {batch.step}: sampling {len(batch.prompts)} videos")
         latents, rows = zip(*(_sample(engine, part) for part in engine.micro_batches(batch)), strict=True)
         scores = gather_scores(engine, batch, batch.indices, torch.cat(rows))
         everywhere = map_latents(lambda *parts: engine.gather(torch.cat(parts), batch.indices, batch.total), *latents)

@@ -24,6 +24,8 @@ from vader.sampling.rehearsal import rehearse
 from vader.sampling.walk import Walk
 from vader.scoring.scorer import Scored
 
+MOSTLY_CLAMPED = 0.9  # a share of the pixels that explains a lack of gradient
+
 
 @dataclass(frozen=True)
 class RewardGradientSettings:
@@ -38,6 +40,7 @@ class RewardGradient(Algorithm):
     """Sample, score some frames, and send the reward's gradient through the policy's denoising steps."""
 
     Settings = RewardGradientSettings
+    differentiates = True
 
     def __init__(self, settings: RewardGradientSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
@@ -54,6 +57,18 @@ class RewardGradient(Algorithm):
                 f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
                 f"[{', '.join(sorted(reached))}]"
             )
+
+    def without_gradient(self, metrics: Metrics) -> str:
+        """See `Algorithm.without_gradient`."""
+        if metrics.clamped > MOSTLY_CLAMPED:
+            return (
+                f"{metrics.clamped:.0%} of the pixels are clamped to [0, 1], where none flows: bring what the decoder "
+                "gives into that range ('vader check model' looks at it)"
+            )
+        return (
+            "the reward is constant there, cut off or on a plateau ('vader check reward' looks at it), or the model's "
+            "prediction does not count in the steps that are trained ('vader check model')"
+        )
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
         tally = Tally()

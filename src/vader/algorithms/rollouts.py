@@ -42,7 +42,7 @@ class Scores:
         return bool(self.rewards.isfinite().all())
 
     def metrics(self, updates: Sequence[Update], extra: dict[str, float]) -> Metrics:
-        """What a step reports. Without an update it was skipped if a reward is not finite, else it had none to make."""
+        """What a step reports. Without an update a reward was not finite, or there was nothing to learn: gradient 0."""
         tried = [update.norm for update in updates] or [0.0 if self.finite else math.nan]
         return Metrics(
             reward=self.rewards.mean().item(),
@@ -50,7 +50,7 @@ class Scores:
             queries=len(self.rewards),
             grad_norm=fmean(tried),
             clamped=self.clamped.mean().item(),
-            skipped=not any(update.taken for update in updates) and (bool(updates) or not self.finite),
+            skipped=not any(update.taken for update in updates),
             extra=extra,
         )
 

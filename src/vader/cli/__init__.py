@@ -7,6 +7,7 @@ at once.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own by default) and returns its exit status."""
+    _print_whatever_comes()
     try:
         status = get_command(app).main(arguments, prog_name="vader", standalone_mode=False)
     except UsageError as error:
@@ -42,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     return _fail("stopped by the keyboard", status) if status == INTERRUPTED else status or 0
+
+
+def _print_whatever_comes() -> None:
+    """What a console or pipe has no letters for, as the code pages of Windows, becomes "?" and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, status: int) -> int:

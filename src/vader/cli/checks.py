@@ -35,7 +35,7 @@ def check_reward(
 @check_app.command("model", epilog="Example: vader check model my_models:Mine:path/to/checkpoint --size 16x256x256")
 def check_model(
     spec: Annotated[
-        str, typer.Argument(metavar="FAMILY:CHECKPOINT", help="A family or module:Class, and what it loads.")
+        str, typer.Argument(metavar="FAMILY[:CHECKPOINT]", help="A family or module:Class, and what it loads.")
     ],
     size: Annotated[
         str, typer.Option("--size", metavar="FRAMESxHEIGHTxWIDTH", help="The videos to check it on.")

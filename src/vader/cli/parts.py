@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 
 
 def model_section(spec: str) -> ModelSection:
-    """`family:checkpoint`; a family of one's own has a colon itself: `module:Class:checkpoint`."""
+    """`family:checkpoint`; a family of one's own has a colon itself: `module:Class:checkpoint`.
+
+    `module:Class` alone, known by the capital, is given the checkpoint "none".
+    """
     from vader.models.registry import model_names
     from vader.recipe import ModelSection
 
     parts = spec.split(":")
     cut = 1 if parts[0] in model_names() else 2
     family, checkpoint = ":".join(parts[:cut]), ":".join(parts[cut:])
+    if len(parts) == 2 and parts[1][:1].isupper() and not checkpoint:
+        checkpoint = "none"
     if not checkpoint:
         hint = nearest(parts[0], model_names())
         raise UserError(

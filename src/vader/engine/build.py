@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine, Setup
 from vader.errors import UserError
+from vader.files.hub import together
 from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_class, model_options
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
@@ -69,7 +70,10 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
     model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
     check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
     guidance = load_recipe_guidance(recipe)
-    mix = build_mix(recipe.rewards).to_precision(dtype)
+    _, mix = together(
+        lambda: model_class(recipe.model.family).locate(recipe.model.checkpoint), lambda: build_mix(recipe.rewards)
+    )
+    mix.to_precision(dtype)
     mix.check_size(size)
     model_class(recipe.model.family).check_sound(mix.listens)
     model = load_base(recipe, dtype)
@@ -147,6 +151,12 @@ def _kind(model: VideoModel, name: str) -> Literal["denoiser", "decoder", "text"
     return "decoder" if "vae" in name else "text"
 
 
+def _alone_of_several() -> bool:
+    """Whether `accelerate launch` was asked for several processes and started this one, as its own variables tell."""
+    given = os.environ
+    return "ACCELERATE_DYNAMO_BACKEND" in given and "MASTER_ADDR" in given and "WORLD_SIZE" not in given
+
+
 def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     for tracker in recipe.train.trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -154,6 +164,11 @@ def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     # Without a GPU, accelerate joins processes only where it is told that the CPU is meant.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, log_with=list(recipe.train.trackers) or None, project_dir=folder)
+    if _alone_of_several():
+        raise UserError(
+            "several processes were asked for, but 'accelerate launch --cpu' starts one: add --multi_gpu, which starts "
+            "them on CPUs too, or use torchrun --nproc-per-node"
+        )
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(
             f"{os.environ['WORLD_SIZE']} processes were started that cannot work together on {accelerator.device}: "

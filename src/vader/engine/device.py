@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import psutil
 import torch
 
 from vader.errors import UserError, nearest
@@ -66,10 +67,18 @@ def peak_memory_bytes(device: torch.device | str) -> int:
         return _module(device).max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
-    import resource  # Unix only
+    return _peak_on_windows() if sys.platform == "win32" else _peak_on_unix()
+
+
+def _peak_on_unix() -> int:
+    import resource  # which Windows has not
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _peak_on_windows() -> int:
+    return psutil.Process().memory_info().peak_wset
 
 
 def _module(device: torch.device) -> Any:

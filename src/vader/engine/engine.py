@@ -84,6 +84,7 @@ class Engine(Setup):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     clock: Clock
+    tell: Callable[[str], object] = lambda text: None  # hears how far a step is
 
     def training_walk(self, batch: Batch, on_gradient: Callable[[Walk, int, Any, Any], object] | None = None) -> Walk:
         """The walk of a batch's videos, under the step's noise."""
@@ -116,7 +117,8 @@ class Engine(Setup):
         return gather(self.accelerator, values, indices, total)
 
     def optimise(self, finite: bool = True) -> tuple[float, bool]:
-        """Sums the adapters' gradients over processes, clips, and steps unless something is not finite.
+        """Sums the adapters' gradients over processes, clips, and steps; not where something is not finite, or all
+        gradient zero: momentum alone would move the adapters then.
 
         Returns:
             The gradient's norm before clipping, and whether the step was taken.
@@ -125,7 +127,7 @@ class Engine(Setup):
             self._sum_gradients()
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.max_grad_norm).item()
-            taken = finite and math.isfinite(norm)
+            taken = finite and math.isfinite(norm) and norm > 0
             if taken:
                 self.scaler.step(self.optimizer)
             self.scaler.update()

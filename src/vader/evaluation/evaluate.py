@@ -41,6 +41,7 @@ from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, load_checkpoint
 from vader.runs.folder import step_of
 from vader.runs.reader import Run
+from vader.scoring.trial import try_rewards
 
 Attach = Callable[[VideoModel], object]  # puts adapters into a model
 
@@ -152,6 +153,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     model_class(recipe.model.family).check_sound(metrics.audio)
     setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))
     setup.reward.check_prompts(prompts)
+    try_rewards(setup.scorer, prompts, gradient=False)
     device = setup.accelerator.device
     metrics.prepare(device, frozen_dtype(recipe.model.precision, device))
     setup.model.prepare(prompts)

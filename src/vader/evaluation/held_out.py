@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -84,29 +84,33 @@ def mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def evaluate(
-    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int
-) -> HeldOut:
+    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int,
+    tell: Callable[[str], object] = lambda text: None,
+) -> HeldOut:  # fmt: skip
     """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
 
     Args:
         seed: of the noise; a video's own depends on it and on the video's index alone.
         shown: how many videos the main process keeps, from the first; all, if a metric measures the set.
         batch: how many are sampled at once.
+        tell: hears how many are done, batch by batch.
     """
-    videos = score_videos(setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch)
+    videos = score_videos(setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch, tell=tell)
     return HeldOut(videos, set_figures(setup.accelerator, metrics, videos))
 
 
 @torch.no_grad()
 def score_videos(
-    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int
-) -> list[VideoScore]:
+    setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int,
+    tell: Callable[[str], object] = lambda text: None,
+) -> list[VideoScore]:  # fmt: skip
     """The videos of `evaluate` by index, without what measures them together."""
     accelerator, kept = setup.accelerator, count if metrics.of_sets else shown
     found: dict[int, VideoScore] = {}
     for indices in even_shares(count, accelerator.process_index, accelerator.num_processes, batch):
         scored = _score(setup, [prompts[index % len(prompts)] for index in indices], indices, seed, metrics, kept)
         found |= {video.index: video for video in _gathered(accelerator, scored)}  # what came twice is the same
+        tell(f"scored {len(found)} of {count} held-out videos")
     return [found[index] for index in sorted(found)]
 
 

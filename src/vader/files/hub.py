@@ -8,14 +8,12 @@ that says which part is missing. A checkpoint in diffusers' layout is a folder w
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-import diffusers
-import huggingface_hub.utils
 import torch
 import transformers
 from diffusers.models import ModelMixin
@@ -24,27 +22,15 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from vader.errors import UserError, nearest
+from vader.files import quiet as _quiet  # noqa: F401 (the libraries speak less)
 from vader.plugins import one_line
 
 TINY = "tiny"
 TINY_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
+PATIENCE = 5  # seconds that the hub has for an answer
 Result = TypeVar("Result")
-
-
-def _hush() -> None:
-    """The libraries' warnings and bars speak of their own insides; those of downloads stay, and so do users' wishes."""
-    downloads = not huggingface_hub.utils.are_progress_bars_disabled()
-    for name, logging in (("TRANSFORMERS", transformers.utils.logging), ("DIFFUSERS", diffusers.utils.logging)):
-        if f"{name}_VERBOSITY" not in os.environ:
-            logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    if downloads:  # transformers turns them off with its own
-        huggingface_hub.utils.enable_progress_bars()
-
-
-_hush()
 
 
 # ---- where ----
@@ -87,8 +73,7 @@ def resolve(checkpoint: str, tiny: str) -> str:
         raise UserError(
             f"checkpoint {checkpoint!r} is no folder here and no hub id: use 'tiny', a folder or 'owner/name'"
         )
-    _check_hub(checkpoint)
-    return checkpoint
+    return _on_hub(checkpoint)
 
 
 def find_file(source: str, tiny: str) -> Path:
@@ -114,10 +99,10 @@ def find_file(source: str, tiny: str) -> Path:
 def _downloaded(source: str, repo: str, file: str) -> Path:
     """A file of a repository that the hub has: asked once, where a download would retry for half a minute."""
     try:
-        model_info(repo, timeout=15)
+        model_info(repo, timeout=PATIENCE)
         return Path(hf_hub_download(repo, file))
     except Exception as error:  # the hub's library changes its HTTP client, and so the class, between versions
-        raise UserError(f"{source!r} is no file here, and the hub did not give it: {one_line(error)}") from error
+        raise Missing([source], one_line(error)) from error
 
 
 def find_component(source: str, subfolder: str, file: str) -> Path:
@@ -136,26 +121,67 @@ def check_components(source: str, components: dict[str, str]) -> None:
     """Before anything is loaded: a folder has every component (subfolder -> a file that must be in it).
 
     Raises:
-        UserError: naming the first missing file.
+        UserError: naming all that are missing.
     """
     folder = Path(source)
-    for subfolder, file in components.items():
-        if folder.is_dir() and not (folder / subfolder / file).is_file():
-            raise UserError(f"checkpoint {source!r} is not whole: {subfolder}/{file} is missing")
+    named = [f"{subfolder}/{file}" for subfolder, file in components.items()]
+    missing = [name for name in named if folder.is_dir() and not (folder / name).is_file()]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"checkpoint {source!r} is not whole: {', '.join(missing)} {verb} missing")
 
 
-def _check_hub(hub_id: str) -> None:
-    """A hub id is cached here, or the hub has it: asked once, where a download would retry for half a minute."""
+@cache
+def _on_hub(hub_id: str) -> str:
+    """A hub id that the hub has; where it cannot be asked, the folder in which it is cached, so that nobody asks again.
+
+    The hub is asked once: downloads would retry for half a minute, each file anew.
+    """
     try:
-        snapshot_download(hub_id, local_files_only=True)
-    except LocalEntryNotFoundError:
+        model_info(hub_id, timeout=PATIENCE)
+    except Exception as error:  # the hub's library changes its HTTP client, and so the class, between versions
         try:
-            model_info(hub_id, timeout=15)
-        except Exception as error:  # the hub's library changes its HTTP client, and so the class, between versions
-            reason = one_line(error)
-            raise UserError(
-                f"checkpoint {hub_id!r} is no folder here and not to be had from the hub: {reason}"
-            ) from error
+            return snapshot_download(hub_id, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise Missing([hub_id], one_line(error)) from error
+    return hub_id
+
+
+class Missing(UserError):
+    """Repositories or files that are neither here nor to be had from the hub."""
+
+    def __init__(self, sources: Sequence[str], reason: str) -> None:
+        """
+        Args:
+            sources: each `owner/repo` or `owner/repo/file`.
+            reason: why the hub does not give them.
+        """
+        self.sources, self.reason = list(dict.fromkeys(sources)), reason
+        one = len(self.sources) == 1
+        download = _download_command(self.sources[0]) if one else "hf download OWNER/REPO [FILE] --local-dir FOLDER"
+        super().__init__(
+            f"{', '.join(map(repr, self.sources))} {'is' if one else 'are'} not here and not to be had from the hub "
+            f"({reason}): where there is a network, '{download}'{'' if one else ' for each'}, and name what is in "
+            f"FOLDER in {'its' if one else 'their'} place"
+        )
+
+
+def _download_command(source: str) -> str:
+    owner, repo, *file = source.split("/")
+    return " ".join(["hf download", f"{owner}/{repo}", *(["/".join(file)] if file else []), "--local-dir FOLDER"])
+
+
+def together(*finds: Callable[[], Any]) -> list[Any]:
+    """What each of these gives. Raises `Missing` of all that are missing, not of the first alone."""
+    found, missing = [], []
+    for find in finds:
+        try:
+            found.append(find())
+        except Missing as error:
+            missing.append(error)
+    if missing:
+        raise Missing([source for error in missing for source in error.sources], missing[0].reason)
+    return found
 
 
 # ---- what ----

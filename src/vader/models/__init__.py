@@ -1,5 +1,6 @@
 """Base models: the contract (`base`), one module a family, and the registry that loads them by name."""
 
+from vader.files import quiet as _quiet  # noqa: F401 (before a family loads what warns on being loaded)
 from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_names
 from vader.models.videocrafter import lora as _lora  # noqa: F401 (registers its files wherever adapters are loaded)

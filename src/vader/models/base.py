@@ -81,6 +81,15 @@ class VideoModel(ABC):
         """
 
     @classmethod
+    def locate(cls, checkpoint: str) -> str | Path | None:
+        """Where a checkpoint lies, before anything is loaded; None: only `load` can tell.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is not whole.
+        """
+        return None
+
+    @classmethod
     def check_prompts(cls, prompts: Sequence[Prompt], pictured: bool = False) -> None:
         """Before anything is loaded: whether prompts carry what the family starts from, and nothing that it ignores.
 

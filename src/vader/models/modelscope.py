@@ -54,10 +54,16 @@ class ModelScope(VideoModel):
         self.scheduler = scheduler
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> ModelScope:
-        """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id."""
+    def locate(cls, checkpoint: str) -> str:
+        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
         source = files.resolve(checkpoint, cls.family)
         files.check_components(source, COMPONENTS)
+        return source
+
+    @classmethod
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> ModelScope:
+        """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id."""
+        source = cls.locate(checkpoint)
         return cls(
             scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
             tokenizer=files.load_tokenizer(CLIPTokenizer, source, "tokenizer"),

@@ -72,6 +72,13 @@ class StableVideoDiffusion(VideoModel):
         self.decode_chunk = decode_chunk
 
     @classmethod
+    def locate(cls, checkpoint: str) -> str:
+        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
+        source = files.resolve(checkpoint, cls.family)
+        files.check_components(source, COMPONENTS)
+        return source
+
+    @classmethod
     def load(
         cls,
         checkpoint: str,
@@ -93,8 +100,7 @@ class StableVideoDiffusion(VideoModel):
             UserError: there is no such checkpoint, it is not of this family, or an option is out of its range.
         """
         _check_options(motion_bucket, noise_augmentation, decode_chunk)
-        source = files.resolve(checkpoint, cls.family)
-        files.check_components(source, COMPONENTS)
+        source = cls.locate(checkpoint)
         return cls(
             scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
             image_config=files.load_config(source, "feature_extractor", COMPONENTS["feature_extractor"]),

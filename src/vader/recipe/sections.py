@@ -162,7 +162,7 @@ class TrainSection(Section):
     keep_checkpoints: PositiveInt = 2
     """How many of the latest are kept."""
     max_skipped: PositiveInt = 5
-    """Non-finite steps in a row that end the run."""
+    """Steps in a row that end the run because they train nothing: no finite gradient, or none."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """tensorboard, wandb, beside metrics.jsonl."""
 

@@ -1,5 +1,6 @@
 """Rewards: frozen, differentiable maps from pixels and prompts to one number a video, larger is better."""
 
+from vader.files import quiet as _quiet  # noqa: F401 (before a reward loads what warns on being loaded)
 from vader.rewards.base import FrameReward, Reward, RewardMix
 from vader.rewards.needs import AllFrames, FixedFrames, Frames, Needs, PerSecond
 from vader.rewards.registry import build_mix, load_reward, reward_names

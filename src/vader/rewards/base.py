@@ -15,8 +15,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vader.errors import UserError
 from vader.nouns import Clip, Prompt, VideoSize, as_prompts
 from vader.rewards.needs import AllFrames, Frames, Needs
+
+
+class BrokenContract(UserError):
+    """A reward gave something else than scores. What it gave, to stand after the reward's name."""
+
+
+def require_scores(found: object, count: int, method: str, noun: str) -> Tensor:
+    """What `method` gave for `count` videos or images. Raises `BrokenContract` unless it is a real number for each."""
+    if not isinstance(found, Tensor):
+        what = "gave None: let it return" if found is None else f"gave a {type(found).__name__}: let it return"
+        raise BrokenContract(f"{what} a tensor [{count}] from `{method}`, one number for each {noun}")
+    if found.shape != (count,):
+        raise BrokenContract(
+            f"gave shape {list(found.shape)} from `{method}`: it should be [{count}], one number for each {noun}"
+        )
+    if not found.is_floating_point():
+        kind = str(found.dtype).removeprefix("torch.")
+        raise BrokenContract(f"gave {kind} scores from `{method}`: they should be float32, with a gradient")
+    return found
 
 
 class Reward(nn.Module):
@@ -70,7 +90,11 @@ class FrameReward(Reward):
         """The score of every frame, `[B, n]`."""
         count = clip.frames.shape[1]
         per_image = [prompt for prompt in prompts for _ in range(count)]
-        return self.score_frames(clip.frames.flatten(0, 1), per_image).unflatten(0, (-1, count))
+        return self.checked_frames(clip.frames.flatten(0, 1), per_image).unflatten(0, (-1, count))
+
+    def checked_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """`score_frames`, `[N]`. Raises `BrokenContract` if it gives anything but one number an image."""
+        return require_scores(self.score_frames(images, prompts), len(images), "score_frames", "image")
 
 
 class RewardMix(Reward):

@@ -9,6 +9,7 @@ Shapes: N images or prompts, D features (the shared space of both towers).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,16 +108,27 @@ class ClipSimilarity(FrameReward):
         return self
 
 
+def locate_clip(source: str, tiny: str = "clip") -> str | Path:
+    """Where a CLIP lies: a single file, downloaded if need be, or a folder or hub id. Raises `UserError` if nowhere."""
+    return hub.find_file(source, tiny) if source.endswith(SINGLE_FILES) else hub.resolve(source, tiny)
+
+
 def load_clip(source: str, tiny: str = "clip") -> CLIPModel:
     """Both towers in float32, from a folder, a hub id, a single open_clip file (here or on the hub), or the tiny world.
 
     Raises:
         UserError: there is nothing, or no CLIP.
     """
-    if source.endswith(SINGLE_FILES):
-        path = hub.find_file(source, tiny)
-        return from_open_clip(load_tensors(path), label=str(path))
-    return hub.load_pretrained(CLIPModel, hub.resolve(source, tiny), "CLIP")
+    found = locate_clip(source, tiny)
+    if isinstance(found, Path):
+        return from_open_clip(load_tensors(found), label=str(found))
+    return hub.load_pretrained(CLIPModel, found, "CLIP")
+
+
+def load_both(checkpoint: str, tokenizer: str, tiny: str) -> CLIPModel:
+    """`load_clip`, once weights and tokenizer are both there; if not, the error names all that is missing."""
+    hub.together(lambda: locate_clip(checkpoint, tiny), lambda: hub.resolve(tokenizer, "clip"))
+    return load_clip(checkpoint, tiny)
 
 
 def towers(model: CLIPModel, tokenizer: str, resize: str) -> tuple[ImageTower, TextTower]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.files.hub import find_file
+from vader.files.hub import find_file, together
 from vader.files.weights import load_tensors
 from vader.rewards.base import FrameReward
-from vader.rewards.clip import load_image_tower
+from vader.rewards.clip import load_image_tower, locate_clip
 from vader.rewards.preprocess import Resize
 
 CLIP_L = "openai/clip-vit-large-patch14"  # what all released heads were trained on
@@ -39,6 +39,7 @@ class HeadReward(FrameReward):
             UserError: weights are missing, or head and CLIP don't fit together.
         """
         super().__init__()
+        together(lambda: locate_clip(checkpoint), lambda: find_file(head, tiny))
         self.image = load_image_tower(checkpoint, resize)
         self.head = linear_stack(load_tensors(find_file(head, tiny)), head, activation)
         if self.head[0].in_features != self.image.width:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_clip, towers
+from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_both, towers
 from vader.rewards.preprocess import Resize
 
 CHECKPOINTS = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1_compressed.pt"}
@@ -37,6 +37,5 @@ class HPS(ClipSimilarity):
             UserError: weights or tokenizer are missing.
         """
         checkpoint = checkpoint or CHECKPOINTS[version]
-        model = load_clip(checkpoint, tiny="hps")
         tokenizer = tokenizer or (TOKENIZER if checkpoint.endswith(SINGLE_FILES) else checkpoint)
-        super().__init__(*towers(model, tokenizer, resize))
+        super().__init__(*towers(load_both(checkpoint, tokenizer, tiny="hps"), tokenizer, resize))

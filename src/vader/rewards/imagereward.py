@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from vader.errors import UserError
-from vader.files.hub import find_file, load_pretrained, load_tokenizer, resolve
+from vader.files.hub import find_file, load_pretrained, load_tokenizer, resolve, together
 from vader.files.weights import load_tensors
 from vader.nouns import Prompt
 from vader.rewards.base import FrameReward
@@ -48,13 +48,15 @@ class ImageReward(FrameReward):
             UserError: weights or tokenizer are missing.
         """
         super().__init__()
-        path = find_file(checkpoint, "imagereward.safetensors")
+        path, words = together(
+            lambda: find_file(checkpoint, "imagereward.safetensors"), lambda: resolve(tokenizer, "bert")
+        )
         parts = split_release(load_tensors(path), str(path))
         self.vision: Any = load_vision(parts["blip.visual_encoder."], str(path))
         width = self.vision.config.hidden_size
         self.text: Any = load_text(parts["blip.text_encoder."], width, str(path))
         self.head = linear_stack(parts["mlp."], str(path))
-        self.tokenizer = load_tokenizer(AutoTokenizer, resolve(tokenizer, "bert"))
+        self.tokenizer = load_tokenizer(AutoTokenizer, words)
         self.resize = resizer(resize)
 
     def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

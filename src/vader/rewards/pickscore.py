@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vader.nouns import Prompt
-from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_clip, towers
+from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_both, towers
 from vader.rewards.preprocess import Resize
 
 CHECKPOINT = "yuvalkirstain/PickScore_v1"
@@ -34,9 +34,10 @@ class PickScore(ClipSimilarity):
         Raises:
             UserError: weights or tokenizer are missing.
         """
-        model = load_clip(checkpoint, tiny="pickscore")
         bare = checkpoint == CHECKPOINT or checkpoint.endswith(SINGLE_FILES)
-        super().__init__(*towers(model, tokenizer or (TOKENIZER if bare else checkpoint), resize))
+        tokenizer = tokenizer or (TOKENIZER if bare else checkpoint)
+        model = load_both(checkpoint, tokenizer, tiny="pickscore")
+        super().__init__(*towers(model, tokenizer, resize))
         self.logit_scale = model.logit_scale
 
     def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

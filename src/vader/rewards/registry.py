@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
+from vader.files.hub import together
 from vader.plugins import find_class, instantiate
 from vader.rewards.base import Reward, RewardMix
 from vader.rewards.needs import Sees, seeing
@@ -77,7 +79,8 @@ def build_mix(parts: Sequence[RewardPart]) -> RewardMix:
     """The weighted sum of the parts; the second reward of a name becomes part `name_2`, and so on."""
     parts = [one for part in parts for one in _expanded(part)]
     names = part_names([part.name for part in parts])
-    rewards = {name: load_reward(part.name, **part.options) for name, part in zip(names, parts, strict=True)}
+    loads = [partial(load_reward, part.name, **part.options) for part in parts]
+    rewards = dict(zip(names, together(*loads), strict=True))
     weights = {name: part.weight for name, part in zip(names, parts, strict=True)}
     shown = {name: seeing(rewards[name].needs, part.sees) for name, part in zip(names, parts, strict=True)}
     return RewardMix(rewards, weights, shown)

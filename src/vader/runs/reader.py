@@ -30,7 +30,7 @@ class TrainStep:
     seconds: dict[str, float]  # by phase
     total_seconds: float
     peak_memory: float  # bytes
-    skipped: int  # non-finite steps since the start of the run
+    skipped: int  # steps since the start of the run whose gradient was not finite, or zero
     compute_seconds: float = math.nan  # processor time over all threads; on a GPU, wall time
 
 

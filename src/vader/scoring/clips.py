@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.rewards.base import Reward, RewardMix
+from vader.rewards.contract import scored
 from vader.scoring.choice import Group, Piece, blocks, evaluation_groups
 
 
@@ -62,7 +63,8 @@ def framewise_scores(
     for some in blocks(clip.frames.shape[0], clip.frames.shape[1], chunk) if rewards else ():
         seen = Clip(clip.frames[some].clamp(0, 1), clip.times[some])
         share = seen.frames.shape[1] / frames
-        yield some.rows.start, {name: share * one.score(seen, prompts[some.rows]) for name, one in rewards.items()}
+        texts = prompts[some.rows]
+        yield some.rows.start, {name: share * scored(name, one, seen, texts) for name, one in rewards.items()}
 
 
 def score_group(
@@ -85,7 +87,7 @@ def score_group(
         kept += [(piece, seen.frames)] if group.whole else []
     if group.whole:
         clip = Clip(assembled(group.frames, kept), group.times, audio)
-        sheet.add(0, videos, {name: reward.score(clip, prompts) for name, reward in group.whole.items()})
+        sheet.add(0, videos, {name: scored(name, reward, clip, prompts) for name, reward in group.whole.items()})
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from vader.errors import UserError
 from vader.files.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, frame_rate, stream_frames
 from vader.nouns import Clip, Prompt, VideoSize, as_prompts
 from vader.rewards.base import FrameReward, Reward, RewardMix
+from vader.rewards.contract import scored, scored_frames
 from vader.rewards.needs import PerSecond
 
 CHUNK = 16  # frames on the device at once
@@ -149,7 +150,7 @@ def score_video(
     for some in _chunks(frames, chunk):
         count += len(some)
         for name, reward in single.items():
-            scores[name].append(reward.score_frames(some.to(device), [prompt] * len(some)))
+            scores[name].append(scored_frames(name, reward, some.to(device), [prompt] * len(some)))
         if whole:
             kept.append(some)
     parts = {name: _over_frames(torch.cat(score)) for name, score in scores.items()}
@@ -177,7 +178,7 @@ def _score_whole(
         clip = Clip.whole(frames[None], fps or 8.0).at(chosen[None])
         device = _device(reward)
         shown = Clip(clip.frames.to(device), clip.times.to(device))
-        found[name] = PartScore(reward.score(shown, [prompt]).item(), None)
+        found[name] = PartScore(scored(name, reward, shown, [prompt]).item(), None)
     return found
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from vader.models.base import VideoModel
 from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
 from vader.rewards.base import RewardMix
+from vader.rewards.contract import scored
 from vader.scoring.choice import Group, Piece, pieces
 from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_group
 
@@ -61,7 +62,7 @@ class Scorer:
         audio = self.model.decode_audio(detached(leaf)) if group.heard else None
         samples = None if audio is None else audio.samples.requires_grad_()
         clip = Clip(raw.clamp(0, 1), group.times, audio)
-        parts = {name: reward.score(clip, prompts) for name, reward in group.whole.items()}
+        parts = {name: scored(name, reward, clip, prompts) for name, reward in group.whole.items()}
         (-scale * self.mix.total(parts)).sum().backward()
         if samples is not None and samples.grad is not None:
             self.model.decode_audio(leaf).samples.backward(samples.grad)
@@ -99,7 +100,7 @@ class Scorer:
             raw = self.model.decode_unclamped(latents, group.frames)
             audio = self.model.decode_audio(latents) if group.heard else None
             clip = Clip(raw.clamp(0, 1), group.times, audio)
-            parts |= {name: one.score(clip, prompts) for name, one in (group.framewise | group.whole).items()}
+            parts |= {n: scored(n, one, clip, prompts) for n, one in (group.framewise | group.whole).items()}
             sheet.count_clamped(raw)
         sheet.add(0, len(scale), parts)
         return -(scale * self.mix.total(parts)).sum(), sheet.scored(self.mix)

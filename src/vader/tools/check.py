@@ -19,19 +19,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from vader.errors import UserError
 from vader.models.base import VideoModel
 from vader.networks.adapter import add_adapters, parameters_of
 from vader.nouns import Audio, Clip, Condition, Prompt, VideoSize, as_prompts, flat, map_latents
-from vader.plugins import one_line
+from vader.plugins import one_line, told
 from vader.randomness import generator
-from vader.rewards.base import Reward
+from vader.rewards.base import Reward, require_scores
 from vader.sampling.guidance import Passes, load_guidance
 from vader.sampling.noise import Noise
-from vader.sampling.videos import solver_of
+from vader.sampling.videos import make_sampler, solver_of
+from vader.sampling.walk import Walk
 
 PROMPTS = (Prompt("a red circle moving left over snow"), Prompt("a blue square moving up over grass"))
 SIZE = VideoSize(frames=4, height=32, width=32)
 SOUND_RATE = 8000  # samples a second
+MOST_CLAMPED = 0.9  # of a chain's pixels: beyond, there is hardly anything to learn from
+SHORT_CHAIN = 8  # steps
 CHAIN = 40  # steps: enough that every denoiser has some of them
 
 
@@ -54,8 +58,10 @@ def _run(tests: Mapping[str, Callable[[], Outcome]]) -> list[Check]:
 def _check(name: str, test: Callable[[], Outcome]) -> Check:
     try:
         passed, detail = test()
+    except UserError as error:
+        return Check(name, False, one_line(error))
     except Exception as error:  # the part under test is the user's: whatever it raises is the finding
-        return Check(name, False, f"{type(error).__name__}: {one_line(error)}")
+        return Check(name, False, told(error))
     return Check(name, passed, detail)
 
 
@@ -97,9 +103,7 @@ def _random_clip(count: int, size: VideoSize, sound: bool, device: torch.device)
 
 @torch.no_grad()
 def _scores(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
-    scores = reward.score(clip, prompts)
-    if tuple(scores.shape) != (len(prompts),):
-        return False, f"shape is {list(scores.shape)}, should be [{len(prompts)}]"
+    scores = require_scores(reward.score(clip, prompts), len(prompts), "score", "video")
     if scores.dtype != torch.float32:
         return False, f"dtype is {scores.dtype}, should be torch.float32"
     low, high = reward.sensible_range
@@ -114,14 +118,14 @@ def _same_again(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
 @torch.no_grad()
 def _videos_independent(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
     alone = torch.cat([reward.score(clip[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
-    return _equal(reward.score(clip, prompts), alone)
+    return _equal(reward.score(clip, prompts), alone, _tolerance(reward))
 
 
 @torch.no_grad()
 def _frames_independent(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
     places = torch.arange(clip.frames.shape[1], device=clip.frames.device).expand(len(clip), -1).split(1, dim=1)
     alone = torch.stack([reward.score(clip.at(place), prompts) for place in places])
-    return _equal(reward.score(clip, prompts), alone.mean(dim=0))
+    return _equal(reward.score(clip, prompts), alone.mean(dim=0), _tolerance(reward))
 
 
 def _reaches_clip(reward: Reward, clip: Clip, prompts: list[Prompt]) -> Outcome:
@@ -152,14 +156,26 @@ def _clip_gradient_agrees(reward: Reward, clip: Clip, prompts: list[Prompt]) -> 
     def error(dtype: torch.dtype) -> float:
         probe, numbers = CASTS[dtype](copy.deepcopy(reward)), _numbers(clip).to(dtype)
         _require_dtype(probe.score(_with_numbers(clip, numbers), prompts), dtype)
+        gradient = _clip_gradient(probe, clip, numbers, prompts)
+        return _gradient_error(gradient, _shifted_scores(probe, clip, numbers, prompts), PIXEL_STEPS[dtype])
 
-        @torch.no_grad()
-        def shifted(displacement: Tensor) -> float:
-            return probe.score(_with_numbers(clip, numbers + displacement), prompts).double().sum().item()
+    def error_as_it_is() -> float:
+        numbers = _numbers(clip)
+        gradient = _clip_gradient(reward, clip, numbers, prompts)
+        shifted = _shifted_scores(reward, clip, numbers, prompts)
+        return _gradient_error_along(gradient, shifted, PIXEL_STEPS[torch.float32])
 
-        return _gradient_error(_clip_gradient(probe, clip, numbers, prompts), shifted, PIXEL_STEPS[dtype])
+    return _agreement(error, error_as_it_is)
 
-    return _agreement(error)
+
+def _shifted_scores(reward: Reward, clip: Clip, numbers: Tensor, prompts: list[Prompt]) -> Callable[[Tensor], float]:
+    """The sum of the scores of a clip of displaced numbers."""
+
+    @torch.no_grad()
+    def shifted(displacement: Tensor) -> float:
+        return reward.score(_with_numbers(clip, numbers + displacement), prompts).double().sum().item()
+
+    return shifted
 
 
 # ---- base models ----
@@ -184,6 +200,7 @@ def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str
         "gradient reaches the latents": _reaches_latents,
         "gradient reaches the adapter": _reaches_adapter,
         "gradient agrees with finite differences": _adapter_gradient_agrees,
+        "the last step trains": _last_step_trains,
     }
     if type(model).decode_audio is not VideoModel.decode_audio:
         tests["sound in [-1, 1], with gradient"] = _sound
@@ -363,6 +380,21 @@ def _adapter_gradient_agrees(model: VideoModel, size: VideoSize, prompts: list[P
     return _agreement(error)
 
 
+def _last_step_trains(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome:
+    """A whole chain whose last step, the one that is trained by default, has a graph from the adapter to the pixels."""
+    probe = _copy_with_adapters(model)
+    noise = Noise(model.noise_shape(size), 0, "check/chain", 0, range(len(prompts)), model.device)
+    walk = Walk(make_sampler(probe, size, SHORT_CHAIN, 2.0), _condition(model, size, prompts), noise)
+    raw = probe.decode_unclamped(walk.kept(walk.step(walk.frozen(len(walk) - 1)).latents))
+    weights = torch.randn(raw.shape, generator=generator(0, "check/projection")).to(raw)
+    objective = (raw.clamp(0, 1) * weights).sum()
+    gradients = torch.autograd.grad(objective, parameters_of(probe.denoisers), allow_unused=True)
+    norm = torch.cat([one.flatten() for one in gradients if one is not None] or [raw.new_zeros(1)]).norm().item()
+    clamped = ((raw <= 0) | (raw >= 1)).float().mean().item()
+    found = f"norm {norm:.3g}; {clamped:.0%} of the pixels are clamped to [0, 1], where none flows"
+    return 0 < norm < math.inf and clamped <= MOST_CLAMPED, found
+
+
 def _adapter_objective(
     model: VideoModel, size: VideoSize, prompts: list[Prompt], dtype: torch.dtype
 ) -> tuple[VideoModel, list[nn.Parameter], Callable[[], Tensor]]:
@@ -411,6 +443,7 @@ CASTS = {torch.float64: nn.Module.double, torch.float32: nn.Module.float}
 PIXEL_STEPS = {torch.float64: 1e-7, torch.float32: 2e-3}
 ADAPTER_STEPS = {torch.float64: 1e-6, torch.float32: 1e-3}
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 0.1}
+HALF_TOLERANCE = 0.2  # of what computes in half precision
 
 
 def _gradient_error(gradient: Tensor, shifted: Callable[[Tensor], float], step: float, directions: int = 3) -> float:
@@ -420,8 +453,9 @@ def _gradient_error(gradient: Tensor, shifted: Callable[[Tensor], float], step: 
     the median, so that a kink in one direction's way doesn't either.
 
     Raises:
-        TypeError: in float64, half the step gives other differences: within, something computes in less.
+        TypeError: half the step gives other differences: within, something computes in less than this precision.
     """
+    _require_some(gradient)
     norm, errors, spreads = gradient.norm().item(), [], []
     for index in range(directions):
         signs = torch.randint(2, gradient.shape, generator=generator(0, "check/direction", index=index))
@@ -429,23 +463,57 @@ def _gradient_error(gradient: Tensor, shifted: Callable[[Tensor], float], step: 
         numeric, halved = ((shifted(h * direction) - shifted(-h * direction)) / (2 * h) for h in (step, step / 2))
         errors.append(abs((gradient * direction).sum().item() - numeric) / norm)
         spreads.append(abs(numeric - halved) / norm)
-    if gradient.dtype == torch.float64 and statistics.median(spreads) > TOLERANCES[torch.float64]:
-        raise TypeError("does not compute in float64 throughout")
+    if statistics.median(spreads) > TOLERANCES[gradient.dtype]:
+        raise TypeError(f"does not compute in {_word(gradient.dtype)} throughout")
     return statistics.median(errors)
 
 
-def _agreement(error: Callable[[torch.dtype], float]) -> Outcome:
-    """In float64 where the part computes in it, else in float32 with a wider tolerance."""
-    try:
-        dtype, relative = torch.float64, error(torch.float64)
-    except Exception:  # many a network cannot, each in its own way; float32 then tells what is wrong, if anything is
-        dtype, relative = torch.float32, error(torch.float32)
-    return relative < TOLERANCES[dtype], f"relative error {relative:.1e} in {str(dtype).removeprefix('torch.')}"
+def _gradient_error_along(gradient: Tensor, shifted: Callable[[Tensor], float], step: float) -> float:
+    """The median of `|1 - (f(x + h d) - f(x - h d)) / 2h / g.d|`, each d the signs of g at a random half of its places.
+
+    In half precision a step in any other direction changes less than rounding does.
+    """
+    _require_some(gradient)
+    errors = []
+    for index in range(3):
+        places = torch.randint(2, gradient.shape, generator=generator(0, "check/places", index=index))
+        direction = gradient.sign() * places.to(gradient)
+        numeric = (shifted(step * direction) - shifted(-step * direction)) / (2 * step)
+        errors.append(abs(1 - numeric / (gradient * direction).sum().item()))
+    return statistics.median(errors)
+
+
+def _agreement(error: Callable[[torch.dtype], float], as_it_is: Callable[[], float] | None = None) -> Outcome:
+    """In float64 where the part computes in it, else in float32 with a wider tolerance.
+
+    Args:
+        as_it_is: the error of what computes in neither: in half precision, along its gradient.
+    """
+    for dtype in (torch.float64, torch.float32):
+        try:
+            relative = error(dtype)
+        except Exception:  # many a network cannot, each in its own way; the last precision then tells what is wrong
+            if dtype == torch.float32 and as_it_is is None:
+                raise
+            continue
+        return relative < TOLERANCES[dtype], f"relative error {relative:.1e} in {_word(dtype)}"
+    assert as_it_is is not None
+    relative = as_it_is()
+    return relative < HALF_TOLERANCE, f"relative error {relative:.1e} along the gradient, in half precision"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _require_dtype(value: Tensor, dtype: torch.dtype) -> None:
     if value.dtype != dtype:
         raise TypeError(f"computes in {value.dtype}, not in {dtype}")
+
+
+def _require_some(gradient: Tensor) -> None:
+    if not gradient.any():
+        raise UserError("the gradient is zero everywhere")
 
 
 def _frozen(networks: Mapping[str, nn.Module]) -> Outcome:
@@ -469,7 +537,9 @@ def _equal(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> Outcome:
 
 
 def _tolerance(network: nn.Module) -> float:
-    return 1e-4 if next(network.parameters()).dtype == torch.float32 else 5e-2
+    """What rounding may make of it."""
+    half = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in network.parameters())
+    return 5e-2 if half else 1e-4
 
 
 def _listed(values: Tensor) -> str:

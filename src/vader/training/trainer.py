@@ -45,7 +45,10 @@ from vader.runs.checkpoints import Checkpoints, Progress, check_space
 from vader.runs.folder import RunFolder
 from vader.runs.log import MetricsLog
 from vader.runs.reader import read_run
+from vader.scoring.trial import try_rewards
+from vader.training.failures import failures_told, memory_told, never_trained, skipped_too_often, trained_nothing
 from vader.training.progress import Display
+from vader.training.summary import summary
 from vader.training.trackers import show_videos
 
 
@@ -112,8 +115,10 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
     check_folder(recipe, folder)
     if folder.finished:
         return replace(read_result(folder), finished_before=True)
-    run = build_run(recipe, folder)
+    with memory_told(recipe):
+        run = build_run(recipe, folder)
     if dry_run:
+        _announce(run)
         return None
     with folder.held(run.accelerator.is_main_process):
         _run(run)
@@ -123,15 +128,24 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
 def _run(run: Run) -> None:
     _open_folder(run)
     _restore(run)
+    _announce(run)
     with run.accelerator.local_main_process_first():  # so that a cache is filled once
         run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
     recipe = run.recipe
     with (
         _stop_requests() as stop,
-        Display(recipe.name, recipe.train.steps, run.progress.step, run.accelerator.is_main_process) as display,
+        failures_told(recipe, run.checkpoints),
+        Display(recipe, run.progress.step, run.accelerator.is_main_process) as display,
     ):
+        run.engine.tell = display.inside
         _loop(run, display, stop)
     _finish(run)
+
+
+def _announce(run: Run) -> None:
+    """Says what the run is and what it runs on."""
+    if run.accelerator.is_main_process:
+        print(*summary(run.engine), sep="\n")
 
 
 def _loop(run: Run, display: Display, stop: list[int]) -> None:
@@ -141,7 +155,7 @@ def _loop(run: Run, display: Display, stop: list[int]) -> None:
         _evaluate(run, display)
         _save(run)
     while progress.step < settings.steps:
-        _step(run, display)
+        metrics = _step(run, display)
         done = progress.step == settings.steps
         stopping = _any_process(run, bool(stop))
         failing = progress.skipped_in_row >= settings.max_skipped
@@ -150,18 +164,23 @@ def _loop(run: Run, display: Display, stop: list[int]) -> None:
         if done or stopping or failing or progress.step % settings.checkpoint_every == 0:
             _save(run)
         if failing:
-            raise RunError(_failure(progress))
+            raise RunError(skipped_too_often(progress, metrics, run.algorithm))
         if stopping and not done:
             raise Stopped(f"stopped at step {progress.step} of {settings.steps} and saved: the same command goes on")
+    if progress.skipped == progress.step:
+        raise RunError(never_trained(progress))
 
 
-def _step(run: Run, display: Display) -> None:
+def _step(run: Run, display: Display) -> Metrics:
     """One optimiser step, and its line in the metrics file."""
     began, computed = time.perf_counter(), _compute_clock(run)
     run.engine.clock.reset()
     metrics = run.algorithm.step(run.engine, next_batch(run, run.progress.step + 1))
     run.progress.advance(metrics.queries, metrics.skipped)
     _log_step(run, display, metrics, time.perf_counter() - began, _compute_clock(run) - computed)
+    if run.progress.skipped_in_row == 1:
+        display.notice(trained_nothing(run.progress, metrics, run.algorithm))
+    return metrics
 
 
 def _compute_clock(run: Run) -> float:
@@ -212,6 +231,7 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
+    try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
     if recipe.adapter.init is not None and not checkpoints.steps():
@@ -339,7 +359,7 @@ def _evaluate(run: Run, display: Display) -> None:
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
-        batch=settings.batch,
+        batch=settings.batch, tell=display.inside,
     )  # fmt: skip
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
@@ -384,13 +404,6 @@ def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, comp
 def _track(run: Run, group: str, values: dict[str, Any]) -> None:
     if run.recipe.train.trackers and values:
         run.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=run.progress.step)
-
-
-def _failure(progress: Progress) -> str:
-    return (
-        f"the reward or its gradient was not finite in {progress.skipped_in_row} steps in a row; the adapter is "
-        f"saved as it was before them (step {progress.step}): try a lower optimizer.lr or model.precision=fp32"
-    )
 
 
 # ---- stopping ----

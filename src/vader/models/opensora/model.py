@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.files.hub import resolve
 from vader.models.base import VideoModel
 from vader.models.opensora.parts import find_parts, load_scheduler, load_transformer, load_vae, write_checkpoint
 from vader.models.opensora.sizes import latent_size
@@ -36,6 +37,11 @@ class OpenSora(VideoModel):
         self.vae = vae
         self.text = text
         self.scheduler = scheduler
+
+    @classmethod
+    def locate(cls, checkpoint: str) -> str:
+        """See `VideoModel.locate`: of the transformer, or of a folder of all parts."""
+        return resolve(checkpoint, cls.family)
 
     @classmethod
     def load(

@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def find_parts(checkpoint: str, vae: str | None = None, text_encoder: str | None
         parts = Parts(Part(source), Part(RELEASE_VAE), Part(RELEASE_TEXT), Part(RELEASE_TEXT))
     own = {"vae": vae, "text_encoder": text_encoder, "tokenizer": text_encoder}
     parts = parts._replace(**{name: Part(value) for name, value in own.items() if value is not None})
-    return Parts(*(Part(files.resolve(part.source, FAMILY), part.subfolder) for part in parts))
+    sources = files.together(*(partial(files.resolve, part.source, FAMILY) for part in parts))
+    return Parts(*(Part(source, part.subfolder) for source, part in zip(sources, parts, strict=True)))
 
 
 def load_scheduler(part: Part) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class VideoCrafter(VideoModel):
         self.scheduler = scheduler
 
     @classmethod
+    def locate(cls, checkpoint: str) -> Path:
+        """See `VideoModel.locate`: the release's file."""
+        return find_release(checkpoint)
+
+    @classmethod
     def load(
         cls,
         checkpoint: str,
@@ -72,7 +77,7 @@ class VideoCrafter(VideoModel):
         Args:
             tokenizer: folder or hub id of a CLIP tokenizer, in place of the one beside the file or CLIP's own.
         """
-        path = find_release(checkpoint)
+        path = cls.locate(checkpoint)
         release = read_release(path)
         label, settings = release.label, release.settings
         unet = empty_unet(release.unet, settings, f"UNet of {label}")

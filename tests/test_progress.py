@@ -1,0 +1,56 @@
+"""What is shown of a run: time left by what is left of each kind, and how far a long step or evaluation is."""
+
+from __future__ import annotations
+
+import pytest
+
+from toy_runs import TOY, toy_recipe
+from vader.cli import main
+from vader.training import progress
+from vader.training.progress import Display, TimeLeft
+
+RECIPE = toy_recipe("train.steps=20", "evaluation.every=5", "evaluation.videos=8", "evaluation.final_videos=40")
+
+
+def test_the_first_evaluation_does_not_count_as_steps():
+    """Twenty steps of 2 s, videos of 0.5 s: three evaluations of 8 and one of 40 are to come."""
+    left = TimeLeft(RECIPE)
+    left.evaluation(20.0, 40)  # of the base model
+    assert left.after(0) == "?"
+    left.step(2.0)
+    assert left.after(1) == "1:10"  # 19 * 2 + (3 * 8 + 40) * 0.5
+    assert left.after(5) == "1:02"  # its own evaluation is still to come
+    assert left.after(6) == "0:56"
+    assert left.after(20) == "0:20"
+
+
+def test_hours_are_hours():
+    left = TimeLeft(RECIPE)
+    left.step(300.0)
+    assert left.after(1) == "1:35:00"
+
+
+def test_a_log_hears_of_a_long_evaluation_but_not_of_a_short_one(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Display(RECIPE, 0, shown=True) as display:
+        display.stage("scoring 40 held-out videos")
+        for seconds in (10, 29, 31, 40, 62):
+            now[0] = seconds
+            display.inside(f"after {seconds} s")
+    assert capsys.readouterr().out.splitlines() == ["scoring 40 held-out videos", "after 31 s", "after 62 s"]
+
+
+STEPS = {
+    "algorithm={name: ddpo}": ["step 1: sampling, part 1 of 1 of a minibatch", "step 1: update 2 of 2"],
+    "algorithm={name: diffusion_dpo, pairs: 2}": ["step 1: sampling 4 videos", "step 1: update 4 of 4"],
+}
+
+
+@pytest.mark.parametrize("algorithm", STEPS)
+def test_baselines_and_evaluations_tell_how_far_they_are(tmp_path, monkeypatch, capsys, algorithm):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    few = ["train.steps=1", "sampling.eta=1", "evaluation.batch=2", "--runs", str(tmp_path)]
+    assert main(["train", str(TOY), algorithm, *few]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert {*STEPS[algorithm], "scored 2 of 3 held-out videos", "scored 3 of 3 held-out videos"} <= set(said)
