@@ -26,7 +26,14 @@ def explain(error: ValidationError, data: dict[str, Any]) -> str:
         return f"unknown key {'.'.join([*map(str, path), unknown])!r}: {nearest(unknown, _keys(node))}"
     if first["type"] == "missing" and len(path) == len(first["loc"]):
         return f"key {dotted!r} is missing: expected {_describe(node)}"
-    return f"{dotted!r} is {shown(_value_at(data, path))}: expected {_describe(node)}"
+    why = _reason(node) if first["type"] == "less_than_equal" else ""
+    expected = f"{_describe(node)} ({why})" if why else _describe(node)
+    return f"{dotted!r} is {shown(_value_at(data, path))}: expected {expected}"
+
+
+def _reason(node: dict[str, Any]) -> str:
+    """Why a number is bounded above, where that is said."""
+    return next((one["why"] for one in node.get("anyOf", [node]) if "why" in one), "")
 
 
 def _keys(node: dict[str, Any]) -> list[str]:
@@ -91,7 +98,7 @@ def _describe(node: dict[str, Any]) -> str:
 
 def _describe_number(node: dict[str, Any], noun: str) -> str:
     bounds = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "exclusiveMaximum": "below"}
-    return " ".join([noun, *(f"{word} {node[key]:g}" for key, word in bounds.items() if key in node)])
+    return " ".join([noun, *(f"{word} {node[key]:.15g}" for key, word in bounds.items() if key in node)])
 
 
 def _describe_section(node: dict[str, Any]) -> str:
