@@ -58,9 +58,10 @@ def export(
 
 
 def _require_run(run: Path) -> None:
+    from vader.files.paths import user_path
     from vader.runs.folder import RunFolder
 
-    if not RunFolder(run).recipe.is_file():
+    if not RunFolder(user_path(run, "run")).recipe.is_file():
         raise _no_run(run)
 
 

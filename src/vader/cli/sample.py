@@ -100,9 +100,7 @@ def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path])
     return [replace(text, image=picture.image) for text, picture in zip(texts, pictures, strict=True)]
 
 
-def _recipe_to_sample(
-    recipe: str | None, model: str | None, size: dict[str, int | None], trust_code: bool
-) -> Recipe:
+def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int | None], trust_code: bool) -> Recipe:
     """A recipe's model, size and sampling, with the command line's own model and size in their places."""
     from vader.recipe import SamplingSection, load_recipe
 

@@ -156,6 +156,8 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     device = setup.accelerator.device
     metrics.prepare(device, frozen_dtype(recipe.model.precision, device))
     setup.model.prepare(prompts)
+    if len(prompts) < videos:
+        words.append(f"there are {len(prompts)} prompts, and not {videos}: each is taken once a seed")
     return Bench(recipe, setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds), words)
 
 

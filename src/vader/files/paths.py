@@ -26,7 +26,7 @@ def user_path(written: str | Path, what: str) -> Path:
     """
     try:
         path = Path(written).expanduser()
-        path.lstat()
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except RuntimeError:

@@ -17,6 +17,8 @@ def explain(error: ValidationError, data: dict[str, Any]) -> str:
     """One line on the most telling of pydantic's errors: a misspelt key before what is missing because of it."""
     order = ("extra_forbidden", "value_error")
     first = min(error.errors(), key=lambda e: order.index(e["type"]) if e["type"] in order else len(order))
+    if first["type"] == "json_invalid":  # only half a character, as bytes that are no UTF-8 give, has no JSON
+        return "a text holds what is no character"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     path, node = _locate(first["loc"])

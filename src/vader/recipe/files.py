@@ -107,7 +107,7 @@ def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None
 
 def in_one_line(value: Any) -> str:
     """A value of a recipe as YAML that may stand behind `key: `."""
-    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    text = yaml.dump([value], Dumper=Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
     return text.strip().removeprefix("[").removesuffix("]")
 
 

@@ -64,7 +64,7 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key.tag not in (f"{PREFIX}str", f"{PREFIX}merge"):
                 raise _mistake(key, "a key is no text: put quotes round it")
             if key.value in seen:

@@ -213,6 +213,7 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     if engine.accelerator.is_main_process:
+        words += held_out_words(recipe, len(test_prompts))
         print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
@@ -239,6 +240,16 @@ def warm_start(engine: Engine, init: str) -> None:
         load_adapters(engine.model.denoisers, path)
     except UserError as error:
         raise UserError(f"adapter.init {init!r}: {error}") from error
+
+
+def held_out_words(recipe: Recipe, prompts: int) -> list[str]:
+    """A word where more is asked for than there is: videos shown than sampled, videos than prompts."""
+    settings, words = recipe.evaluation, []
+    if settings.shown > settings.videos:
+        words.append(f"evaluation.shown is {settings.shown}, of {settings.videos} videos: all of them are shown")
+    if settings.videos > prompts:
+        words.append(f"evaluation.videos is {settings.videos}, of {prompts} prompts: some are sampled more than once")
+    return words
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
