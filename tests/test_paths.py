@@ -153,6 +153,8 @@ def test_a_word_where_more_is_asked_for_than_there_is():
         (["rewards.0.name=my_reward.py:Warmth"], "write my_reward:Warmth, the module and not its file"),
         (["algorithm=dpo"], "algorithm is a part: write algorithm: {name: diffusion_dpo}"),
         (["algorithm.name=dpo"], "unknown algorithm 'dpo': did you mean 'diffusion_dpo'?"),
+        (["algorithm={name: ddpo, inner_epochs: 100001}"], "to 100000 (no step has use for more)"),
+        (["rewards=[{name: vjepa, checkpoint: tiny, masks: 65}]"], "to 64 (each is a pass of the whole network)"),
         (["prompts.test=os:abort"], "prompt set 'os:abort' does not say that it is one"),
     ],
 )

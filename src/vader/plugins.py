@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 from torch import nn
@@ -40,6 +40,11 @@ class Part(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+def at_most(most: int, why: str) -> Any:
+    """Of an integer that counts: its bound, and the reason, which is told to whoever goes beyond."""
+    return Field(ge=1, le=most, json_schema_extra={"why": why})
 
 
 # ---- found ----
@@ -300,7 +305,14 @@ def _validated(hint: Any, value: Any, label: str) -> Any:
     try:
         return _strict(_adapter(hint), value)
     except ValidationError as error:
-        raise UserError(f"{label} is {value!r}: {_said(error.errors()[0])}") from error
+        raise UserError(f"{label} is {value!r}: {_said(error.errors()[0])}{_why(hint, error)}") from error
+
+
+def _why(hint: Any, error: ValidationError) -> str:
+    """The reason for a bound that was passed, where the hint gives one."""
+    extras = [getattr(one, "json_schema_extra", None) or {} for one in getattr(hint, "__metadata__", ())]
+    reasons = [extra["why"] for extra in extras if "why" in extra]
+    return f" ({reasons[0]})" if reasons and error.errors()[0]["type"] == "less_than_equal" else ""
 
 
 def _strict(adapter: TypeAdapter[Any] | None, value: Any) -> Any:

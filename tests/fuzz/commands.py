@@ -14,23 +14,31 @@ from fuzz.harness import Case
 from vader.files.video import write_mp4
 
 WORDS = (
-    "", " ", "x", "-", "--", "---", "-x", "--x", "=", "a=b", ":", "a:b", "a:b:c", "tiny", "tiny:x", "modelscope:tiny", "os:abort", "0",
-    "1", "-1", "1e9", "nan", "inf", "99999999999999999999", "9" * 5_000, "0.5", "'", '"', "é", "😀", "\udcff", "a\nb", "\x1b[31m",
-    "[red]x[/red]", "[/]", "~", "~nouser", "~nouser/x", ".", "..", "/", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem",
-    "/root/../etc", "a" * 300, "a/" * 3_000, "x" * 100_000, "pipe", "pipe.txt", "loop", "loop.txt", "folder", "empty.txt", "file.txt",
-    "clip.mp4", "broken.mp4", "device.txt", "run", "run/recipe.yaml", "file.txt/x", "no/such/place", "*", "?", "a|b", "$(x)", "%00",
+    "", " ", "x", "-", "--", "---", "-x", "--x", "=", "a=b", ":", "a:b", "a:b:c", "tiny", "tiny:x", "modelscope:tiny",
+    "os:abort", "0", "1", "-1", "1e9", "nan", "inf", "99999999999999999999", "9" * 5_000, "0.5", "'", '"', "é", "😀",
+    "\udcff", "a\nb", "\x1b[31m", "[red]x[/red]", "[/]", "~", "~nouser", "~nouser/x", ".", "..", "/", "/dev/null",
+    "/dev/zero", "/dev/full", "/proc/self/mem", "/root/../etc", "a" * 300, "a/" * 3_000, "x" * 100_000, "pipe",
+    "pipe.txt", "loop", "loop.txt", "folder", "empty.txt", "file.txt", "clip.mp4", "broken.mp4", "device.txt", "run",
+    "run/recipe.yaml", "file.txt/x", "no/such/place", "*", "?", "a|b", "$(x)", "%00",
 )  # fmt: skip
 PATHS = ("--out", "--runs", "--adapter", "--page", "--image", "--file", "--prompts", "--recipe")
-NUMBERS = ("--seed", "--steps", "--guidance", "--frames", "--height", "--width", "--fps", "--batch", "--videos", "--seeds",
-           "--max-frames", "--jobs")  # fmt: skip
-OTHERS = ("--model", "--negative", "--metric", "--reward", "--prompt", "--scale", "--only", "--size", "--json", "--merged",
-          "--dry-run", "--trust-code", "--help", "--debug", "--version")  # fmt: skip
+NUMBERS = (
+    "--seed", "--steps", "--guidance", "--frames", "--height", "--width", "--fps", "--batch", "--videos", "--seeds",
+    "--max-frames", "--jobs",
+)  # fmt: skip
+OTHERS = (
+    "--model", "--negative", "--metric", "--reward", "--prompt", "--scale", "--only", "--size", "--json", "--merged",
+    "--dry-run", "--trust-code", "--help", "--debug", "--version",
+)  # fmt: skip
 COMMANDS = {
     "train": (["train", "tiny"], ["--runs"], ["--dry-run"]),
-    "sample": (["sample", "a dog"], ["--file", "--image", "--recipe", "--model", "--adapter", "--out", *NUMBERS, "--negative"],
+    "sample": (["sample", "a dog"],
+               ["--file", "--image", "--recipe", "--model", "--adapter", "--out", *NUMBERS, "--negative"],
                ["--steps", "1", "--frames", "2", "--height", "8", "--width", "8"]),
-    "score": (["score", "clip.mp4"], ["--prompt", "--prompts", "--max-frames", "--json", "--reward"], ["--reward", "compression"]),
-    "evaluate": (["evaluate"], ["--adapter", "--recipe", "--model", "--prompts", "--metric", "--out"], ["--videos", "0"]),
+    "score": (["score", "clip.mp4"], ["--prompt", "--prompts", "--max-frames", "--json", "--reward"],
+              ["--reward", "compression"]),
+    "evaluate": (["evaluate"], ["--adapter", "--recipe", "--model", "--prompts", "--metric", "--out"],
+                 ["--videos", "0"]),
     "report": (["report"], [], []),
     "compare": (["compare"], ["--out"], []),
     "export": (["export"], ["--out", "--merged", "--adapter"], []),

@@ -11,17 +11,18 @@ from fuzz.harness import Case
 from vader.recipe import load_recipe
 
 VALUES = (
-    "", "null", "~", "true", "no", "0", "-0", "1", "-1", "2", "3", "7", "9", "10", "1001", "10000", "99999999999", str(2**63),
-    str(10**30), "9" * 5_000, "0.5", "-0.5", "1e-4", "1e38", "1e400", ".inf", "-.inf", ".nan", "1_000", "0x10", "1:30", "1+2",
-    "text", "'8'", '""', "' '", "tiny", "auto", "all", "module:Class", "os:abort", "my_reward.py:Class", "a.b.c:D", ":", "a:",
-    ":b", "a b:c", "..x:y", "x..y:z", "builtins:object", "sys:exit", "vader:Reward", "vader.rewards.base:Reward", "[]", "[1]",
-    "[1, 2]", "[null]", "['']", "[-1]", "[[]]", "[0, 0]", "{}", "{a: 1}", "{name: null}", "{name: x}", "{name: last, k: 99}",
-    "{name: last, k: -1}", "{name: last, k: 1e99}", "{name: cfg, scale: -3}", "{name: recompute, every: 0}", "[{}]",
-    "[{name: judge}]", "[{name: aesthetic, checkpoint: null}]", "[{name: hps, checkpoint: 'no/such'}]", "2024-01-01",
-    "2024-13-45", "!!int abc", "!!float x", "!!binary abc", "!!set {a}", "!!python/object/apply:os.abort []", "!x y", "&a [*a]",
-    "*b", "<<", "{<<: 3}", "{1: 2}", "{[a]: b}", "? x", "- a", "a: b: c", "[", "]", "{", "'", '"', '"\\0"', '"\\ud800"', "%",
-    "@x", "`", "\t", "\n", "a\nb", "\u2028", "é", "😀", "日本", "../..", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "~",
-    "~nouser/x", "a" * 300, "a/" * 200, "x" * 100_000, "[" * 3_000, "{a: " * 2_000,
+    "", "null", "~", "true", "no", "0", "-0", "1", "-1", "2", "3", "7", "9", "10", "1001", "10000", "99999999999",
+    str(2**63), str(10**30), "9" * 5_000, "0.5", "-0.5", "1e-4", "1e38", "1e400", ".inf", "-.inf", ".nan", "1_000",
+    "0x10", "1:30", "1+2", "text", "'8'", '""', "' '", "tiny", "auto", "all", "module:Class", "os:abort",
+    "my_reward.py:Class", "a.b.c:D", ":", "a:", ":b", "a b:c", "..x:y", "x..y:z", "builtins:object", "sys:exit",
+    "vader:Reward", "vader.rewards.base:Reward", "[]", "[1]", "[1, 2]", "[null]", "['']", "[-1]", "[[]]", "[0, 0]",
+    "{}", "{a: 1}", "{name: null}", "{name: x}", "{name: last, k: 99}", "{name: last, k: -1}",
+    "{name: last, k: 1e99}", "{name: cfg, scale: -3}", "{name: recompute, every: 0}", "[{}]", "[{name: judge}]",
+    "[{name: aesthetic, checkpoint: null}]", "[{name: hps, checkpoint: 'no/such'}]", "2024-01-01", "2024-13-45",
+    "!!int abc", "!!float x", "!!binary abc", "!!set {a}", "!!python/object/apply:os.abort []", "!x y",
+    "&a [*a]", "*b", "<<", "{<<: 3}", "{1: 2}", "{[a]: b}", "? x", "- a", "a: b: c", "[", "]", "{", "'", '"', '"\\0"',
+    '"\\ud800"', "%", "@x", "`", "\t", "\n", "a\nb", "\u2028", "é", "😀", "日本", "../..", "/", "/dev/null",
+    "/dev/zero", "/proc/self/mem", "~", "~nouser/x", "a" * 300, "a/" * 200, "x" * 100_000, "[" * 3_000, "{a: " * 2_000,
 )  # fmt: skip
 ENDS = (
     "",
@@ -42,9 +43,11 @@ ENDS = (
     "é",
     ".²",
 )
-MORE = ("", ".", "=", "x", "rewards.0.wieght", "rewards.1.name", "algorithm.frames.sample", "evaluation.monitors",
-        "evaluation.judge", "memory.checkpointing", "algorithm.ddpo.clip_range", "model.options.x", "rewards.0", "a" * 300,
-        "a." * 500 + "b", "name.name", "algorithm.policy", "evaluation.metrics.0.name", "memory.0")  # fmt: skip
+MORE = (
+    "", ".", "=", "x", "rewards.0.wieght", "rewards.1.name", "algorithm.frames.sample", "evaluation.monitors",
+    "evaluation.judge", "memory.checkpointing", "algorithm.ddpo.clip_range", "model.options.x", "rewards.0",
+    "a" * 300, "a." * 500 + "b", "name.name", "algorithm.policy", "evaluation.metrics.0.name", "memory.0",
+)  # fmt: skip
 BASES = ("tiny", "tiny-ddpo", "tiny-dpo", "tiny-svd", "tiny-opensora", "tiny-videocrafter", "tiny-action", "tiny-vjepa")
 
 

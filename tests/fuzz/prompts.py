@@ -15,10 +15,11 @@ from fuzz.mutations import spoiled, spoiled_node
 from fuzz.overrides import VALUES
 
 TEXTS = (
-    "a red circle moving left over sea", "a dog runs on the beach", "", " ", "#", "# a", "a\0b", "a\tb", "a\rb", "a\x85b", "a\u2028b",
-    "ﬁ — “x” … ½", "日本語", "😀" * 50, "e\u0301" * 100, "a" * 200, "a " * 6_000, "b" * 20_000, "\x1b[31m", "\u202e", '"', '""', "'", ",",
-    ",,", ";", "{", "}", "[red]", "<|endoftext|>", "<script>", "%s", "{0}", "$HOME", "a.png", "~nouser/a.png", "/dev/zero.png",
-    "none.png", "pic.png", "../pic.png", "a" * 300 + ".png", "\\", "\ufeff", "\ufffd", "\uffff",
+    "a red circle moving left over sea", "a dog runs on the beach", "", " ", "#", "# a", "a\0b", "a\tb", "a\rb",
+    "a\x85b", "a\u2028b", "ﬁ — “x” … ½", "日本語", "😀" * 50, "e\u0301" * 100, "a" * 200, "a " * 6_000, "b" * 20_000,
+    "\x1b[31m", "\u202e", '"', '""', "'", ",", ",,", ";", "{", "}", "[red]", "<|endoftext|>", "<script>", "%s", "{0}",
+    "$HOME", "a.png", "~nouser/a.png", "/dev/zero.png", "none.png", "pic.png", "../pic.png", "a" * 300 + ".png", "\\",
+    "\ufeff", "\ufffd", "\uffff",
 )  # fmt: skip
 COLUMNS = (
     "prompt",
@@ -35,8 +36,9 @@ COLUMNS = (
     "\ufeffprompt",
 )
 RAW: tuple[str, ...] = (
-    "null", "true", "1", "9" * 5_000, "1e999", "NaN", "[]", "{}", "[" * 20_000, '{"a":' * 5_000, '"\\ud800"', '"\\u0000"', '{"prompt": 1}',
-    '{"prompt": null}', '{"prompt": ["a"]}', '{"prompt": "a", "prompt": "b"}', "{'prompt': 'a'}", '{"": "a"}', '"a" "b"', "{", '"',
+    "null", "true", "1", "9" * 5_000, "1e999", "NaN", "[]", "{}", "[" * 20_000, '{"a":' * 5_000, '"\\ud800"',
+    '"\\u0000"', '{"prompt": 1}', '{"prompt": null}', '{"prompt": ["a"]}', '{"prompt": "a", "prompt": "b"}',
+    "{'prompt': 'a'}", '{"": "a"}', '"a" "b"', "{", '"',
 )  # fmt: skip
 ENCODINGS = ("utf-8", "utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252", "cp037")
 NAMES = ("p", "p", "p", "p q", "ü", "-p", "a:b", "p.png", "p" * 200, "p" * 250)

@@ -16,14 +16,16 @@ from fuzz.overrides import BASES, VALUES
 from vader.recipe import BUILT_IN
 
 ODD: tuple[Any, ...] = (
-    None, True, 0, 1, -1, 3, 10**30, 0.5, 1e38, float("nan"), float("inf"), "", "text", "os:abort", "a:b", "tiny", [], [1],
-    [None], [[]], {}, {"a": 1}, {"name": None}, {"name": "x"}, {1: 2}, {None: 1}, {True: 1}, "a" * 5_000, "\0", "../x",
+    None, True, 0, 1, -1, 3, 10**30, 0.5, 1e38, float("nan"), float("inf"), "", "text", "os:abort", "a:b", "tiny", [],
+    [1], [None], [[]], {}, {"a": 1}, {"name": None}, {"name": "x"}, {1: 2}, {None: 1}, {True: 1}, "a" * 5_000, "\0",
+    "../x",
 )  # fmt: skip
 HOSTILE = (
-    "&a [*a]", "&a {b: *a}", "!!int abc", "!!timestamp 2024-13-45", "!!python/name:os.abort ''", "!!binary ====", "!!bool x",
-    "!!omap [a]", "!!pairs [a]", "!!set {a}", "!!null x", "!!str [a]", "!!seq a", "!!map a", "!!float ''", "!!int ''", "!!merge x",
-    "9" * 5_000, "0b2", "0o9", "08", "1e999999", "[" * 5_000, "{a: " * 5_000, "? [a]\n: b", "<<: 3", "*none", "%TAG", "2024-01-01",
-    '"\\ud800"', '"\\x00"', "|\n", ">-\n", "'", "\x07", "\x85", "\u2028", "a: b: c", "- -", "@", "`", "!<>", "&", "*", "#",
+    "&a [*a]", "&a {b: *a}", "!!int abc", "!!timestamp 2024-13-45", "!!python/name:os.abort ''", "!!binary ====",
+    "!!bool x", "!!omap [a]", "!!pairs [a]", "!!set {a}", "!!null x", "!!str [a]", "!!seq a", "!!map a", "!!float ''",
+    "!!int ''", "!!merge x", "9" * 5_000, "0b2", "0o9", "08", "1e999999", "[" * 5_000, "{a: " * 5_000, "? [a]\n: b",
+    "<<: 3", "*none", "%TAG", "2024-01-01", '"\\ud800"', '"\\x00"', "|\n", ">-\n", "'", "\x07", "\x85", "\u2028",
+    "a: b: c", "- -", "@", "`", "!<>", "&", "*", "#",
 )  # fmt: skip
 LAUGHS = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))])
 NAMES = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -28,6 +29,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own by default) and returns its exit status."""
+    _forgive_characters()
     try:
         status = get_command(app).main(arguments, prog_name="vader", standalone_mode=False)
     except UsageError as error:
@@ -42,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     return _fail("stopped by the keyboard", status) if status == INTERRUPTED else status or 0
+
+
+def _forgive_characters() -> None:
+    """What the console has no character for, as in a file's name that is no text, is written with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, status: int) -> int:

@@ -14,13 +14,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from vader.plugins import Part
-
-
-def at_most(most: int, why: str) -> Any:
-    """Of a positive integer: its bound, and the reason, which is told to whoever goes beyond."""
-    return Field(ge=1, le=most, json_schema_extra={"why": why})
-
+from vader.plugins import Part, at_most
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
