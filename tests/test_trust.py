@@ -36,6 +36,7 @@ def stranger(tmp_path, monkeypatch):
     """The folder of a stranger's run, which names code that lies in it; `tmp_path` is where one works."""
     folder = tmp_path / "runs" / "stranger"
     (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter/pytorch_lora_weights.safetensors").touch()
     text = TINY.read_text().replace("rewards:", "rewards:\n  - {name: 'evil:Evil'}", 1)
     (folder / "recipe.yaml").write_text(text)
     (folder / "metrics.jsonl").touch()

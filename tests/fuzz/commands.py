@@ -16,7 +16,7 @@ from vader.files.video import write_mp4
 WORDS = (
     "", " ", "x", "-", "---", "-x", "--x", "=", "a=b", ":", "a:b", "a:b:c", "tiny", "tiny:x", "modelscope:tiny",
     "os:abort", "0", "1", "-1", "1e9", "nan", "inf", "99999999999999999999", "9" * 5_000, "0.5", "'", '"', "é", "😀",
-    "\udcff", "a\nb", "\x1b[31m", "[red]x[/red]", "[/]", "~", "~nouser", "~nouser/x", ".", "..", "/", "/dev/null",
+    "\udcff", "a\nb", "\x1b[31m", "[red]x[/red]", "[/]", "~", "~nouser", "~nouser/x", ".", "/", "/dev/null",
     "/dev/zero", "/dev/full", "/proc/self/mem", "/root/../etc", "a" * 300, "a/" * 3_000, "x" * 100_000, "pipe",
     "pipe.txt", "loop", "loop.txt", "folder", "empty.txt", "file.txt", "clip.mp4", "broken.mp4", "device.txt", "run",
     "run/recipe.yaml", "file.txt/x", "no/such/place", "*", "?", "a|b", "$(x)", "%00",
