@@ -106,7 +106,7 @@ sampling: {steps: 3, guidance: 1.5}
 rewards:
   - {name: "studio_rewards:Like", level: 0.8, sees: 2}
   - {name: "studio_rewards:Calm", weight: 0.5, sees: 2}
-prompts: {train: "studio_prompts:TRAIN", test: test.txt}
+prompts: {train: "studio_prompts:train", test: test.txt}
 optimizer: {lr: 0.02}
 train: {steps: 12, batch: 2}
 evaluation: {every: 6, videos: 4, shown: 2}
@@ -119,7 +119,10 @@ def studio(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("studio")
     (folder / "studio_model.py").write_text(MODEL)
     (folder / "studio_rewards.py").write_text(REWARD)
-    (folder / "studio_prompts.py").write_text('TRAIN = ["a red sky", "green grass", "a blue sea"]\n')
+    (folder / "studio_prompts.py").write_text(
+        "from vader import prompt_set\n"
+        '@prompt_set\ndef train():\n    return ["a red sky", "green grass", "a blue sea"]\n'
+    )
     (folder / "test.txt").write_text("# held out\nred earth\na blue bird\n")
     (folder / "studio.yaml").write_text(RECIPE)
     return folder
@@ -176,7 +179,7 @@ def test_report_and_export(run, studio, capsys):
         "transformer.out.lora_B.weight": (4, 16),
     }
     capsys.readouterr()
-    assert main(["export", "runs/studio-calm", "--merged", "--out", "merged"]) == 2
+    assert main(["export", "runs/studio-calm", "--merged", "--out", "merged", "--trust-code"]) == 2
     assert "export the adapter instead" in capsys.readouterr().err
 
 

@@ -209,7 +209,10 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["sample", "a dog", "--model", "modelscope:x", "--frames", "2"], "give --height, --width"),
         (["sample", "a dog", "--recipe", "tiny", "--model", "modelscope:no folder"], "no folder"),
         (["sample", "a dog", "--recipe", "tiny", "--model", "my_rewards:Broken:x"], "VideoModel"),
-        (["sample", "a dog", "--out", "empty.txt/below"], "cannot make the folder 'empty.txt/below'"),
+        (
+            ["sample", "a dog", "--out", "empty.txt/below"],
+            "cannot write the folder 'empty.txt/below': choose another --out",
+        ),
         (["score", "x.mp4", "--reward", "aesthetics"], "did you mean 'aesthetic'?"),
         (["score", "x.mp4", "--reward", "aesthetic=1"], "write name or name:key=value"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:gain"], "gain"),
@@ -449,4 +452,4 @@ def test_a_console_without_the_letters_is_no_reason_to_fail(monkeypatch):
     monkeypatch.setattr(sys, "stdout", console)
     monkeypatch.setattr(sys, "stderr", console)
     assert main(["train", "\u732b\u2212.yaml"]) == 2
-    assert console.buffer.getvalue().count(b"??.yaml") >= 1
+    assert b"\\u732b\\u2212.yaml" in console.buffer.getvalue()

@@ -283,7 +283,7 @@ def test_files_that_hold_no_pairs(tmp_path, text, message):
     (tmp_path / "pairs.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         read_preferences(tmp_path / "pairs.jsonl")
-    with pytest.raises(UserError, match="cannot be read as text"):
+    with pytest.raises(UserError, match="does not exist"):
         read_preferences(tmp_path / "none.csv")
 
 

@@ -95,7 +95,7 @@ def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):
 
 
 def test_command_writes_json_plot_and_table(run, capsys):
-    assert main(["evaluate", str(run), "--videos", "3", "--seeds", "2"]) == 0
+    assert main(["evaluate", str(run), "--videos", "3", "--seeds", "2", "--trust-code"]) == 0
     out = capsys.readouterr().out
     content = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert (content["videos"], content["seeds"], content["prompts"]) == (3, [3, 4], "tiny-test")
@@ -107,7 +107,10 @@ def test_command_writes_json_plot_and_table(run, capsys):
 
 def test_command_measures_by_further_metrics(run, tmp_path, capsys):
     asked = ["--metric", "gold:task=motion", "--metric", "toys:Stillness", "--metric", "diversity:checkpoint=tiny"]
-    assert main(["evaluate", str(run), "--videos", "2", "--seeds", "2", *asked, "--out", str(tmp_path)]) == 0
+    assert (
+        main(["evaluate", str(run), "--videos", "2", "--seeds", "2", *asked, "--trust-code", "--out", str(tmp_path)])
+        == 0
+    )
     points = json.loads((tmp_path / "evaluation.json").read_text())["points"]
     for point in points:
         assert list(point["figures"]) == ["gold", "Stillness", "diversity/pixels", "diversity/features"]

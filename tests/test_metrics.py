@@ -53,7 +53,8 @@ def test_judge_and_gold_of_true_scenes():
     scenes = sample_scenes(3, torch.Generator().manual_seed(0)).with_vividness(1.0)
     prompts, clip = captions(scenes), Clip.whole(render(scenes), fps=8)
     metrics = build({"name": "judge"}, {"name": "gold"}, {"name": "gold", "task": "removal"})
-    metrics.check(prompts, SIZE)
+    suited, words = metrics.suited(prompts, SIZE)
+    assert (list(suited.metrics), words) == (["judge", "gold", "gold_2"], [])
     found = metrics.per_video(clip, prompts)
     assert list(found) == [
         *(f"judge/{n}" for n in ("vividness", "color", "shape", "background", "motion", "damage", "damaged")),
@@ -64,8 +65,18 @@ def test_judge_and_gold_of_true_scenes():
     assert found["gold"].tolist() == pytest.approx([1.0] * 3, abs=0.05)
     assert found["gold_2"].tolist() == [0.0] * 3
     assert found["judge/damage"].tolist() == found["judge/damaged"].tolist() == [0.0] * 3
-    with pytest.raises(UserError, match="judge cannot read a prompt"):
-        metrics.check([Prompt("a dog")], SIZE)
+
+
+def test_a_metric_that_cannot_speak_of_the_prompts_steps_aside():
+    parts = ({"name": "judge"}, {"name": "aesthetic", "checkpoint": "tiny"}, {"name": "action", "checkpoint": "tiny"})
+    suited, words = build(*parts).suited([Prompt("a dog runs on the beach")], SIZE)
+    assert list(suited.metrics) == ["aesthetic"]
+    judge, action = words
+    assert judge.startswith(
+        "metric 'judge' steps aside: it knows the tiny world alone ('a dog runs on the beach' names"
+    )
+    assert action.startswith("metric 'action' steps aside: ")
+    assert len(suited.per_video(Clip.whole(torch.rand(1, 8, 3, 32, 32), fps=8), [Prompt("a dog")])) == 1
 
 
 # ---- diversity ----
@@ -134,7 +145,7 @@ def test_a_reward_for_clips_sees_whole_videos_and_takes_its_options():
     assert list(found) == ["Still", "aesthetic"]
     assert found["Still"].tolist() == pytest.approx(Still(2.0)(clip.frames, ["x"] * 3).tolist())
     with pytest.raises(UserError, match="reward 'Still' needs at least 2 frames"):
-        metrics.check(prompts, VideoSize(1, 8, 8))
+        metrics.suited(prompts, VideoSize(1, 8, 8))
 
 
 def test_a_mix_is_its_weighted_sum():

@@ -303,7 +303,9 @@ def test_a_metric_of_a_set_stands_everywhere(trained, tmp_path, capsys):
     assert "Frechet" in capsys.readouterr().out
     assert "Frechet" in (page / "compare.html").read_text()
 
-    assert main(["evaluate", str(runs[0].path), "--seeds", "1", "--out", str(tmp_path / "evaluated")]) == 0
+    assert (
+        main(["evaluate", str(runs[0].path), "--trust-code", "--seeds", "1", "--out", str(tmp_path / "evaluated")]) == 0
+    )
     assert "Frechet" in capsys.readouterr().out
     points = json.loads((tmp_path / "evaluated/evaluation.json").read_text())["points"]
     kept = [one.figures["Frechet"] for one in runs[0].evaluations]

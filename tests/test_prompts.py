@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -31,15 +33,18 @@ def texts_of(spec: str) -> list[str]:
 @pytest.fixture
 def user_module(tmp_path, monkeypatch):
     (tmp_path / "my_prompts.py").write_text(
+        "from vader import Prompt, prompt_set\n"
         "SOME = ['a', 'b']\n"
-        "EMPTY = []\n"
-        "NUMBERS = [1, 2]\n"
-        "TEXT = 'a'\n"
-        "def made():\n    return [f'{n} dogs' for n in (2, 3)]\n"
-        "from vader.prompts import Prompt\nLABELLED = (Prompt('a', label='b'), 'c')\n"
+        "def _set(prompts):\n    return prompt_set(lambda: prompts)\n"
+        "made = _set([f'{n} dogs' for n in (2, 3)])\n"
+        "labelled = _set((Prompt('a', label='b'), 'c'))\n"
+        "empty, numbers, text = _set([]), _set([1, 2]), _set('a')\n"
+        "long, half = _set(['a', 'b' * 10_001]), _set(['\\ud800'])\n"
+        "@prompt_set\ndef broken():\n    return 1 / 0\n"
+        "def unmarked():\n    raise SystemExit('called')\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_prompts", raising=False)
 
 
 SIZES = {  # train, test
@@ -258,8 +263,52 @@ def test_unreadable_files_are_errors(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
     (tmp_path / "folder.txt").mkdir()
     assert "does not exist" in error_of(str(tmp_path / "missing.txt"))
-    assert "cannot be read as text" in error_of(str(tmp_path / "binary.txt"))
-    assert "cannot be read as text" in error_of(str(tmp_path / "folder.txt"))
+    assert "binary.txt' is no UTF-8 text (line 1): save it as UTF-8" in error_of(str(tmp_path / "binary.txt"))
+    assert "folder.txt' is a folder: give a file" in error_of(str(tmp_path / "folder.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "a cat\nein M\xe4dchen".encode("latin-1"), "a.txt' is no UTF-8 text (line 2): save it as UTF-8"),
+        ("a.txt", b"a cat\n\0 dog", "is no UTF-8 text (line 2): save it as UTF-8"),
+        ("a.csv", "prompt\na cat\n".encode("utf-16"), "is no UTF-8 text (line 1): save it as UTF-8"),
+        ("a.txt", b"a cat\n" + b"a" * 2**20, "prompt 2 of prompt file"),
+        ("a.csv", b'prompt,label\n"' + b"a" * 200_000 + b'",b', "is no line of a table: field larger than field limit"),
+        ("a.csv", b"prompt,prompt\na,b\n", "has two columns 'prompt': keep one"),
+        ("a.jsonl", b"[" * 100_000, "is not JSON"),
+        ("a.jsonl", b'{"prompt": ' + b"9" * 5_000 + b"}", "is not JSON: Exceeds the limit"),
+        ("a.jsonl", b'"a \\ud800 cat"', "prompt 1 of prompt file"),
+        ("a.txt", b"a\n~no_such_user_here/a.png\n", None),
+        ("a.txt", b"~no_such_user_here/a.png\n", "there is no user of that name here"),
+        ("a.csv", b"image\n" + b"a" * 300 + b".png\n", "cannot be used: File name too long"),
+    ],
+)
+def test_files_that_are_no_prompts_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    if message is None:
+        assert len(load_prompts(str(tmp_path / name))) == 2
+    else:
+        assert message in error_of(str(tmp_path / name))
+
+
+def test_typographic_texts_are_kept_in_one_piece(tmp_path):
+    text = "a dog\u2019s \u201cbowl\u201d\u2028and \u00bd cup\x85"
+    for name, line in (
+        ("a.jsonl", json.dumps(text, ensure_ascii=False)),
+        ("a.txt", text),
+        ("a.csv", f"prompt\n{text}"),
+    ):
+        (tmp_path / name).write_text(f"{line}\r\n", encoding="utf-8", newline="")
+        assert [prompt.text for prompt in load_prompts(str(tmp_path / name))] == [text.strip()]
+
+
+def test_a_pipe_is_never_read(tmp_path):
+    for name in ("pipe.txt", "pipe.csv", "pipe.png"):
+        os.mkfifo(tmp_path / name)
+    assert "pipe.txt' is a pipe or a device: give a file" in error_of(str(tmp_path / "pipe.txt"))
+    assert "pipe.csv' is a pipe or a device: give a file" in error_of(str(tmp_path / "pipe.csv"))
+    assert "holds no pictures" in error_of(str(tmp_path))
 
 
 def test_unknown_names_get_the_nearest():
@@ -267,20 +316,27 @@ def test_unknown_names_get_the_nearest():
     assert "activities-test, activities-train" in error_of("xyz")
 
 
-def test_own_lists_and_functions(user_module):
-    assert load_prompts("my_prompts:SOME") == [Prompt("a"), Prompt("b")]
+def test_own_functions(user_module):
     assert load_prompts("my_prompts:made") == [Prompt("2 dogs"), Prompt("3 dogs")]
-    assert load_prompts("my_prompts:LABELLED") == [Prompt("a", label="b"), Prompt("c")]
+    assert load_prompts("my_prompts:labelled") == [Prompt("a", label="b"), Prompt("c")]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("EMPTY", "is empty"), ("NUMBERS", "is no list of prompts"), ("TEXT", "is no list of prompts")],
+    [
+        ("my_prompts:empty", "is empty"),
+        ("my_prompts:numbers", "returns no list of prompts"),
+        ("my_prompts:text", "returns no list of prompts"),
+        ("my_prompts:long", "prompt 2 of prompt set 'my_prompts:long' has 10001 characters: 10000 are the most"),
+        ("my_prompts:half", "is no text: it holds what is no character"),
+        ("my_prompts:broken", "fails with ZeroDivisionError: division by zero"),
+        ("my_prompts:SOME", "is no function: define it by def"),
+        ("my_prompts:unmarked", "does not say that it is one: write @vader.prompt_set above its def"),
+        ("os:abort", "does not say that it is one: write @vader.prompt_set above its def"),
+        ("my_prompts:mad", "my_prompts has no mad: did you mean 'made'?"),
+        ("no_such_module:SOME", "no module 'no_such_module'"),
+        ("my_prompts.py:made", "write my_prompts:made, the module and not its file"),
+    ],
 )
-def test_own_sets_that_are_no_prompts(user_module, name, message):
-    assert message in error_of(f"my_prompts:{name}")
-
-
-def test_own_sets_that_do_not_exist(user_module):
-    assert "my_prompts has no 'SOMME': did you mean 'SOME'?" in error_of("my_prompts:SOMME")
-    assert "no module 'no_such_module'" in error_of("no_such_module:SOME")
+def test_what_is_no_set_of_ones_own_is_one_line(user_module, name, message):
+    assert message in error_of(name)

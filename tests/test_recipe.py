@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from vader.sampling.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"
+LAUGHS = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))])
 TINY = ROOT / "src" / "vader" / "recipe" / "recipes" / "tiny.yaml"
 
 
@@ -156,15 +158,24 @@ def test_the_first_difference_names_its_key():
         ("optimizer.lr=fast", ["'optimizer.lr' is \"fast\"", "expected a number above 0"]),
         ("optimizer.lr=-1e-4", ["'optimizer.lr' is -0.0001", "expected a number above 0"]),
         ("optimizer.lr=.inf", ["'optimizer.lr' is Infinity", "expected a number above 0"]),
-        ("video.frames=8.5", ["'video.frames' is 8.5", "expected an integer above 0"]),
-        ("video.frames='8'", ["'video.frames' is \"8\"", "expected an integer above 0"]),
-        ("video.frames=", ["'video.frames' is null", "expected an integer above 0"]),
+        ("video.frames=8.5", ["'video.frames' is 8.5", "expected an integer from 1 to 10000"]),
+        ("video.frames='8'", ["'video.frames' is \"8\"", "expected an integer from 1 to 10000"]),
+        ("video.frames=", ["'video.frames' is null", "expected an integer from 1"]),
         ("sampling.eta=2", ["'sampling.eta' is 2", "expected a number from 0 to 1"]),
         ("model.options=3", ["'model.options' is 3", "expected a section"]),
         ("sampling.guidance=0.5", ["'sampling.guidance' is 0.5", "a number from 1 or a part {name: ...} with options"]),
         ("sampling.guidance={scale: 4}", ["'sampling.guidance' is {\"scale\": 4}", "or a part {name: ...}"]),
         ("train.trackers=[x]", ["'train.trackers.0' is \"x\"", "expected one of tensorboard, wandb"]),
-        ("algorithm=ddpo", ["'algorithm' is \"ddpo\"", "expected a part {name: ...} with options of its own"]),
+        ("algorithm=ddpo", ["algorithm is a part: write algorithm: {name: ddpo}"]),
+        ("algorithm=dpo", ["algorithm is a part: write algorithm: {name: diffusion_dpo}"]),
+        ("video.frames=10001", ["expected an integer from 1 to 10000 (no machine holds a longer video at once)"]),
+        ("optimizer.lr=1e38", ["'optimizer.lr' is 1e+38: expected a number above 0 to 100 (Adam moves every weight"]),
+        ("evaluation.final_videos=100001", ["an integer from 1 to 100000 or null (more than anyone looks at)"]),
+        (f"name={'a' * 201}", ["has 201 bytes: a folder's name has at most 200"]),
+        (f"train.seed={2**63}", ["expected an integer from -9.22337203685478e+18"]),
+        ("train..steps=1", ["'train..steps' is no path of keys, as optimizer.lr is"]),
+        ("a" + ".a" * 1000 + "=1", ["is no path of keys, as optimizer.lr is"]),
+        ("train.steps=!!int abc", ["'abc' is not an integer"]),
         ("memory={name: recompute}", ['\'memory\' is {"name": "recompute"}', "a list, each a part {name: ...}"]),
         ("memory=[recompute]", ["'memory.0' is \"recompute\"", "expected a part {name: ...}"]),
         ("evaluation.metrics=[{nme: judge}]", ["key 'evaluation.metrics.0.name' is missing", "expected a text"]),
@@ -299,22 +310,44 @@ def test_unknown_recipe_names_the_nearest():
         ("name: x\nname: y\n", "key 'name' is given twice (line 2)"),
         ("name: \x01", "is not valid YAML"),
         ("name: x\n", "is missing: expected a section with the keys"),
-        ("1: x\n", "unknown key '1'"),
+        ("1: x\n", "a key is no text: put quotes round it (line 1)"),
+        ("? [a]\n: x\n", "a key is no text: put quotes round it (line 1)"),
+        ("name: !!int abc\n", "'abc' is not an integer (line 1)"),
+        ("name: !!float {}\n", "is not valid YAML"),
+        ("name: !!binary abc\n", "the tag '!!binary' is none of a recipe (line 1)"),
+        ("name: !!python/name:os.abort\n", "the tag '!!python/name:os.abort' is none of a recipe"),
+        (f"name: {'9' * 5_000}\n", "is not an integer (line 1)"),
+        ("name: loop\nrewards: &a [*a]\n", "an anchor holds itself (line 2)"),
+        (LAUGHS, "it stands for more than 10000 values"),
+        ("name: " + "[" * 5_000, "it is nested too deeply"),
+        ('name: "\\ud800"\n', "a text holds what is no character (line 1)"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, text, message):
     assert message in error_of(source=written(tmp_path / "broken.yaml", text))
 
 
+def test_anchors_and_dates_are_what_they_look_like(tmp_path):
+    text = (
+        TINY.read_text()
+        .replace("name: tiny\n", "name: &named 2024-13-45\n")
+        .replace("checkpoint: tiny", "checkpoint: *named", 1)
+    )
+    recipe = load_recipe(written(tmp_path / "x.yaml", text))
+    assert (recipe.name, recipe.model.checkpoint) == ("2024-13-45", "2024-13-45")
+
+
 def test_a_missing_key_says_what_it_should_be(tmp_path):
     text = TINY.read_text().replace("train: {steps: 20, ", "train: {")
     message = error_of(source=written(tmp_path / "x.yaml", text))
-    assert "key 'train.steps' is missing: expected an integer above 0" in message
+    assert "key 'train.steps' is missing: expected an integer from 1 to 100000000" in message
 
 
 def test_a_binary_file_is_one_line(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    assert "cannot be read as text" in error_of(source=str(tmp_path / "x.yaml"))
+    assert "x.yaml' is no UTF-8 text (line 1): save it as UTF-8" in error_of(source=str(tmp_path / "x.yaml"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert "pipe.yaml' is a pipe or a device: give a file" in error_of(source=str(tmp_path / "pipe.yaml"))
 
 
 # ---------------------------------------------------------------- docs/recipes.md
@@ -391,4 +424,4 @@ def test_the_page_has_every_built_in_part_with_its_options(column, heading, part
 def test_the_examples_on_the_page_are_valid(tmp_path, example):
     tiny = yaml.safe_load(TINY.read_text()) | {"video": {"frames": 16, "height": 32, "width": 32}}
     merged = tiny | parse_value(example)
-    load_recipe(written(tmp_path / "recipe.yaml", yaml.safe_dump(merged)))
+    load_recipe(written(tmp_path / "own.yaml", yaml.safe_dump(merged)))

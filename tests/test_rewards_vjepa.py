@@ -350,7 +350,7 @@ def test_vjepa2_takes_the_size_that_is_asked_for(tmp_path):
     [
         ({"size": 18}, "size 18 is not possible: it must be two or more patches of 4; the nearest is 16"),
         ({"size": 4}, "size 4 is not possible: it must be two or more patches of 4; the nearest is 8"),
-        ({"masks": 0}, "masks is 0: input should be greater than 0"),
+        ({"masks": 0}, "masks is 0: input should be greater than or equal to 1"),
         ({"heads": 5}, "its 24 and 12 features do not split over 5 heads"),
         ({"checkpoint": "./nowhere.pth.tar"}, "no weight file at './nowhere.pth.tar'"),
         ({"checkpoint": "vitl"}, "'vitl' is no folder here"),

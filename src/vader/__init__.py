@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vader.nouns import Known as Known
     from vader.nouns import Prompt as Prompt
     from vader.nouns import VideoSize as VideoSize
+    from vader.prompts import prompt_set as prompt_set
     from vader.recipe import Recipe as Recipe
     from vader.recipe import load_recipe as load_recipe
     from vader.rewards.base import FrameReward as FrameReward
@@ -81,6 +82,7 @@ _HOMES = {
     "load_recipe": "vader.recipe",
     "load_reward": "vader.rewards.registry",
     "merge_adapter": "vader.networks.adapter",
+    "prompt_set": "vader.prompts",
     "read_video": "vader.files.video",
     "sample": "vader.sampling.videos:sample_videos",
     "score": "vader.scoring.files:score_files",

@@ -21,7 +21,7 @@ class Stopped(RunError):
 def nearest(word: str, known: Iterable[str], beside: str = "") -> str:
     """A tail for an error about an unknown word: the closest known one, or all of them and what is allowed beside."""
     known = sorted(known)
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    close = [one for one in known if word in one.split("_")] or get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" + (f", or {beside}" if beside else "")

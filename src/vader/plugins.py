@@ -1,8 +1,8 @@
 """Parts: everything that can be brought has the shape `{name, **options}`, the name built in or `module:Name`.
 
 In go the name as written and the recipe's options, out come the class or its instance, the options checked against
-the part's own signature; whatever the user got wrong on the way is one line. The working directory is importable, as
-it is for a script.
+the part's own signature; whatever the user got wrong on the way is one line. A user's modules are looked for among the
+installed ones, in the working directory and beside the recipe, and never in a run's folder, which may be a stranger's.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import importlib
 import inspect
 import json
 import math
-import os
+import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 from torch import nn
@@ -42,6 +42,11 @@ class Part(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+def at_most(most: int, why: str) -> Any:
+    """Of an integer that counts: its bound, and the reason, which is told to whoever goes beyond."""
+    return Field(ge=1, le=most, json_schema_extra={"why": why})
 
 
 # ---- found ----
@@ -94,16 +99,64 @@ def load_function(spec: str, kind: str) -> Callable[..., Any]:
     return cast("Callable[..., Any]", found)
 
 
+CODE = re.compile(r"[^\s:/\\]+:\w+")
+_beside: list[Path] = []  # the folders of recipes
+
+
+def is_code(spec: str) -> bool:
+    """Whether a name is `module:Name`: only what has this form is ever imported."""
+    return CODE.fullmatch(spec) is not None
+
+
+def look_beside(recipe: Path) -> None:
+    """From now on a user's modules are looked for beside this recipe too, after the working directory."""
+    folder = recipe.absolute().parent
+    if folder not in _beside:
+        _beside.append(folder)
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder that a path is or lies in, if there is one: it has a recipe and what training makes."""
+    for folder in (path, *path.parents):
+        if (folder / "recipe.yaml").exists() and any((folder / made).exists() for made in ("metrics.jsonl", "adapter")):
+            return folder
+    return None
+
+
 def import_plugin(name: str, label: str) -> ModuleType:
     """A user's module. Raises `UserError`, which starts with `label`, if there is none or its import fails."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    places = [place for place in dict.fromkeys((Path.cwd(), *_beside)) if not run_of(place)]
+    _refuse_run(name, label, places)
+    with _importable(places):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            where = ", ".join(map(str, places)) or "a run's folder has none"
+            raise UserError(f"{label}: no module {error.name!r} here ({where}) or installed") from error
+        except (Exception, SystemExit) as error:  # the module is the user's: anything may go wrong in it
+            raise UserError(
+                f"{label}: importing {name} fails with {type(error).__name__}: {one_line(error)}"
+            ) from error
+
+
+def _refuse_run(name: str, label: str, places: Collection[Path]) -> None:
+    """A package may be a folder of any name: none that leads into a run's folder is entered."""
+    *packages, _ = name.split(".")
+    for place in (*places, *map(Path, sys.path)):
+        if packages and (found := run_of(place.joinpath(*packages))):
+            raise UserError(f"{label}: it lies in the run's folder {str(found)!r}, from which nothing is imported")
+
+
+@contextmanager
+def _importable(places: Collection[Path]) -> Iterator[None]:
+    """Within, modules are found in these places too, behind the installed ones: a stray file replaces no library."""
+    added = [str(place) for place in places if str(place) not in sys.path]
+    sys.path.extend(added)
+    importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{label}: no module {error.name!r} here ({os.getcwd()}) or installed") from error
-    except Exception as error:  # the module is the user's: anything may go wrong in it
-        raise UserError(f"{label}: importing {name} fails with {type(error).__name__}: {one_line(error)}") from error
+        yield
+    finally:
+        sys.path[:] = [place for place in sys.path if place not in added]
 
 
 def one_line(error: BaseException) -> str:
@@ -132,15 +185,26 @@ def _of_a_library(file: str) -> bool:
 def _found(spec: str, kind: str, noun: str, is_one: Callable[[Any], bool]) -> Any:
     """What `spec` names, a `noun` by what is expected; `is_one` tells which names of the module it could have been."""
     module_name, _, name = spec.partition(":")
-    if not (module_name and name):
+    if name and module_name.endswith(".py"):
+        raise UserError(f"{kind} {spec!r}: write {Path(module_name).stem}:{name}, the module and not its file")
+    if not is_code(spec) or "" in module_name.split("."):
         example = f"my_module:{'MyClass' if noun == 'Class' else 'my_function'}"
         raise UserError(f"{kind} {spec!r}: write it as module:{noun}, for instance {example}")
     module = import_plugin(module_name, f"{kind} {spec!r}")
     if not hasattr(module, name):
         own = [known for known, one in inspect.getmembers(module, is_one) if one.__module__ == module.__name__]
         hint = nearest(name, own) if own else f"it defines no {noun.lower()}"
-        raise UserError(f"{kind} {spec!r}: {module_name} has no {name}: {hint}")
+        raise UserError(f"{kind} {spec!r}: {module_name} has no {name}: {hint}{_hidden(module)}")
     return getattr(module, name)
+
+
+def _hidden(module: ModuleType) -> str:
+    """A word on a user's file that an installed module of the same name stands before."""
+    for place in (Path.cwd(), *_beside):
+        file = place / f"{module.__name__}.py"
+        if file.is_file() and file != Path(getattr(module, "__file__", None) or file):
+            return f"; an installed module has the name of {str(file)!r}, give it another"
+    return ""
 
 
 def _abstract(cls: type) -> list[str]:
@@ -150,17 +214,24 @@ def _abstract(cls: type) -> list[str]:
 # ---- options, checked against the signature ----
 
 
-def instantiate(cls: type[T], label: str, options: Mapping[str, Any]) -> T:
+def instantiate(cls: type[T], label: str, options: Mapping[str, Any], beside: Collection[str] = ()) -> T:
     """`cls(**options)` of a class or dataclass, with every option's name and type checked first.
+
+    Args:
+        beside: keys that the part has in a recipe beside its options, for who misspells one of them.
 
     Raises:
         UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
     """
-    return cls(**checked_options(cls, label, options))
+    return cls(**checked_options(cls, label, options, beside=beside))
 
 
 def checked_options(
-    target: Callable[..., Any], label: str, options: Mapping[str, Any], reserved: Collection[str] = ()
+    target: Callable[..., Any],
+    label: str,
+    options: Mapping[str, Any],
+    reserved: Collection[str] = (),
+    beside: Collection[str] = (),
 ) -> dict[str, Any]:
     """Options as keyword arguments of a function, class or dataclass; `reserved` parameters are no options.
 
@@ -171,7 +242,7 @@ def checked_options(
         UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
     """
     own = {name: parameter for name, parameter in _parameters(target).items() if name not in reserved}
-    _check_names(own, label, options)
+    _check_names(own, label, options, beside)
     for name, value in options.items():
         if not _finite(value):
             raise UserError(f"{label}: {name} is {value}: numbers must be finite")
@@ -215,12 +286,14 @@ def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: made.get(p.name, p.default) for p in parameters if p.default is not p.empty}
 
 
-def _check_names(parameters: Mapping[str, inspect.Parameter], label: str, options: Mapping[str, Any]) -> None:
+def _check_names(
+    parameters: Mapping[str, inspect.Parameter], label: str, options: Mapping[str, Any], beside: Collection[str]
+) -> None:
     named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [name for name in options if name not in named]
     if unknown and not takes_any:
-        known = nearest(unknown[0], named) if named else "it takes none"
+        known = nearest(unknown[0], [*named, *beside]) if named or beside else "it takes none"
         raise UserError(f"{label} has no option {unknown[0]!r}: {known}")
     missing = [name for name, p in named.items() if p.default is p.empty and name not in options]
     if missing:
@@ -252,7 +325,14 @@ def _validated(hint: Any, value: Any, label: str) -> Any:
     try:
         return _strict(_adapter(hint), value)
     except ValidationError as error:
-        raise UserError(f"{label} is {value!r}: {_said(error.errors()[0])}") from error
+        raise UserError(f"{label} is {value!r}: {_said(error.errors()[0])}{_why(hint, error)}") from error
+
+
+def _why(hint: Any, error: ValidationError) -> str:
+    """The reason for a bound that was passed, where the hint gives one."""
+    extras = [getattr(one, "json_schema_extra", None) or {} for one in getattr(hint, "__metadata__", ())]
+    reasons = [extra["why"] for extra in extras if "why" in extra]
+    return f" ({reasons[0]})" if reasons and error.errors()[0]["type"] == "less_than_equal" else ""
 
 
 def _strict(adapter: TypeAdapter[Any] | None, value: Any) -> Any:

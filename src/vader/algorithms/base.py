@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError
+from vader.plugins import at_most
 from vader.recipe import Recipe
+
+Count = Annotated[int, at_most(100_000, "no step has use for more")]  # of an algorithm's settings
 
 
 @dataclass

@@ -16,10 +16,10 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from vader.algorithms.base import Algorithm, Metrics, require_share
+from vader.algorithms.base import Algorithm, Count, Metrics, require_share
 from vader.algorithms.rollouts import Update, gather_prompts, gather_scores, score
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
@@ -35,14 +35,14 @@ TINY = 1e-6  # added to standard deviations of rewards
 class DDPOSettings:
     """Settings of algorithm 'ddpo'."""
 
-    videos_per_prompt: PositiveInt = 1
-    minibatches: PositiveInt = 2  # optimiser steps in which a batch is gone through
-    inner_epochs: PositiveInt = 1  # how often it is gone through
+    videos_per_prompt: Count = 1
+    minibatches: Count = 2  # optimiser steps in which a batch is gone through
+    inner_epochs: Count = 1  # how often it is gone through
     clip_range: PositiveFloat = 1e-4  # of the ratio of probabilities, PPO's epsilon
     advantage_clip: PositiveFloat = 5.0
     min_std: NonNegativeFloat = 0.0  # of a step's fresh noise: steps with less are not trained
-    prompt_buffer: PositiveInt = 32  # latest rewards of a prompt that make its mean and standard deviation
-    prompt_min_count: PositiveInt = 16  # with fewer of them, those of the batch do
+    prompt_buffer: Count = 32  # latest rewards of a prompt that make its mean and standard deviation
+    prompt_min_count: Count = 16  # with fewer of them, those of the batch do
 
 
 def log_probability(sample: Any, mean: Any, std: float) -> Tensor:

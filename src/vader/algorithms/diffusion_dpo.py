@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vader import randomness
-from vader.algorithms.base import Algorithm, Metrics, require_share
+from vader.algorithms.base import Algorithm, Count, Metrics, require_share
 from vader.algorithms.preferences import Pair, PreferenceFile, ReplayBuffer
 from vader.algorithms.rollouts import Scores, Update, gather_prompts, gather_scores, score
 from vader.engine.batch import Batch
@@ -38,10 +38,10 @@ class DPOSettings:
     """Settings of algorithm 'diffusion_dpo'."""
 
     beta: PositiveFloat = 5000.0  # how strongly the frozen base holds the model
-    videos_per_prompt: Annotated[int, Field(ge=2)] = 2  # online
-    capacity: Annotated[int, Field(ge=2)] = 256  # online: latest videos of which pairs are made
-    updates: PositiveInt = 4  # optimiser steps a batch
-    pairs: PositiveInt = 8  # pairs an optimiser step
+    videos_per_prompt: Annotated[Count, Field(ge=2)] = 2  # online
+    capacity: Annotated[Count, Field(ge=2)] = 256  # online: latest videos of which pairs are made
+    updates: Count = 4  # optimiser steps a batch
+    pairs: Count = 8  # pairs an optimiser step
     preferences: str | None = None  # a file of pairs: nothing is sampled and ranked in training
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vader.engine.engine import Engine
 from vader.errors import UserError, nearest
+from vader.files.paths import read_text
 from vader.files.video import read_video, stream_frames
 from vader.nouns import Prompt, VideoSize, map_latents
 
@@ -167,11 +168,8 @@ def read_preferences(path: Path) -> list[Preference]:
     Raises:
         UserError: no such file, not text, no lines, an unknown or missing key.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"preference file {str(path)!r} cannot be read as text: {error}") from None
-    rows = _json_rows(text, path) if path.suffix.lower() == ".jsonl" else list(csv.DictReader(io.StringIO(text)))
+    text = read_text(path, "preference file")
+    rows = _json_rows(text, path) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path)
     if not rows:
         raise UserError(f"preference file {str(path)!r} holds no pairs: its columns are {', '.join(COLUMNS)}")
     return [_preference(row, path, f"pair {number} of {str(path)!r}") for number, row in enumerate(rows, start=1)]
@@ -179,9 +177,16 @@ def read_preferences(path: Path) -> list[Preference]:
 
 def _json_rows(text: str, path: Path) -> list[Any]:
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end, too
         raise UserError(f"preference file {str(path)!r} is not a JSON object a line: {error}") from None
+
+
+def _csv_rows(text: str, path: Path) -> list[Any]:
+    try:
+        return list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise UserError(f"preference file {str(path)!r} is no table: {error}") from None
 
 
 def _preference(row: Any, path: Path, where: str) -> Preference:

@@ -7,9 +7,9 @@ at once.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own by default) and returns its exit status."""
-    _print_whatever_comes()
+    _forgive_characters()
     try:
         status = get_command(app).main(arguments, prog_name="vader", standalone_mode=False)
     except UsageError as error:
@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _fail("stopped by the keyboard", status) if status == INTERRUPTED else status or 0
 
 
-def _print_whatever_comes() -> None:
-    """What a console or pipe has no letters for, as the code pages of Windows, becomes "?" and no error."""
+def _forgive_characters() -> None:
+    """What the console has no character for, as in a file's name that is no text, is written with escapes."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, status: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import AdapterOption, metric_part, model_section, print_wide, recipe_of
+from vader.cli.parts import AdapterOption, TrustCode, metric_part, model_section, print_wide, recipe_of
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -39,24 +39,30 @@ def evaluate(
         typer.Option("--metric", metavar="NAME[:KEY=VALUE,...]", help="Beside the recipe's metrics; repeatable."),
     ] = None,
     videos: Annotated[int, typer.Option("--videos", min=1, help="How many prompts, from the first.")] = 16,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Videos of each prompt.")] = 2,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Videos of each prompt.")] = 2,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/evaluation, or evaluation without a run.")
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Evaluate a run's checkpoints against its base: reward, the figures of metrics, diversity over seeds."""
     further = [metric_part(spec) for spec in metrics or []]
     if run is not None and (adapter or recipe or model):
         raise UserError("a run has its own recipe, model and adapters: give RUN, or --adapter, --recipe and --model")
-    resolved, sources = _of_run(run) if run else _of_adapter(adapter, recipe, model)
+    from vader.files.paths import check_out
+
+    out = out or (run / "evaluation" if run else Path("evaluation"))
+    check_out(out)
+    resolved, sources = _of_run(run, trust_code) if run else _of_adapter(adapter, recipe, model, trust_code)
     resolved = _asked(resolved, prompts, further)
     from rich.table import Table
 
     from vader.evaluation.evaluate import build_bench, evaluate_sources, table, write_evaluation
 
     bench = build_bench(resolved, videos, seeds)
+    print(*bench.words, sep="\n", end="\n" * bool(bench.words))
     points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
-    written = write_evaluation(bench, points, out or (run / "evaluation" if run else Path("evaluation")))
+    written = write_evaluation(bench, points, out)
     head, rows = table(points)
     shown = Table(*map(escape, head))
     for row in rows:
@@ -65,21 +71,24 @@ def evaluate(
     print(*written, sep="\n")
 
 
-def _of_run(folder: Path) -> tuple[Recipe, list[Source]]:
+def _of_run(folder: Path, trust_code: bool) -> tuple[Recipe, list[Source]]:
     from vader.evaluation.evaluate import sources_of_run
+    from vader.recipe import load_recipe
     from vader.runs.reader import read_run
 
     run = read_run(folder)
-    return run.recipe, sources_of_run(run)
+    return load_recipe(str(run.folder.recipe), trust_code=trust_code), sources_of_run(run)
 
 
-def _of_adapter(adapter: Path | None, recipe: str | None, model: str | None) -> tuple[Recipe, list[Source]]:
+def _of_adapter(
+    adapter: Path | None, recipe: str | None, model: str | None, trust_code: bool
+) -> tuple[Recipe, list[Source]]:
     from vader.evaluation.evaluate import sources_of_adapter
     from vader.recipe import load_recipe
 
     if adapter is None and model is None and recipe is None:
         raise UserError("nothing to evaluate: give a run's folder, --adapter, --model or --recipe")
-    resolved = load_recipe(recipe or recipe_of(adapter) or "tiny")
+    resolved = load_recipe(recipe or recipe_of(adapter) or "tiny", trust_code=trust_code)
     section = model_section(model) if model else resolved.model
     return resolved.model_copy(update={"model": section}), sources_of_adapter(adapter)
 

@@ -17,12 +17,16 @@ AdapterOption = Annotated[
     ),
 ]
 
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Import the code (module:Name) that a run's recipe names: it may do all.")
+]
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vader.models.base import VideoModel
     from vader.plugins import Part
-    from vader.recipe import ModelSection, RewardSection
+    from vader.recipe import ModelSection, Recipe, RewardSection
 
 
 def model_section(spec: str) -> ModelSection:
@@ -70,16 +74,15 @@ def recipe_of(adapter: Path | None) -> str | None:
     return str(run.recipe) if run else None
 
 
-def with_changes(section: Any, **changes: Any) -> Any:
-    """The section with every change that was asked for (is not None)."""
-    return section.model_copy(update={key: value for key, value in changes.items() if value is not None})
+def with_changes(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with every change of a key that was asked for (is not None), `video__frames` for `video.frames`.
 
+    Raises:
+        UserError: a value is none of its key's.
+    """
+    from vader.recipe import changed
 
-def make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {str(path)!r}: {error.strerror}") from None
+    return changed(recipe, {key.replace("__", "."): value for key, value in changes.items() if value is not None})
 
 
 def reward_section(spec: str) -> RewardSection:

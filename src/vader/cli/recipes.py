@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vader.cli.parts import model_section, reward_section
+from vader.cli.parts import TrustCode, model_section, reward_section
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -24,11 +24,12 @@ def show(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe, by dotted path.")
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Print a recipe whole: every key, its value and what it means. What is printed is itself a recipe."""
     from vader.recipe import load_recipe
 
-    print(_page(load_recipe(recipe, overrides or [])), end="")
+    print(_page(load_recipe(recipe, overrides or [], trust_code=trust_code)), end="")
 
 
 @recipe_app.command("new", epilog="Example: vader recipe new my.yaml --model svd:tiny --reward aesthetic")

@@ -32,6 +32,9 @@ def reproduce(
     """Reproduce the paper's figures and tables. The same command again goes on; finished runs are reused."""
     if scale not in SCALES:
         raise UserError(f"no scale {scale!r}: {nearest(scale, SCALES)}")
+    from vader.files.paths import check_out
+
+    check_out(out)
     from vader.studies import reproduce as run
     from vader.studies.study import Options
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import print_wide
+from vader.cli.parts import TrustCode, print_wide
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -39,25 +39,29 @@ def export(
         bool, typer.Option("--merged", help="The whole model in its own format, the adapter in its weights.")
     ] = False,
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, in diffusers' LoRA format.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Export what a run has trained, for use without this package."""
     if merged == adapter:
         raise UserError("export what? give one of --merged and --adapter")
+    from vader.files.paths import check_out
     from vader.runs.adapters import find_adapter, run_of
     from vader.tools.export import export_adapter, export_merged
 
+    check_out(out)
     folder = run_of(run)
     if folder is None:
         raise _no_run(run)
     trained = find_adapter(run)
-    written = [export_merged(_base_model(folder), trained, out)] if merged else export_adapter(trained, out)
+    written = [export_merged(_base_model(folder, trust_code), trained, out)] if merged else export_adapter(trained, out)
     print(*written, sep="\n")
 
 
 def _require_run(run: Path) -> None:
+    from vader.files.paths import user_path
     from vader.runs.folder import RunFolder
 
-    if not RunFolder(run).recipe.is_file():
+    if not RunFolder(user_path(run, "run")).recipe.is_file():
         raise _no_run(run)
 
 
@@ -65,7 +69,7 @@ def _no_run(run: Path) -> UserError:
     return UserError(f"{str(run)!r} is no run's folder: there is no recipe.yaml in it")
 
 
-def _base_model(run: RunFolder) -> VideoModel:
+def _base_model(run: RunFolder, trust_code: bool) -> VideoModel:
     """The model that a run started from, on the CPU; in float32 unless its recipe wants otherwise."""
     import torch
 
@@ -73,7 +77,7 @@ def _base_model(run: RunFolder) -> VideoModel:
     from vader.engine.device import frozen_dtype
     from vader.recipe import load_recipe
 
-    recipe = load_recipe(str(run.recipe), [])
+    recipe = load_recipe(str(run.recipe), trust_code=trust_code)
     return load_base(recipe, frozen_dtype(recipe.model.precision, torch.device("cpu")))
 
 
@@ -88,7 +92,9 @@ def compare(
     from rich.table import Table
 
     from vader.evaluation.compare import compare_runs, read_entries, table_of
+    from vader.files.paths import check_out
 
+    check_out(out)
     written = compare_runs(runs, out)
     head, rows = table_of(read_entries(runs))
     table = Table(*map(escape, head))

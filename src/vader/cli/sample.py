@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vader.cli.parts import AdapterOption, load_with_adapter, make_folder, model_section, recipe_of, with_changes
+from vader.cli.parts import AdapterOption, TrustCode, load_with_adapter, model_section, recipe_of, with_changes
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -54,28 +54,33 @@ def sample(
     width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels.")] = None,
     fps: Annotated[int | None, typer.Option("--fps", min=1, help="Frames per second; some models are told.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
+    trust_code: TrustCode = False,
 ) -> None:
     """Generate videos with a base model, or with an adapter on it: an mp4 each, a contact sheet and their prompts."""
+    from vader.files.paths import check_out
+
+    check_out(out)
     texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
-    resolved = _recipe_to_sample(recipe or recipe_of(adapter), model, size_asked)
-    video = with_changes(resolved.video, fps=fps)
-    sampling = with_changes(resolved.sampling, steps=steps, guidance=guidance, negative=negative)
-    resolved = resolved.model_copy(update={"video": video, "sampling": sampling})
+    resolved = with_changes(
+        _recipe_to_sample(recipe or recipe_of(adapter), model, size_asked, trust_code), video__fps=fps,
+        sampling__steps=steps, sampling__guidance=guidance, sampling__negative=negative, train__seed=seed,
+    )  # fmt: skip
+    sampling = resolved.sampling
     from vader.engine.build import build_solver, load_recipe_guidance, video_size
     from vader.models.registry import model_class
-    from vader.prompts import with_negative
+    from vader.prompts import check_texts, with_negative
     from vader.sampling.guidance import check_negatives
     from vader.sampling.videos import sample_videos
 
     texts, strategy = with_negative(texts, sampling.negative), load_recipe_guidance(resolved)
+    check_texts(texts, "the command line")
     model_class(resolved.model.family).check_prompts(texts)
     check_negatives(strategy, texts)
-    make_folder(out)
     loaded = load_with_adapter(resolved.model, adapter)
     solver = build_solver(resolved, loaded)
     videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
-    for path in _write_videos(videos, list(map(str, texts)), video.fps, out):
+    for path in _write_videos(videos, list(map(str, texts)), resolved.video.fps, out):
         print(path)
 
 
@@ -95,17 +100,18 @@ def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path])
     return [replace(text, image=picture.image) for text, picture in zip(texts, pictures, strict=True)]
 
 
-def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int | None]) -> Recipe:
+def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int | None], trust_code: bool) -> Recipe:
     """A recipe's model, size and sampling, with the command line's own model and size in their places."""
     from vader.recipe import SamplingSection, load_recipe
 
-    base = load_recipe(recipe or "tiny", [])
+    base = load_recipe(recipe or "tiny", trust_code=trust_code)
     own_model = model_section(model) if model else base.model
     if model and not recipe:
         if missing := [f"--{name}" for name, value in size.items() if value is None]:
             raise UserError(f"--model alone leaves the size open: give {', '.join(missing)}, or a --recipe that has it")
         base = base.model_copy(update={"sampling": SamplingSection()})
-    return base.model_copy(update={"model": own_model, "video": with_changes(base.video, **size)})
+    sized = with_changes(base, **{f"video__{name}": value for name, value in size.items()})
+    return sized.model_copy(update={"model": own_model})
 
 
 def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
@@ -123,4 +129,5 @@ def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60]
+    """A prompt as a part of a file's name, in at most 60 bytes."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-").encode()[:60].decode(errors="ignore")

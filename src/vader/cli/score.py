@@ -50,10 +50,11 @@ def score(
     """Score videos by rewards. Files that cannot be read are reported and the others scored; exit status 1 then."""
     sections = [reward_section(spec) for spec in rewards]
     from vader.engine.device import best_device
+    from vader.files.paths import user_path
     from vader.rewards.registry import build_mix
     from vader.scoring.files import find_videos, score_files
 
-    videos = find_videos(paths)
+    videos = find_videos([user_path(path, "video") for path in paths])
     texts = _prompts_to_score(videos, prompt, prompts)
     mix = build_mix(sections)
     mix.to(best_device())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vader.cli.parts import TrustCode
 from vader.cli.root import app, is_main_process
 
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the folders of runs.")]
@@ -20,11 +21,12 @@ def train(
     ] = None,
     runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Align a model after a recipe. The same command again continues a run that was stopped."""
     from vader.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, overrides or [], trust_code=trust_code)
     from vader.training.trainer import train as run_training
 
     result = run_training(resolved, runs, dry_run=dry_run)

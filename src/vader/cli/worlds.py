@@ -22,7 +22,9 @@ def build(
 ) -> None:
     """Train one of the tiny world's own models from nothing, with its fixed seed."""
     from vader import pretrain
+    from vader.files.paths import check_out
 
+    check_out(out)
     pretrain.build(name, out)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -87,7 +88,15 @@ def _moved(setup: Setup) -> Setup:
 
 
 def video_size(recipe: Recipe) -> VideoSize:
-    return VideoSize(**recipe.video.model_dump())
+    """The size of the recipe's videos. Raises `UserError` if this machine cannot hold the pixels of one."""
+    size = VideoSize(**recipe.video.model_dump())
+    needed, there = 12 * size.frames * size.height * size.width, psutil.virtual_memory().total
+    if needed > there:
+        raise UserError(
+            f"one video of {size.frames} frames of {size.height}x{size.width} takes {needed / 2**30:.0f} GiB, and this "
+            f"machine has {there / 2**30:.0f}: lower video.frames, video.height or video.width"
+        )
+    return size
 
 
 def load_base(recipe: Recipe, dtype: torch.dtype) -> VideoModel:

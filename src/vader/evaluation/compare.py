@@ -29,6 +29,7 @@ from vader.evaluation.formats import decimals, duration, fixed, signed, with_err
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
 from vader.evaluation.report import BUTTONS, html_page, note, pixel_class, rewards_in_words, section, video_tile
 from vader.files.atomic import atomic_write
+from vader.files.paths import user_path
 from vader.runs.reader import Evaluation, Run, Sample, read_run
 
 GB = 1e9
@@ -63,7 +64,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> list[Path]:
 
 def read_entries(folders: Sequence[Path]) -> list[Entry]:
     """The runs with their labels: the recipe's name, or the folder where two have one name."""
-    if len({folder.resolve() for folder in folders}) < len(folders) or len(folders) < 2:
+    if len({user_path(folder, "run").resolve() for folder in folders}) < len(folders) or len(folders) < 2:
         raise UserError("nothing to compare: give two or more different run folders, as in runs/tiny runs/tiny-ddpo")
     if len(folders) > len(RUN_COLOURS):
         raise UserError(f"{len(folders)} runs are more than can be told apart: compare at most {len(RUN_COLOURS)}")

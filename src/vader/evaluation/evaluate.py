@@ -79,13 +79,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Bench:
-    """The loaded recipe, and what to evaluate on: prompts, each under every seed."""
+    """The loaded recipe, and what to evaluate on: prompts, each under every seed; a word on what is not measured."""
 
     recipe: Recipe
     setup: Setup
     metrics: HeldOutMetrics
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
+    words: Sequence[str] = ()
 
 
 # ---- what there is to evaluate ----
@@ -149,7 +150,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     model_class(recipe.model.family).check_prompts(prompts)
     check_guidance(recipe, prompts)
     metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.chunk)
-    metrics.check(prompts, video_size(recipe))
+    metrics, words = metrics.suited(prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio)
     setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))
     setup.reward.check_prompts(prompts)
@@ -157,7 +158,9 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     device = setup.accelerator.device
     metrics.prepare(device, frozen_dtype(recipe.model.precision, device))
     setup.model.prepare(prompts)
-    return Bench(recipe, setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds))
+    if len(prompts) < videos:
+        words.append(f"there are {len(prompts)} prompts, and not {videos}: each is taken once a seed")
+    return Bench(recipe, setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds), words)
 
 
 def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:

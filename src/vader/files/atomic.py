@@ -32,6 +32,9 @@ def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         UserError: the place cannot be written, or the disk is full.
     """
     path = Path(path)
+    with _explained(path):
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is no file but a folder, a pipe or a device")
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.part")
     with _explained(path), _removed(temporary, lambda file: file.unlink(missing_ok=True)):
         path.parent.mkdir(parents=True, exist_ok=True)

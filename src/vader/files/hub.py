@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from vader.errors import UserError, nearest
 from vader.files import quiet as _quiet  # noqa: F401 (the libraries speak less)
+from vader.files.paths import user_path
 from vader.plugins import one_line
 
 TINY = "tiny"
@@ -64,7 +65,7 @@ def resolve(checkpoint: str, tiny: str) -> str:
     """
     if _is_tiny(checkpoint, tiny):
         return str(tiny_weights(tiny if checkpoint == TINY else checkpoint.removeprefix(f"{TINY}/")))
-    path = Path(checkpoint).expanduser()
+    path = user_path(checkpoint, "checkpoint")
     if path.is_dir():
         return str(path)
     if path.exists():
@@ -84,7 +85,7 @@ def find_file(source: str, tiny: str) -> Path:
     """
     if _is_tiny(source, tiny):
         return tiny_weights(tiny)
-    path = Path(source).expanduser()
+    path = user_path(source, "weight file")
     if path.is_file():
         return path
     owner_and_repo, file = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vader import __version__
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
+from vader.files.paths import user_path
 from vader.networks.adapter import (
     ADAPTABLE,
     NAME,
@@ -176,7 +177,7 @@ def adapter_files(path: Path | str) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    path = Path(path).expanduser()
+    path = user_path(path, "adapter")
     found = [path] if path.is_file() else [path / FILE_NAME, *sorted(path.glob(file_name("?*")))]
     if files := [file for file in found if file.is_file()]:
         return files

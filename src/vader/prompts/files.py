@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
+from vader.files.paths import read_text as read_utf8
+from vader.files.paths import user_path
 from vader.nouns import Prompt
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -26,7 +28,7 @@ def read_text(path: Path) -> list[Prompt]:
     Raises:
         UserError: no such file, not text, a picture is missing.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(_content(path).splitlines(), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(_content(path).split("\n"), start=1)]
     texts = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if texts and all(line.lower().endswith(IMAGES) for _, line in texts):
         return [_prompt({"image": line}, path, number) for number, line in texts]
@@ -40,10 +42,13 @@ def read_csv(path: Path) -> list[Prompt]:
         UserError: no such file, not text, a column is missing or unknown, a row doesn't fit, a picture is missing.
     """
     reader = csv.DictReader(io.StringIO(_content(path)), skipinitialspace=True)
-    columns = [(name or "").strip() for name in reader.fieldnames or ()]
-    _check_columns(columns, f"prompt file {str(path)!r}")
-    reader.fieldnames = columns
-    return [_prompt(_whole(row, path, reader.line_num), path, reader.line_num) for row in reader]
+    try:
+        columns = [(name or "").strip() for name in reader.fieldnames or ()]
+        _check_columns(columns, f"prompt file {str(path)!r}")
+        reader.fieldnames = columns
+        return [_prompt(_whole(row, path, reader.line_num), path, reader.line_num) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{_at(path, reader.line_num)} is no line of a table: {error}") from None
 
 
 def read_jsonl(path: Path) -> list[Prompt]:
@@ -52,7 +57,7 @@ def read_jsonl(path: Path) -> list[Prompt]:
     Raises:
         UserError: no such file, not text, a line is no such object, a picture is missing.
     """
-    lines = enumerate(_content(path).splitlines(), start=1)
+    lines = enumerate(_content(path).split("\n"), start=1)
     return [_prompt(_object(line, path, number), path, number) for number, line in lines if line.strip()]
 
 
@@ -73,7 +78,7 @@ def read_folder(path: Path) -> list[Prompt]:
     Raises:
         UserError: there are none.
     """
-    pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+    pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES and file.is_file())
     if not pictures:
         raise UserError(f"folder {str(path)!r} holds no pictures: it needs files that end in {', '.join(IMAGES)}")
     return [Prompt(_words(picture), image=picture) for picture in pictures]
@@ -88,18 +93,15 @@ READERS: dict[str, Callable[[Path], list[Prompt]]] = {
 
 
 def _content(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"prompt file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt file {str(path)!r} cannot be read as text: {error}") from None
+    return read_utf8(path, "prompt file")
 
 
 def _check_columns(columns: list[str], where: str) -> None:
     for name in columns:
         if name not in COLUMNS:
             raise UserError(f"{where} has a column {name!r}: {nearest(name, COLUMNS)}")
+        if columns.count(name) > 1:
+            raise UserError(f"{where} has two columns {name!r}: keep one")
     if columns and "prompt" not in columns and "image" not in columns:
         raise UserError(f"{where} has no column 'prompt': name the columns {', '.join(COLUMNS)} in the first line")
 
@@ -113,7 +115,7 @@ def _whole(row: dict[Any, Any], path: Path, line: int) -> dict[str, Any]:
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end, too
         raise UserError(f"{_at(path, number)} is not JSON: {error}") from None
     found = {"prompt": found} if isinstance(found, str) else found
     if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
@@ -134,7 +136,7 @@ def _picture(name: str | None, path: Path, line: int) -> Path | None:
     """The picture of that name, relative to the prompt file; None where none is named."""
     if not (name and name.strip()):
         return None
-    picture = path.parent / Path(name.strip()).expanduser()
+    picture = path.parent / user_path(name.strip(), f"{_at(path, line)} names an image:")
     if not picture.is_file():
         raise UserError(f"{_at(path, line)} names the image {str(picture)!r}, which does not exist")
     return picture

@@ -7,6 +7,7 @@ wrong types and contradictions are `UserError`s of one line that name the key an
 
 from vader.recipe.files import (
     BUILT_IN,
+    changed,
     dump_recipe,
     first_difference,
     library_versions,
@@ -25,6 +26,7 @@ __all__ = [
     "RewardSection",
     "SamplingSection",
     "VideoSection",
+    "changed",
     "commented",
     "dump_recipe",
     "first_difference",

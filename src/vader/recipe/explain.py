@@ -17,6 +17,8 @@ def explain(error: ValidationError, data: dict[str, Any]) -> str:
     """One line on the most telling of pydantic's errors: a misspelt key before what is missing because of it."""
     order = ("extra_forbidden", "value_error")
     first = min(error.errors(), key=lambda e: order.index(e["type"]) if e["type"] in order else len(order))
+    if first["type"] == "json_invalid":  # only half a character, as bytes that are no UTF-8 give, has no JSON
+        return "a text holds what is no character"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     path, node = _locate(first["loc"])
@@ -26,7 +28,14 @@ def explain(error: ValidationError, data: dict[str, Any]) -> str:
         return f"unknown key {'.'.join([*map(str, path), unknown])!r}: {nearest(unknown, _keys(node))}"
     if first["type"] == "missing" and len(path) == len(first["loc"]):
         return f"key {dotted!r} is missing: expected {_describe(node)}"
-    return f"{dotted!r} is {shown(_value_at(data, path))}: expected {_describe(node)}"
+    why = _reason(node) if first["type"] == "less_than_equal" else ""
+    expected = f"{_describe(node)} ({why})" if why else _describe(node)
+    return f"{dotted!r} is {shown(_value_at(data, path))}: expected {expected}"
+
+
+def _reason(node: dict[str, Any]) -> str:
+    """Why a number is bounded above, where that is said."""
+    return next((one["why"] for one in node.get("anyOf", [node]) if "why" in one), "")
 
 
 def _keys(node: dict[str, Any]) -> list[str]:
@@ -91,7 +100,7 @@ def _describe(node: dict[str, Any]) -> str:
 
 def _describe_number(node: dict[str, Any], noun: str) -> str:
     bounds = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "exclusiveMaximum": "below"}
-    return " ".join([noun, *(f"{word} {node[key]:g}" for key, word in bounds.items() if key in node)])
+    return " ".join([noun, *(f"{word} {node[key]:.15g}" for key, word in bounds.items() if key in node)])
 
 
 def _describe_section(node: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +15,15 @@ from pydantic import ValidationError
 from vader import __version__
 from vader.errors import UserError, nearest
 from vader.files.atomic import atomic_write
+from vader.files.paths import read_text, short, user_path
+from vader.plugins import is_code, look_beside, run_of
 from vader.recipe.explain import explain, shown
 from vader.recipe.moved import moved_keys
+from vader.recipe.parse import Dumper, parse
 from vader.recipe.schema import Recipe
 
 BUILT_IN = Path(__file__).parent / "recipes"
+DEEPEST = 20  # keys in a dotted path
 
 
 def recipe_names() -> list[str]:
@@ -28,46 +31,83 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
-def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe.
+def load_recipe(source: str, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Recipe:
+    """Reads a recipe. Modules beside a file of the user's own are found from now on.
 
     Args:
         source: a built-in name (`recipe_names`) or the path of a YAML file.
         overrides: `dotted.path=value`, the value in YAML: `optimizer.lr=1e-4`, `rewards.0.weight=0.5`.
+        trust_code: a recipe that comes with a run's folder may name code (`module:Name`), or nothing of it is built.
 
     Raises:
         UserError: no such recipe, not YAML, an unknown, missing or mistyped key, a key of the first form of recipes,
-            or keys that contradict each other.
+            keys that contradict each other, or code that is not trusted.
     """
-    data = _read(_find(source))
+    path = _find(source)
+    data = _read(path)
+    theirs = set(_code(data)) if _is_of_run(path) else set()
+    recipe = _validated(source, data, overrides)
+    foreign = [f"{key}: {spec}" for key, spec in _code(recipe.model_dump(mode="json")) if (key, spec) in theirs]
+    if foreign and not trust_code:
+        raise UserError(
+            f"{str(path)!r} names code ({', '.join(foreign)}) and may come with a stranger's run: "
+            "add --trust-code if you know it, or give a recipe of your own another name and place"
+        )
+    if trust_code or not _is_of_run(path):
+        look_beside(path)
+    return recipe
+
+
+def _validated(source: str, data: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     for override in overrides:
-        path, value = _parsed(override)
-        _refuse_moved(source, data | _nested(path, value))
-        _override(data, path, value)
+        keys, value = _parsed(override)
+        _refuse_moved(source, data | _nested(keys, value))
+        _override(data, keys, value)
     _refuse_moved(source, data)
-    return checked_recipe(data, source)
+    return checked_recipe(data, f"recipe {short(source)}")
 
 
-def checked_recipe(data: dict[str, Any], source: str) -> Recipe:
-    """A recipe of plain values. Raises `UserError` as `load_recipe`; `source` says in it which recipe this is."""
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with these values, by dotted path. Raises `UserError` as `load_recipe`."""
+    data = recipe.model_dump(mode="json")
+    for dotted, value in changes.items():
+        _override(data, dotted.split("."), value)
+    return checked_recipe(data, "what was asked for")
+
+
+def checked_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """A recipe of plain values. Raises `UserError` as `load_recipe`; `where` says in it which recipe this is."""
     try:
         # Strict JSON mode takes lists for tuples and integers for floats, and converts nothing else.
-        return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+        return Recipe.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise UserError(f"recipe {source!r}: {explain(error, data)}") from None
+        raise UserError(f"{where}: {explain(error, data)}") from None
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a recipe comes with a run's folder: the name alone says so, as does what lies beside it."""
+    return path.name == "recipe.yaml" or run_of(path.absolute()) is not None
+
+
+def _code(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Everything in a recipe that would be imported, by dotted path: names of parts, the family, sets of prompts."""
+    for key, value in _flat(data):
+        names = key.endswith(".name") or key in ("model.family", "prompts.train", "prompts.test")
+        if names and isinstance(value, str) and is_code(value):
+            yield key, value
 
 
 def dump_recipe(recipe: Recipe, path: Path, versions: Mapping[str, str]) -> None:
     """Writes every key of a recipe as YAML under a comment of versions; `load_recipe` gives back an equal recipe."""
     header = "# Resolved recipe. Made with " + ", ".join(f"{name} {number}" for name, number in versions.items())
-    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{header}\n{body}", encoding="utf-8")
 
 
 def in_one_line(value: Any) -> str:
     """A value of a recipe as YAML that may stand behind `key: `."""
-    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    text = yaml.dump([value], Dumper=Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
     return text.strip().removeprefix("[").removesuffix("]")
 
 
@@ -104,45 +144,34 @@ def parse_value(text: str) -> Any:
     Raises:
         UserError: the text is not YAML.
     """
-    return _parse(text, where=repr(text))
+    return parse(text, where=short(text))
 
 
 def _find(source: str) -> Path:
-    path = BUILT_IN / f"{source}.yaml" if source in recipe_names() else Path(source)
-    if not path.is_file():
+    path = BUILT_IN / f"{source}.yaml" if source in recipe_names() else user_path(source, "recipe")
+    if not path.exists() or path.is_dir():
         hint = nearest(Path(source).stem, recipe_names())
         raise UserError(f"no recipe {source!r}: give a built-in name or the path of a YAML file; {hint}")
     return path
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = _parse(path.read_text(encoding="utf-8"), where=f"recipe file {str(path)!r}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {str(path)!r} cannot be read as text: {error}") from None
+    where = f"recipe file {str(path)!r}"
+    data = parse(read_text(path, "recipe file"), where)
     if not isinstance(data, dict):
-        raise UserError(
-            f"recipe file {str(path)!r} holds no keys: expected a mapping with {', '.join(Recipe.model_fields)}"
-        )
+        raise UserError(f"{where} holds no keys: expected a mapping with {', '.join(Recipe.model_fields)}")
     return data
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise UserError(f"{where} is not valid YAML: {error.problem}{line}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _parsed(override: str) -> tuple[list[str], Any]:
     """An override's path and value."""
     dotted, equals, text = override.partition("=")
     if not (dotted and equals):
-        raise UserError(f"override {override!r} has no value: write dotted.path=value, as in optimizer.lr=1e-4")
-    return dotted.split("."), parse_value(text)
+        raise UserError(f"override {short(override)} has no value: write dotted.path=value, as in optimizer.lr=1e-4")
+    path = dotted.split(".")
+    if "" in path or len(path) > DEEPEST:
+        raise UserError(f"override {short(override)}: {short(dotted)} is no path of keys, as optimizer.lr is")
+    return path, parse_value(text)
 
 
 def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -172,25 +201,3 @@ def _index(here: Any, key: str, dotted: str) -> int:
     if not (key.isdecimal() and int(key) < len(here)):
         raise UserError(f"override {dotted!r}: {key!r} is no index of a list of {len(here)}; the first is 0")
     return int(key)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number, and a key given twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would read as numbers."""
-
-
-# YAML 1.1 wants a dot in every float and a sign in every exponent; YAML 1.2 and everybody else do not.
-_FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
-for _yaml_class in (_Loader, _Dumper):
-    _yaml_class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

@@ -18,6 +18,8 @@ DEFAULTS = {"checkpointing": True, "offload": False}
 def moved_keys(data: Mapping[str, Any]) -> Iterator[str]:
     """What is still written as it was, and how it is written now."""
     algorithm, evaluation = _section(data, "algorithm"), _section(data, "evaluation")
+    if isinstance(name := data.get("algorithm"), str):
+        yield f"algorithm is a part: write {_new('algorithm', {'name': ALGORITHMS.get(name, name)})}"
     yield from (_settings(key, _section(algorithm, key)) for key in ALGORITHMS if key in algorithm)
     yield from _frames(_section(algorithm, "frames"), data)
     yield from _metrics(evaluation)

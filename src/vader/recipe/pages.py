@@ -108,7 +108,7 @@ def starting_recipe(name: str, model: ModelSection, rewards: Sequence[RewardSect
             "rewards": tuple(_as_known(reward, [base, *known]) for reward in rewards) or base.rewards,
         }
     )
-    return checked_recipe(changed.model_dump(mode="json"), name)
+    return checked_recipe(changed.model_dump(mode="json"), f"recipe {name!r}")
 
 
 def _nearness(recipe: Recipe, wanted: set[str]) -> tuple[bool, bool, int]:

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from vader.recipe.sections import Sees, TrainSection
 
+LONGEST_NAME = 200  # bytes: systems allow 255, and files on their way have longer names
+
 
 def of_name(name: str) -> Iterator[str]:
+    if len(name.encode()) > LONGEST_NAME:
+        yield f"name {name[:20]!r}... has {len(name.encode())} bytes: a folder's name has at most {LONGEST_NAME}"
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         yield f"name {name!r} names the run's folder: use letters, digits, '-', '_' and '.'"
 

@@ -14,11 +14,16 @@ from pydantic import (
     PositiveInt,
 )
 
-from vader.plugins import Part
+from vader.plugins import Part, at_most
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 Scale = Annotated[float, Field(ge=1.0)]
+Side = Annotated[int, at_most(8_192, "of pixels, no model makes larger videos")]
+Frames = Annotated[int, at_most(10_000, "no machine holds a longer video at once")]
+Batch = Annotated[int, at_most(65_536, "no machine holds more at once")]
+Videos = Annotated[int, at_most(100_000, "more than anyone looks at")]
+Rate = Annotated[float, Field(gt=0.0, le=100.0, json_schema_extra={"why": "Adam moves every weight by so much a step"})]
 # Which frames of a video: so many at random in training, all, by rule, or these.
 Sees = PositiveInt | Literal["all", "first_middle_last", "every_second"] | tuple[NonNegativeInt, ...]
 
@@ -45,13 +50,13 @@ class ModelSection(Section):
 class VideoSection(Section):
     """The size of the videos."""
 
-    frames: PositiveInt
+    frames: Frames
     """Frames a video."""
-    height: PositiveInt
+    height: Side
     """Pixels."""
-    width: PositiveInt
+    width: Side
     """Pixels."""
-    fps: PositiveInt = 8
+    fps: Annotated[int, at_most(1_000, "no video shows more frames a second")] = 8
     """Frames a second, for files and for models that are told."""
 
 
@@ -60,7 +65,7 @@ class SamplingSection(Section):
 
     solver: str = "auto"
     """ddim, dpm, euler_edm, euler_flow, unipc or auto."""
-    steps: PositiveInt = 25
+    steps: Annotated[int, at_most(1_000, "models know a thousand noise levels")] = 25
     """Denoising steps."""
     eta: Share = 0.0
     """Fresh noise in the steps, from 0 (none) to 1."""
@@ -103,7 +108,7 @@ class PromptsSection(Section):
 class ScoringSection(Section):
     """How latents become scores, in training and evaluation alike."""
 
-    chunk: PositiveInt = 1
+    chunk: Batch = 1
     """Images decoded and scored at once: more is faster and takes more memory."""
 
 
@@ -119,7 +124,7 @@ class AlgorithmSection(Part):
 class AdapterSection(Section):
     """The LoRA adapter that is trained."""
 
-    rank: PositiveInt = 16
+    rank: Annotated[int, at_most(8_192, "no layer is as wide")] = 16
     """LoRA's rank."""
     alpha: PositiveFloat | None = None
     """LoRA's alpha; null is the rank, so that the adapter's scale is 1."""
@@ -134,7 +139,7 @@ class AdapterSection(Section):
 class OptimizerSection(Section):
     """AdamW's settings."""
 
-    lr: PositiveFloat = 2e-4
+    lr: Rate = 2e-4
     """Learning rate, constant."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Momenta."""
@@ -149,17 +154,17 @@ class OptimizerSection(Section):
 class TrainSection(Section):
     """The loop."""
 
-    steps: PositiveInt
+    steps: Annotated[int, at_most(100_000_000, "nobody lives to see more")]
     """Optimiser steps."""
-    batch: PositiveInt = 8
+    batch: Batch = 8
     """Videos in one optimiser step, over all processes."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: Batch | None = None
     """Videos on a device at once; divides batch; null is each process's whole share."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     """Of all randomness."""
     checkpoint_every: PositiveInt = 25
     """Steps between checkpoints."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[int, at_most(100_000, "no disk holds more")] = 2
     """How many of the latest are kept."""
     max_skipped: PositiveInt = 5
     """Steps in a row that end the run because they train nothing: no finite gradient, or none."""
@@ -172,13 +177,13 @@ class EvaluationSection(Section):
 
     every: PositiveInt = 25
     """Steps between evaluations."""
-    videos: PositiveInt = 16
+    videos: Videos = 16
     """How many are sampled and scored each time."""
-    final_videos: PositiveInt | None = None
+    final_videos: Videos | None = None
     """How many at step 0 and at the end; null is as videos."""
     shown: PositiveInt = 4
     """How many are written as mp4."""
-    batch: PositiveInt = 8
+    batch: Batch = 8
     """How many are sampled at once."""
     metrics: tuple[Part, ...] = ()
     """Measured beside the reward, never trained on (vader list metrics)."""

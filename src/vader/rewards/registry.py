@@ -72,7 +72,7 @@ def load_reward(name: str, **options: Any) -> Reward:
     """
     if name in MIXES:
         return build_mix([Named(name, options=options)])
-    return instantiate(reward_class(name), f"reward {name!r}", options).freeze()
+    return instantiate(reward_class(name), f"reward {name!r}", options, beside=("weight", "sees")).freeze()
 
 
 def build_mix(parts: Sequence[RewardPart]) -> RewardMix:

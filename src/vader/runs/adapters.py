@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from vader.errors import UserError
+from vader.files.paths import user_path
 from vader.networks.adapter_files import adapter_files
 from vader.runs.folder import ADAPTER, STEP, RunFolder, step_name
 
@@ -26,7 +27,7 @@ def find_adapter(name: Path | str) -> Path:
     Raises:
         UserError: there is none; of a run, names the steps of which there is one.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, "adapter")
     run = run_of(path)
     if run is None:
         found = path.parent if path.name == STATE else path
@@ -41,7 +42,7 @@ def find_adapter(name: Path | str) -> Path:
 
 def run_of(name: Path | str) -> RunFolder | None:
     """The run that an adapter's name names, whole or by step; None where it is that of a file or of another folder."""
-    path = Path(name).expanduser()
+    path = user_path(name, "adapter")
     before = path.name.rpartition(AT)[0]
     folders = [path] if path.exists() or not before else [path.with_name(before)]
     return next((RunFolder(folder) for folder in folders if RunFolder(folder).recipe.is_file()), None)

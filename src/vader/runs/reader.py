@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vader.errors import UserError
+from vader.files.paths import user_path
 from vader.recipe import Recipe, load_recipe
 from vader.runs.folder import RunFolder
 
@@ -97,13 +98,13 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         UserError: the folder is no run's, or one of its files is damaged.
     """
-    place = RunFolder(Path(folder))
+    place = RunFolder(user_path(folder, "run"))
     if not place.recipe.is_file():
         raise UserError(f"{folder} is no run folder: it has no recipe.yaml, which `vader train` puts there")
     lines = _read_metrics(place.metrics)
     return Run(
         folder=place,
-        recipe=load_recipe(str(place.recipe)),
+        recipe=load_recipe(str(place.recipe), trust_code=True),  # read it is, and nothing of it built
         recipe_text=place.recipe.read_text(encoding="utf-8"),
         train=[record for record in lines if isinstance(record, TrainStep)],
         evaluations=[record for record in lines if isinstance(record, Evaluation)],

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 
 from vader.errors import UserError
 from vader.files.atomic import atomic_folder, atomic_write
+from vader.files.paths import user_path
 from vader.models.base import VideoModel
 from vader.networks.adapter import merge_adapters
 from vader.networks.adapter_files import FILE_NAME, AdapterFile, file_name, is_foreign, load_adapters, read_adapters
@@ -76,7 +77,7 @@ def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:
     Raises:
         UserError: it is not empty, cannot be made or written, or the disk is too full.
     """
-    out = Path(out_dir).expanduser()
+    out = user_path(out_dir, "--out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):

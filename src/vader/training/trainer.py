@@ -7,7 +7,6 @@ the numbers of an uninterrupted one.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
+from vader.files.paths import is_writable
 from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
 from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
@@ -224,7 +224,7 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     check_guidance(recipe, [*train_prompts, *test_prompts])
     algorithm = load_algorithm(recipe)
     metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
-    metrics.check(test_prompts, video_size(recipe))
+    metrics, words = metrics.suited(test_prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio)
     engine = build_engine(recipe, folder.path)
     metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
@@ -232,6 +232,9 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
+    if engine.accelerator.is_main_process:
+        words += held_out_words(recipe, len(test_prompts))
+        print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
     if recipe.adapter.init is not None and not checkpoints.steps():
@@ -259,6 +262,16 @@ def warm_start(engine: Engine, init: str) -> None:
         raise UserError(f"adapter.init {init!r}: {error}") from error
 
 
+def held_out_words(recipe: Recipe, prompts: int) -> list[str]:
+    """A word where more is asked for than there is: videos shown than sampled, videos than prompts."""
+    settings, words = recipe.evaluation, []
+    if settings.shown > settings.videos:
+        words.append(f"evaluation.shown is {settings.shown}, of {settings.videos} videos: all of them are shown")
+    if settings.videos > prompts:
+        words.append(f"evaluation.videos is {settings.videos}, of {prompts} prompts: some are sampled more than once")
+    return words
+
+
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
     """Adapter, AdamW's two moments and the algorithm's state, in every checkpoint kept and the one being written."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
@@ -271,14 +284,13 @@ def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) 
 def check_folder(recipe: Recipe, run: RunFolder) -> None:
     """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe."""
     folder = run.path
-    nearest_parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not nearest_parent.is_dir() or not os.access(nearest_parent, os.W_OK):
+    if not is_writable(folder, "the run's folder"):
         raise run.unwritable()
     if run.fresh:
         return
     if not run.recipe.exists():
         raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
-    difference = first_difference(load_recipe(str(run.recipe)), recipe)
+    difference = first_difference(load_recipe(str(run.recipe), trust_code=True), recipe)
     if difference is not None:
         raise UserError(
             f"{folder} is the run of another recipe ({difference}): "

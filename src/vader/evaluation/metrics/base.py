@@ -20,6 +20,10 @@ from vader.nouns import Clip, Prompt, VideoSize
 Value = TypeVar("Value", Tensor, float)
 
 
+class Aside(UserError):
+    """A metric cannot speak of the prompts that it is given: it steps aside, and the run goes on without it."""
+
+
 class Metric:
     """A measure of videos. Implement `per_video`, `over_set` or both; which it has is told by what it overrides.
 
@@ -38,7 +42,10 @@ class Metric:
         raise NotImplementedError
 
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
-        """Raises `UserError` if videos of these prompts and this size cannot be measured. Asked before a run starts."""
+        """Raises `UserError` if videos of this size cannot be measured, `Aside` if those of these prompts cannot.
+
+        Asked before a run starts.
+        """
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves its networks to the device, the big ones in `dtype`; without networks there is nothing to do."""
@@ -67,10 +74,20 @@ class HeldOutMetrics:
         """Whether any of them listens."""
         return any(metric.audio for metric in self.metrics.values())
 
-    def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
-        """Raises `UserError` as `Metric.check`."""
-        for metric in self.metrics.values():
-            metric.check(prompts, size)
+    def suited(self, prompts: Sequence[Prompt], size: VideoSize) -> tuple[HeldOutMetrics, list[str]]:
+        """The metrics that can speak of these prompts, and a word on each that steps aside.
+
+        Raises:
+            UserError: as `Metric.check`.
+        """
+        suited, words = {}, []
+        for name, metric in self.metrics.items():
+            try:
+                metric.check(prompts, size)
+                suited[name] = metric
+            except Aside as word:
+                words.append(f"metric {name!r} steps aside: {word}")
+        return HeldOutMetrics(suited), words
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         for metric in self.metrics.values():

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vader.errors import UserError
-from vader.evaluation.metrics.base import Metric
+from vader.evaluation.metrics.base import Aside, Metric
 from vader.nouns import Clip, Prompt, VideoSize
 from vader.tinyworld.judge import judge_prompts, wanted
 
@@ -19,10 +18,8 @@ class Judge(Metric):
         return judge_prompts(clip.frames, prompts)
 
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
-        """Raises `UserError` if a prompt is not of the tiny world."""
+        """Raises `Aside` if a prompt is not of the tiny world."""
         try:
             wanted(prompts)
         except ValueError as error:
-            raise UserError(
-                f"the tiny world's judge cannot read a prompt ({error}): drop it from the metrics"
-            ) from None
+            raise Aside(f"it knows the tiny world alone ({error})") from None

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vader.evaluation.metrics.base import Metric
+from vader.errors import UserError
+from vader.evaluation.metrics.base import Aside, Metric
 from vader.nouns import Clip, Prompt, VideoSize
 from vader.rewards.base import Reward, RewardMix
 from vader.scoring.clips import score_clip
@@ -30,10 +31,13 @@ class RewardMetric(Metric):
         self.mix.to_precision(dtype).to(device)
 
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
-        """Raises `UserError` if the reward lacks something of the prompts, or frames."""
+        """Raises `UserError` if the reward lacks frames, and `Aside` if it lacks something of the prompts."""
         self.fps = size.fps
         self.mix.check_size(size)
-        self.mix.check_prompts(prompts)
+        try:
+            self.mix.check_prompts(prompts)
+        except UserError as error:
+            raise Aside(str(error)) from error
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         """Scores `[B]`, on the CPU."""

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.paths import user_path
 from vader.files.weights import read_weights
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
 from vader.networks.adapter_files import register_format
@@ -31,7 +32,7 @@ def import_lora(path: Path | str, out_file: Path | str, alpha: float = ALPHA) ->
     Raises:
         UserError: as `read_lora`.
     """
-    weights, header = read_lora(Path(path).expanduser(), alpha)
+    weights, header = read_lora(user_path(path, "adapter"), alpha)
     save_file(weights, out_file, metadata=header)
     return Path(out_file)
 

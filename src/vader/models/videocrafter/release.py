@@ -19,6 +19,7 @@ from transformers import CLIPTextModel
 
 from vader.errors import UserError
 from vader.files import hub as files
+from vader.files.paths import user_path
 from vader.files.weights import check_weights, read_weights
 from vader.models.videocrafter.networks import (
     Settings,
@@ -53,7 +54,7 @@ def find_release(checkpoint: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(checkpoint).expanduser()
+    path = user_path(checkpoint, "checkpoint")
     if path.is_file():
         return path
     if path.suffix in (".ckpt", ".pt", ".pth", ".safetensors"):

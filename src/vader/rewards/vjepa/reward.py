@@ -10,15 +10,16 @@ every part of the frame.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor
 
 from vader.errors import UserError
 from vader.networks.recompute import checkpoint_blocks
 from vader.nouns import Clip, Prompt
+from vader.plugins import at_most
 from vader.randomness import generator
 from vader.rewards.base import Reward
 from vader.rewards.needs import AllFrames
@@ -38,7 +39,7 @@ class VJEPA(Reward):
         checkpoint: str = "vitl16",
         size: int | None = None,
         resize: Resize = "crop",
-        masks: PositiveInt = 1,
+        masks: Annotated[int, at_most(64, "each is a pass of the whole network")] = 1,
         seed: int = 0,
         target_gradient: bool = True,
         checkpointing: bool = False,
