@@ -353,3 +353,66 @@ def test_files_that_do_not_fit_say_so(unet, folder, tmp_path):
     with pytest.raises(UserError, match=r"'conv_in.lora_A.weight' is \[2, 9, 3, 3\], should be \[2, 4, 3, 3\]"):
         files.load_adapter(unet, tmp_path / "wide", "unet")
     assert not adapters.has_adapter(unet)
+
+
+def test_adapter_files_of_equal_tensors_are_equal_bytes(unet, tmp_path):
+    """The library writes a header's entries in an order that differs from process to process, and from call to call."""
+    adapters.add_adapter(unet, TARGETS, 4)
+    told = {"family": "modelscope", "checkpoint": "tiny", "recipe": 'ré"cipe'}
+    written = [files.save_adapter(unet, tmp_path / str(i), "unet", told).read_bytes() for i in range(8)]
+    assert set(written) == {written[0]}
+    assert files.read_metadata(tmp_path / "0").items() >= told.items()
+
+
+def test_an_adapter_of_another_family_is_refused(unet, folder, tmp_path):
+    """Even where names and shapes are the same, as those of ModelScope and VideoCrafter2 are in part."""
+    adapters.add_adapter(unet, TARGETS, 4)
+    path = files.save_adapter(unet, tmp_path, "unet", {"family": "modelscope"})
+    said = rf"^adapter '{path}' was trained on a model of the family 'modelscope', not 'videocrafter'$"
+    with pytest.raises(UserError, match=said):
+        files.load_adapters({"unet": unet}, tmp_path, "videocrafter")
+    for family in ("modelscope", ""):
+        files.load_adapters({"unet": unet}, tmp_path, family)
+    files.save_adapter(unet, tmp_path, "unet", {"family": "my_models:Mine"})
+    files.load_adapters({"unet": unet}, tmp_path, "videocrafter")  # a model of one's own: the layers decide
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_holds_no_numbers_is_refused(unet, tmp_path, value):
+    adapters.add_adapter(unet, TARGETS, 4)
+    name, layer = next(iter(adapters.lora_layers(unet).items()))
+    adapters.factor_b(layer).data[0, 0] = value
+    files.save_adapter(unet, tmp_path, "unet", {})
+    with pytest.raises(UserError, match=rf"cannot be used: unet\.{name}\.lora_B\.weight holds nan or inf in float32$"):
+        files.load_adapter(unet, tmp_path)
+
+
+HEADERS = {
+    "not json": ({"vader": "{"}, "its metadata 'vader' cannot be read: "),
+    "no object": ({"vader": "[]"}, "its metadata 'vader' cannot be read: it is no JSON object"),
+    "nested": ({"vader": "[" * 100_000}, "its metadata 'vader' cannot be read: it is nested too deeply"),
+    "no component": ({"vader": '{"component": 3}'}, "its metadata says that it is for 3"),
+    "no alpha": (
+        {"lora_adapter_metadata": '{"unet.lora_alpha": "x"}'},
+        "says that its alpha is 'x', which is no number",
+    ),
+    "endless alpha": ({"lora_adapter_metadata": '{"unet.lora_alpha": NaN}'}, "says that its alpha is nan"),
+}
+
+
+@pytest.mark.parametrize(("header", "said"), HEADERS.values(), ids=HEADERS)
+def test_headers_that_are_none(unet, tmp_path, header, said):
+    adapters.add_adapter(unet, TARGETS, 4)
+    path = files.save_adapter(unet, tmp_path, "unet", {})
+    save_file(load_file(path), path, header)
+    with pytest.raises(UserError) as caught:
+        files.load_adapter(unet, path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [torch.tensor(1.0), torch.zeros(0, 3), torch.ones(2, 2, dtype=torch.int64)])
+def test_factors_that_are_none(unet, tmp_path, factor):
+    path = tmp_path / files.FILE_NAME
+    save_file({"unet.x.lora_A.weight": factor, "unet.x.lora_B.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(UserError, match=r"is no LoRA adapter: unet\.x\.lora_A\.weight is .*, no factor of an update$"):
+        files.load_adapter(unet, path)

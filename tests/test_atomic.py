@@ -11,6 +11,7 @@ from threading import Barrier, Thread
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from vader.errors import UserError
 from vader.files.atomic import atomic_folder, atomic_write
@@ -146,3 +147,19 @@ def test_an_unwritable_place_is_the_users_mistake(tmp_path):
         fill(tmp_path / "file" / "folder", b"")
     with pytest.raises(UserError, match="is a disk of its own and cannot be replaced"):
         fill("/", b"")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask, mode):
+    """Whatever the library that wrote them thinks: safetensors makes files for their owner alone."""
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": torch.ones(2)}, temporary)
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "unet").mkdir()
+            save_file({"a": torch.ones(2)}, temporary / "unet" / "b.safetensors")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "a.safetensors", tmp_path / "folder" / "unet" / "b.safetensors"):
+        assert file.stat().st_mode & 0o777 == mode

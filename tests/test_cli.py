@@ -403,7 +403,10 @@ def test_without_a_single_score_there_is_no_table(capsys, user_folder):
     assert main(["score", "broken.mp4", "--reward", "my_rewards:Brightness"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[-1] == "vader: 1 of 1 videos could not be scored"
+    assert captured.err == (
+        "vader: 1 of 1 videos could not be scored: missing.mp4 is no video that can be read: "
+        "give an mp4, webm or gif, or a folder of frames\n"
+    )
 
 
 def test_unreadable_files_are_reported_and_the_others_scored(capsys, user_folder):

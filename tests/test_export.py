@@ -214,6 +214,8 @@ def test_the_adapter_export_is_the_file(folder, adapter, tmp_path):
 class Experts:
     """What an export asks of a model, of two experts that are one layer each."""
 
+    family = ""
+
     def __init__(self) -> None:
         torch.manual_seed(0)
         names = ("transformer", "transformer_2")

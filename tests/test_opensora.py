@@ -298,7 +298,7 @@ def damaged(folder: Path, tmp_path: Path, part: str, change) -> str:
     ("part", "change", "said"),
     [
         ("transformer", lambda w: w.pop("y_embedder.y_embedding"), "lacks 1 weights .y_embedder.y_embedding"),
-        ("vae", lambda w: w.pop("scale"), "vae vae of .* is not whole: it lacks 1 weights .scale"),
+        ("vae", lambda w: w.pop("scale"), "vae of checkpoint .* is not whole: it lacks 1 weights .scale"),
         ("vae", lambda w: w.update(extra=torch.ones(1)), "1 unknown weights .extra"),
         ("transformer", lambda w: w.update({"t_block.1.bias": torch.ones(3)}), r"t_block.1.bias is \[3\], should be"),
     ],

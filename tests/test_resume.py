@@ -131,7 +131,7 @@ def test_killed_ten_times_and_continued(tmp_path, uninterrupted):
     assert_same_run(run, uninterrupted)
 
 
-def half_file(weights: object, path: Path, **_: object) -> None:
+def half_file(weights: object, path: Path, *_: object) -> None:
     path.write_bytes(b"half")
 
 
@@ -154,7 +154,7 @@ PLACES = {
     "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
     "within a video": ("vader.files.video._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
-    "within the adapter": ("vader.networks.adapter_files.save_file", 1, half_file),
+    "within the adapter": ("vader.networks.adapter_files.save_tensors", 1, half_file),
     "within the report": ("vader.evaluation.report.report_page", 1, None),
 }
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from factories import decoded_by_windows, predict
 from vader.cli import main
 from vader.errors import UserError
+from vader.files.hub import TINY_WEIGHTS
 from vader.files.video import read_video
 from vader.models import load_model
 from vader.models.image_vae import decode_frames
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.names import to_diffusers, to_release, unet_names, vae_names
-from vader.models.videocrafter.networks import build_unet, text_to_release, unet_to_release, vae_to_release
-from vader.models.videocrafter.release import PREFIXES, find_release, schedule_buffers, write_release
+from vader.models.videocrafter.networks import Settings, build_unet, text_to_release, unet_to_release, vae_to_release
+from vader.models.videocrafter.release import (
+    FILE_NAMES,
+    PREFIXES,
+    find_release,
+    read_release,
+    schedule_buffers,
+    write_release,
+)
 from vader.nouns import Prompt, VideoSize, as_prompts
 from vader.sampling.videos import solver_of
 from vader.tools.check import check_model
@@ -143,6 +153,123 @@ def test_layouts_of_the_file(folder, networks, tmp_path):
     assert half[PREFIXES["vae"] + "quant_conv.bias"].dtype == torch.float16
     assert half["alphas_cumprod"].equal(LEVELS.float())
     assert VideoCrafter.load(str(tmp_path / "half.ckpt"), tokenizer=str(folder / "tokenizer")).denoiser.dtype
+
+
+def same_networks(one, other) -> bool:
+    pairs = [zip(n.parameters(), other.networks()[k].parameters(), strict=True) for k, n in one.networks().items()]
+    return all(ours.equal(theirs) for pair in pairs for ours, theirs in pair)
+
+
+WRAPPINGS = {
+    "compiled": lambda name: name.replace("diffusion_model.", "diffusion_model._orig_mod."),
+    "distributed": lambda name: f"module.{name}",
+    "distributed within": lambda name: name.replace("model.diffusion_model.", "model.module.diffusion_model."),
+    "compiled and distributed": lambda name: f"_orig_mod.module.{name}",
+    "recomputed": lambda name: name.replace("middle_block.0.", "middle_block.0._checkpoint_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_names_of_wrappers_and_averages_are_left_out(folder, model, tmp_path, wrapped):
+    content = torch.load(folder / "model.ckpt", weights_only=True)
+    content["state_dict"] = {wrapped(name): weight for name, weight in content["state_dict"].items()}
+    content["state_dict"] |= {"model_ema.decay": torch.tensor(0.9), "model_ema.diffusion_modelout0bias": torch.ones(3)}
+    torch.save(content, tmp_path / "model.ckpt")
+    again = VideoCrafter.load(str(tmp_path), tokenizer=str(folder / "tokenizer"))
+    assert same_networks(model, again)
+
+
+def test_a_name_with_and_without_its_wrapper(folder, tmp_path):
+    def twice(content):
+        content["state_dict"]["module.model.diffusion_model.out.0.bias"] = torch.ones(16)
+
+    with pytest.raises(UserError, match=r"holds the weight 'model\.diffusion_model\.out\.0\.bias' twice"):
+        VideoCrafter.load(str(damaged(folder, tmp_path / "model.ckpt", twice)))
+
+
+def test_a_safetensors_file_of_the_release(folder, model, tmp_path):
+    """It has no place for the settings of a smaller twin, so the release's are taken."""
+    content = torch.load(folder / "model.ckpt", weights_only=True)
+    save_file({name: weight.clone() for name, weight in content["state_dict"].items()}, tmp_path / FILE_NAMES[1])
+    assert find_release(str(tmp_path)) == tmp_path / "model.safetensors"
+    release = read_release(tmp_path / "model.safetensors")
+    assert release.settings == Settings()
+    assert all(weight.equal(content["state_dict"][PREFIXES["unet"] + name]) for name, weight in release.unet.items())
+
+
+def to_diffusers_folder(networks, folder, out, unet_at="unet"):
+    """As public conversions have it: the frame rate's network stands beside the time's."""
+    unet, vae, text = networks
+    unet.save_pretrained(out / unet_at)
+    path = out / unet_at / "diffusion_pytorch_model.safetensors"
+    weights = {
+        name.removeprefix("time_embedding.") if "fps" in name else name: w for name, w in load_file(path).items()
+    }
+    save_file(weights, path, {"format": "pt"})
+    rest = out if unet_at else out / "rest"
+    vae.save_pretrained(rest / "vae")
+    text.save_pretrained(rest / "text_encoder")
+    shutil.copytree(folder / "tokenizer", rest / "tokenizer")
+    return out
+
+
+@torch.no_grad()
+def test_a_folder_in_diffusers_layout_gives_the_files_videos(folder, model, networks, tmp_path):
+    again = VideoCrafter.load(str(to_diffusers_folder(networks, folder, tmp_path)))
+    for one, other in zip(model.denoiser.parameters(), again.denoiser.parameters(), strict=True):
+        assert one.equal(other)
+    condition = again.encode(PROMPTS, SIZE)
+    for name, value in model.encode(PROMPTS, SIZE).cond.items():
+        torch.testing.assert_close(condition.cond[name], value, atol=0, rtol=0)
+    torch.testing.assert_close(again.decode_unclamped(noise(again)), model.decode_unclamped(noise(model)))
+    betas = torch.tensor(model.scheduler["trained_betas"]), torch.tensor(again.scheduler["trained_betas"])
+    torch.testing.assert_close(*betas, atol=1e-6, rtol=0)
+    assert again.scheduler.keys() == model.scheduler.keys()
+
+
+@torch.no_grad()
+def test_a_unet_alone_takes_the_rest_from_elsewhere(folder, model, networks, tmp_path):
+    place = str(to_diffusers_folder(networks, folder, tmp_path, unet_at=""))
+    again = VideoCrafter.load(place, parts=f"{place}/rest")
+    latents, condition = noise(model), model.encode(PROMPTS, SIZE)
+    ours, theirs = (one.denoise(latents, torch.tensor(9.0), condition.cond) for one in (again, model))
+    assert ours.equal(theirs)
+    with pytest.raises(UserError, match=r"^checkpoint 'cerspense/zeroscope_v2_576w' is no folder here"):
+        VideoCrafter.load(place)
+    with pytest.raises(UserError, match=r"model\.options\.parts is for a UNet alone"):
+        VideoCrafter.load(str(folder), parts=place)
+
+
+def test_a_folder_of_modelscope_says_so():
+    with pytest.raises(UserError, match=r"is told no frames per second .* it may be ModelScope's, family modelscope"):
+        VideoCrafter.load(str(TINY_WEIGHTS / "modelscope"))
+
+
+UNET = PREFIXES["unet"]
+KIN = {
+    "DynamiCrafter, which starts from pictures": {
+        "image_proj_model.latents": (1, 2), f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3),
+    },
+    "VideoCrafter1's image-to-video model, which starts from pictures": {
+        "embedder.model.visual.proj": (2, 2), f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
+    },
+    "VideoCrafter1 or older, by its relative positions: take VideoCrafter2": {
+        f"{UNET}init_attn.0.transformer_blocks.0.attn1.relative_position_k.embeddings_table": (33, 64),
+    },
+    "Stable Video Diffusion as one file": {"conditioner.embedders.0.open_clip.model.logit_scale": ()},
+    "an image model such as Stable Diffusion: it has no temporal layers": {f"{UNET}out.2.bias": (4,)},
+    "an AnimateDiff motion module": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.bias": (320,)},
+    "a UNet alone, as ModelScope's own repository has it": {"input_blocks.0.0.weight": (320, 4, 3, 3)},
+    "a LoRA adapter: give it as --adapter": {"base_model.model.model.diffusion_model.x.lora_A.weight": (4, 4)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_files_of_relatives_are_called_by_their_names(tmp_path, name):
+    torch.save({"state_dict": {key: torch.zeros(shape) for key, shape in KIN[name].items()}}, tmp_path / "model.ckpt")
+    with pytest.raises(UserError) as caught:
+        VideoCrafter.load(str(tmp_path / "model.ckpt"))
+    assert f"model.ckpt' is {name}" in str(caught.value)
 
 
 def test_networks_are_frozen_in_eval_mode_and_in_the_asked_precision(folder):

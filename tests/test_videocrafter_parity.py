@@ -26,7 +26,7 @@ from vader.models.videocrafter.networks import (
     unet_to_release,
     vae_to_release,
 )
-from vader.models.videocrafter.release import PREFIXES, Release, schedule_buffers
+from vader.models.videocrafter.release import PREFIXES, schedule_buffers
 from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.nouns import Condition
 from vader.solvers.scheduler_config import solver_from_config
@@ -216,10 +216,6 @@ def test_networks_go_back_to_the_release_unchanged(fixture):
 # ---- schedule, sampler, pipeline ----
 
 
-def release_of(schedule) -> Release:
-    return Release("a checkpoint", {}, {}, {}, schedule, Settings())
-
-
 @pytest.fixture
 def official_schedule(fixture):
     tensors, _ = fixture("sampler")
@@ -238,7 +234,7 @@ def test_schedule_buffers(official_schedule):
 @pytest.mark.parametrize("steps", [25, 50])
 def test_sampler_tables(fixture, official_schedule, steps):
     tensors, _ = fixture("sampler")
-    solver = solver_from_config(scheduler_config(release_of(official_schedule)), eta=1.0)
+    solver = solver_from_config(scheduler_config(official_schedule["alphas_cumprod"].double()), eta=1.0)
     schedule = solver.schedule(steps)
     table = {
         name: tensors[f"ddim_S{steps}/{name}"].double().flip(0)
@@ -262,7 +258,7 @@ def test_the_whole_pipeline(fixture, official_schedule, index):
     stored, info = fixture("e2e_tiny")
     tensors = {key.split("/")[1]: t for key, t in stored.items() if key.startswith(f"run{index}/")}
     told, limits = info["runs"][index], info["tolerance"]
-    config = scheduler_config(release_of(official_schedule))
+    config = scheduler_config(official_schedule["alphas_cumprod"].double())
     solver = solver_from_config(config, eta=float(told["eta"]))
     model = VideoCrafter(unet_of(fixture("unet_tiny")[0]), vae_of(fixture("vae_tiny")[0]), None, None, config)
     condition = Condition(

@@ -8,8 +8,10 @@ at once.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,8 +22,8 @@ from typer.main import get_command
 from vader.cli import train, recipes, sample, score, runs, evaluation, reproduce, listing, checks, worlds  # noqa: F401
 
 # isort: on
-from vader.cli.root import app, is_main_process
-from vader.errors import RunError, Stopped, UserError
+from vader.cli.root import app, debugging, is_main_process
+from vader.errors import RunError, Stopped, UserError, is_out_of_memory
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which recent versions of typer carry inside themselves
 INTERRUPTED = 130
@@ -36,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = error.ctx.command_path if error.ctx else "vader"
         return _fail(f"{error.format_message()} See '{where} --help'.", 2)
     except UserError as error:
-        return _fail(str(error), 2)
+        return _fail(str(error), 2, error)
     except Stopped as error:
         return _fail(str(error), INTERRUPTED)
     except RunError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), 1, error)
+    except Exception as error:
+        return _fail(_fault(error), 1, error)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     return _fail("stopped by the keyboard", status) if status == INTERRUPTED else status or 0
@@ -53,8 +57,21 @@ def _forgive_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fail(message: str, status: int) -> int:
-    """Says in one line on stderr why the command ends, and returns its status."""
+def _fault(error: Exception) -> str:
+    """What is said of an error that nobody has foreseen."""
+    from vader.plugins import one_line
+
+    if is_out_of_memory(error):
+        return f"out of memory ({one_line(error)}): take a smaller video, batch or model"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {one_line(error)} ({Path(where.filename).name}, line {where.lineno})"
+    return f"{what}: this is a fault of vader, please report it with what 'vader --debug ...' shows"
+
+
+def _fail(message: str, status: int, error: Exception | None = None) -> int:
+    """Says in one line on stderr why the command ends, and returns its status; when debugging, also where it arose."""
+    if error is not None and debugging():
+        traceback.print_exception(error)
     if is_main_process():
         print(f"vader: {' '.join(message.split())}", file=sys.stderr)
     return status

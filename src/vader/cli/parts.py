@@ -62,7 +62,7 @@ def load_with_adapter(section: ModelSection, adapter: Path | None) -> VideoModel
     dtype = frozen_dtype(section.precision, device)
     model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
     if found is not None:
-        load_adapters(model.denoisers, found)
+        load_adapters(model.denoisers, found, model.family)
     return model
 
 

@@ -62,8 +62,11 @@ def score(
         scores = score_files(videos, mix, texts, max_frames, lambda _: advance())
     print(_scores_as_json(scores)) if as_json else _print_scores(scores)
     if unreadable := [score.error for score in scores if score.error]:
+        count = f"{len(unreadable)} of {len(scores)} videos could not be scored"
+        if len(unreadable) == 1:
+            raise RunError(f"{count}: {unreadable[0]}")
         print(*unreadable, sep="\n", file=sys.stderr)
-        raise RunError(f"{len(unreadable)} of {len(scores)} videos could not be scored")
+        raise RunError(count)
 
 
 def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -> Sequence[str | Prompt]:

@@ -129,7 +129,7 @@ def _checkpoint_loader(recipe: Recipe, checkpoint: Path) -> Attach:
 
 
 def _file_loader(path: Path) -> Attach:
-    return lambda model: load_adapters(model.denoisers, path)
+    return lambda model: load_adapters(model.denoisers, path, model.family)
 
 
 # ---- evaluating ----

@@ -41,6 +41,7 @@ def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         yield temporary
         if sync:
             _sync(temporary)
+        _share(temporary)
         os.replace(temporary, path)
 
 
@@ -64,8 +65,9 @@ def atomic_folder(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        if sync:
-            for file in filter(Path.is_file, temporary.rglob("*")):
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            _share(file)
+            if sync:
                 _sync(file)
         shutil.rmtree(path, ignore_errors=True)
         os.rename(temporary, path)
@@ -87,6 +89,13 @@ def _removed(temporary: Path, remove: Callable[[Path], object]) -> Iterator[None
     except BaseException:
         remove(temporary)
         raise
+
+
+def _share(file: Path) -> None:
+    """Gives a file the permissions that the process's umask leaves new files; safetensors makes them for one user."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def _sync(file: Path) -> None:

@@ -12,18 +12,20 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
 from diffusers.models import ModelMixin
-from huggingface_hub import hf_hub_download, model_info, snapshot_download
+from huggingface_hub import file_exists, hf_hub_download, model_info, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError
+from torch import Tensor
 
 from vader.errors import UserError, nearest
 from vader.files import quiet as _quiet  # noqa: F401 (the libraries speak less)
+from vader.files.foreign import reading, require_regular, require_regular_files
 from vader.files.paths import user_path
+from vader.files.weights import check_numbers, load_tensors
 from vader.plugins import one_line
 
 TINY = "tiny"
@@ -31,7 +33,9 @@ TINY_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
 PATIENCE = 5  # seconds that the hub has for an answer
-Result = TypeVar("Result")
+STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")  # of weight files, transformers' and diffusers'
+ENDINGS = ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
+VARIANT = re.compile(rf"(?:{'|'.join(STEMS)})(?:\.(?:safetensors|bin)\.index)?\.(\w+)\.(?:safetensors|bin|json)")
 
 
 # ---- where ----
@@ -115,7 +119,22 @@ def find_component(source: str, subfolder: str, file: str) -> Path:
     name = PurePosixPath(subfolder, file).as_posix()
     if Path(source).is_dir():
         return Path(source, name)
-    return _translated(lambda: Path(hf_hub_download(source, name)), source, name)
+    with reading(f"cannot load {_named(name, source)}"):
+        return Path(hf_hub_download(source, name))
+
+
+def has_file(source: str, name: str) -> bool:
+    """Whether a folder or a hub id has a file of that name.
+
+    Raises:
+        UserError: the hub does not say.
+    """
+    if Path(source).is_dir():
+        return Path(source, name).is_file()
+    if isinstance(try_to_load_from_cache(source, name), str):
+        return True
+    with reading(f"cannot look for {_named(name, source)}"):
+        return file_exists(source, name)
 
 
 def check_components(source: str, components: dict[str, str]) -> None:
@@ -189,9 +208,19 @@ def together(*finds: Callable[[], Any]) -> list[Any]:
 
 
 def load_config(source: str, subfolder: str, file: str = "config.json") -> dict[str, Any]:
-    """A component's JSON settings."""
+    """A component's JSON settings.
+
+    Raises:
+        UserError: it is missing, cannot be read, or holds no settings.
+    """
     path = find_component(source, subfolder, file)
-    return _translated(lambda: json.loads(path.read_text()), source, f"{subfolder}/{file}".lstrip("/"))
+    label = _named(f"{subfolder}/{file}".lstrip("/"), source)
+    require_regular(path, label)
+    with reading(f"cannot load {label}"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UserError(f"cannot load {label}: it is no JSON object of settings")
+    return config
 
 
 def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype, **options: Any) -> Any:
@@ -205,7 +234,7 @@ def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.d
     """
     config, part = load_config(source, subfolder), subfolder or "network"
     classes = config.get("architectures") or [config.get("_class_name")]
-    if network.__name__ not in classes:
+    if not isinstance(classes, list) or network.__name__ not in classes:
         raise UserError(f"checkpoint {source!r} is of another family: its {part} is no {network.__name__}")
     return load_pretrained(network, source, part, dtype=dtype, subfolder=subfolder, **options)
 
@@ -215,7 +244,8 @@ def load_pretrained(
 ) -> Any:
     """A network of transformers or diffusers: frozen, in eval mode, every weight found (random ones say nothing).
 
-    Its weights are in `dtype`, but for those that its class keeps in float32.
+    Its weights are in `dtype`, but for those that its class keeps in float32. A folder may hold its weights in a
+    variant alone (`model.fp16.safetensors`).
 
     Args:
         source: a folder or hub id; None: the options have `config` and `state_dict`.
@@ -223,30 +253,73 @@ def load_pretrained(
         options: more for the library's `from_pretrained`.
 
     Raises:
-        UserError: it cannot be read, or lacks weights.
+        UserError: it cannot be read, lacks weights, or holds some that are no numbers.
     """
-    options["torch_dtype" if issubclass(network, ModelMixin) else DTYPE] = dtype
+    if issubclass(network, ModelMixin):
+        options["torch_dtype"] = dtype
+    else:  # transformers names no weight in its error, so its report has to
+        options |= {DTYPE: dtype, "ignore_mismatched_sizes": True}
+    if variant := source and weight_variant(Path(source, options.get("subfolder", ""))):
+        options["variant"] = variant
     loaded, report = from_pretrained(network, source, part, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{_named(part, source)} is not whole: it lacks {len(missing)} weights ({missing[0]} ...)")
+    for name, given, expected in sorted(report["mismatched_keys"]):
+        shapes = f"{name} is {list(given)}, should be {list(expected)}"
+        raise UserError(f"{_named(part, source)} is of another architecture: {shapes}")
+    check_numbers(loaded.state_dict(), _named(part, source))
     return loaded.eval().requires_grad_(False)
 
 
+def weight_variant(folder: Path) -> str | None:
+    """The variant ("fp16", "bf16") of a folder's weight files; None where a plain one is, or none at all."""
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    if any(f"{stem}.{ending}" in names for stem in STEMS for ending in ENDINGS):
+        return None
+    return next((found[1] for name in names if (found := VARIANT.fullmatch(name))), None)
+
+
+def load_weights(source: str, subfolder: str) -> dict[str, Tensor]:
+    """The tensors of a network whose class is in no library: of one file, plain or a variant, or of several shards.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    variant = weight_variant(Path(source, subfolder))
+    for stem in STEMS:
+        for ending in ("safetensors", "bin"):
+            file = f"{stem}.{variant}.{ending}" if variant else f"{stem}.{ending}"
+            if has_file(source, PurePosixPath(subfolder, file).as_posix()):
+                return load_tensors(find_component(source, subfolder, file))
+            index = f"{stem}.{ending}.index.{variant}.json" if variant else f"{stem}.{ending}.index.json"
+            if has_file(source, PurePosixPath(subfolder, index).as_posix()):
+                return _load_shards(source, subfolder, index)
+    raise UserError(f"{_named(subfolder or 'network', source)} is not whole: it has no weight file")
+
+
+def _load_shards(source: str, subfolder: str, index: str) -> dict[str, Tensor]:
+    listed = load_config(source, subfolder, index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(f"{_named(f'{subfolder}/{index}', source)} lists no weights")
+    shards = [load_tensors(find_component(source, subfolder, name)) for name in sorted(set(listed.values()))]
+    return {name: tensor for shard in shards for name, tensor in shard.items()}
+
+
 def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str = "") -> Any:
-    return from_pretrained(tokenizer, source, subfolder or "tokenizer", subfolder=subfolder)
+    """A tokenizer of transformers; code that it brings is never run.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return from_pretrained(tokenizer, source, subfolder or "tokenizer", subfolder=subfolder, trust_remote_code=False)
 
 
 def from_pretrained(cls: type[Any], source: str | None, part: str, **options: Any) -> Any:
     """`cls.from_pretrained(source)`, whose failures are one `UserError`."""
-    return _translated(lambda: cls.from_pretrained(source, **options), source, part)
-
-
-def _translated(load: Callable[[], Result], source: str | None, part: str) -> Result:
-    """Calls a library's loader; its long errors become one line that names the component."""
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load {_named(part, source)}: {one_line(error)}") from error
+    if source is not None:
+        require_regular_files(Path(source, options.get("subfolder", "")), _named(part, source))
+    with reading(f"cannot load {_named(part, source)}"):
+        return cls.from_pretrained(source, **options)
 
 
 def _named(part: str, source: str | None) -> str:

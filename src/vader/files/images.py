@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.foreign import reading, require_regular
 from vader.nouns import Prompt
 
 WHITE = (255, 255, 255, 255)
@@ -63,11 +64,10 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture file, not read yet; what goes wrong within, in reading it, is the user's mistake."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNG
-        raise UserError(f"image {str(path)!r} cannot be read: {error}") from error
+    label = f"image {str(path)!r}"
+    require_regular(path, label)
+    with reading(f"{label} cannot be read"), Image.open(path) as image:
+        yield image
 
 
 def _on_white(image: Image.Image) -> Image.Image:

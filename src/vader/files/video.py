@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, reduce, repeat
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
+from vader.files.foreign import reading, require_regular
 
 EYE = 256  # pixels: smaller videos are enlarged towards this
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
@@ -112,15 +113,16 @@ def frame_rate(path: str | Path, max_frames: int | None = None) -> float | None:
         return None
     with _readable(path), av.open(str(path)) as container:
         rate = container.streams.video[0].average_rate
-    if rate is None or max_frames is None:
-        return None if rate is None else float(rate)
-    count = _count_frames(path)
-    return float(rate) * len(subsampled(count, max_frames)) / count
+        if rate is None or max_frames is None:
+            return None if rate is None else float(rate)
+        count = _count_frames(path)
+        return float(rate) * len(subsampled(count, max_frames)) / count  # of no frames: it is no video
 
 
 def _existing(path: str | Path) -> Path:
-    if not Path(path).exists():
+    if not Path(path).exists() and not Path(path).is_symlink():
         raise UserError(f"no video at {path}: give a video file or a folder of frames")
+    require_regular(Path(path), f"video {str(path)!r}")
     return Path(path)
 
 
@@ -252,7 +254,9 @@ def _file_images(path: Path, max_frames: int | None) -> Iterator[Tensor]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
+    except UserError:
+        raise
+    except Exception as error:  # a file of strangers: FFmpeg fails on it in many ways
         raise UserError(
             f"{path} is no video that can be read: give an mp4, webm or gif, or a folder of frames"
         ) from error
@@ -273,11 +277,15 @@ def _as_sampled(image: Tensor, comment: str) -> Tensor:
 def _folder_images(folder: Path, max_frames: int | None) -> Iterator[Tensor]:
     files = sorted((p for p in folder.iterdir() if _is_frame(p)), key=_natural)
     for i in subsampled(len(files), max_frames):
-        try:
-            with Image.open(files[i]) as image:
-                yield _to_pixels(np.array(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{files[i]} is no image that can be read: replace or remove it") from error
+        yield _to_pixels(_frame(files[i]))
+
+
+def _frame(file: Path) -> np.ndarray:
+    """The pixels of one frame, uint8 `[H, W, 3]`."""
+    label = f"{file} is no image that can be read, replace or remove it"
+    require_regular(file, label)
+    with reading(label), Image.open(file) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _is_frame(path: Path) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.files.foreign import explained
 from vader.files.images import check_pictures
 from vader.nouns import Audio, Condition, Prompt, VideoSize
+
+WORK = ("prepare", "encode", "denoise", "decode_unclamped", "encode_video")
+
+
+def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, whose failures are `UserError`s: settings that no loader minds may not fit the network's work."""
+
+    @wraps(method)
+    def work(self: VideoModel, *args: Any, **options: Any) -> Any:
+        with explained(f"model {self.family or type(self).__name__!r} fails in {method.__name__}"):
+            return method(self, *args, **options)
+
+    return work
 
 
 def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
@@ -42,7 +57,7 @@ class VideoModel(ABC):
     """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapters.
 
     Attributes:
-        family: its name.
+        family: its name; adapters of another one are refused. A model of one's own may have none.
         lora_targets: the layers that an adapter goes to unless the recipe names others.
         takes_images: whether a video starts from a picture (image-to-video).
         takes_last_image: whether a prompt may also name the picture at which its video is to arrive.
@@ -54,7 +69,7 @@ class VideoModel(ABC):
         scheduler: the checkpoint's own scheduler settings, as `solver_from_config` reads them.
     """
 
-    family: ClassVar[str]
+    family: ClassVar[str] = ""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     takes_images: ClassVar[bool] = False
     takes_last_image: ClassVar[bool] = False
@@ -65,6 +80,13 @@ class VideoModel(ABC):
 
     denoisers: dict[str, nn.Module]
     scheduler: Mapping[str, Any]
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Whatever a family's own networks raise in their work is one line that names the family and the work."""
+        super().__init_subclass__(**more)
+        for name in WORK:
+            if name in vars(cls):
+                setattr(cls, name, _explained(vars(cls)[name]))
 
     @classmethod
     @abstractmethod

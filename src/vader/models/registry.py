@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vader.files.foreign import explained
 from vader.models.base import VideoModel
 from vader.plugins import checked_options, find_class
 
@@ -49,8 +50,9 @@ def load_model(
     Raises:
         UserError: no such family, class, checkpoint or option.
     """
-    own = model_options(family, options or {})
-    return model_class(family).load(checkpoint, dtype=dtype, **own).to(device)
+    own, cls = model_options(family, options or {}), model_class(family)
+    with explained(f"model {family!r} does not load from {checkpoint!r}"):
+        return cls.load(checkpoint, dtype=dtype, **own).to(device)
 
 
 def model_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:

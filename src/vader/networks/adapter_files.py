@@ -13,20 +13,22 @@ where it does not (UNet3D, as of 0.42): `vader.load_into(pipe, folder)`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from vader import __version__
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
+from vader.files.foreign import reading, require_regular
 from vader.files.paths import user_path
+from vader.files.weights import check_numbers, save_tensors
 from vader.networks.adapter import (
     ADAPTABLE,
     NAME,
@@ -101,7 +103,7 @@ def save_adapter(
     """
     path = Path(folder) / name
     with atomic_write(path) as temporary:
-        save_file(_folded(module, component), temporary, metadata=_header(module, component, metadata))
+        save_tensors(_folded(module, component), temporary, _header(module, component, metadata))
     return path
 
 
@@ -152,12 +154,23 @@ class AdapterFile:
     @property
     def ours(self) -> dict[str, Any]:
         """What `save_adapter` wrote about it; empty of a file that others wrote."""
-        return json.loads(self.header.get("vader", "{}"))
+        return self._said("vader")
+
+    def _said(self, key: str) -> dict[str, Any]:
+        """An entry of the header. Raises `UserError` if it is no JSON object."""
+        label = f"{str(self.path)!r} is no adapter: its metadata {key!r} cannot be read"
+        with reading(label):
+            found = json.loads(self.header.get(key, "{}"))
+        if not isinstance(found, dict):
+            raise UserError(f"{label}: it is no JSON object")
+        return found
 
     @property
     def components(self) -> list[str]:
         """The networks that it has weights for."""
         said = self.ours.get("component")
+        if not isinstance(said, str | None):
+            raise UserError(f"{str(self.path)!r} is no adapter: its metadata says that it is for {said!r}")
         return [said] if said else sorted({name.partition(".")[0] for name in self.weights})
 
     def state(self, component: str) -> dict[str, Tensor]:
@@ -167,8 +180,11 @@ class AdapterFile:
 
     def alpha(self, component: str, rank: int) -> float:
         """The alpha that is not in the weights, as diffusers' training scripts leave it; else the rank."""
-        theirs = json.loads(self.header.get("lora_adapter_metadata", "{}"))
-        return theirs.get(f"{_prefix(component)}.lora_alpha", theirs.get(f"{component}.lora_alpha", rank))
+        theirs = self._said("lora_adapter_metadata")
+        alpha = theirs.get(f"{_prefix(component)}.lora_alpha", theirs.get(f"{component}.lora_alpha", rank))
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise UserError(f"adapter {str(self.path)!r} says that its alpha is {alpha!r}, which is no number")
+        return alpha
 
 
 def adapter_files(path: Path | str) -> list[Path]:
@@ -203,18 +219,23 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 
 
 def _read(file: Path) -> Content:
-    if is_foreign(file):
-        return _formats[file.suffix](file)
-    try:
-        with safe_open(file, framework="pt") as stream:
-            weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            header = stream.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"{str(file)!r} is no adapter: it is not a safetensors file ({error})") from error
+    label = f"{str(file)!r} is no LoRA adapter"
+    require_regular(file, label)
+    with reading(label):
+        weights, header = _formats[file.suffix](file) if is_foreign(file) else _read_ours(file)
     strange = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if strange or not weights:
-        raise UserError(f"{str(file)!r} is no LoRA adapter: {f'it holds {strange[0]!r}' if strange else 'it is empty'}")
+        raise UserError(f"{label}: {f'it holds {strange[0]!r}' if strange else 'it is empty'}")
+    for name, weight in weights.items():
+        if weight.ndim < 2 or not len(weight) or not weight.is_floating_point():
+            raise UserError(f"{label}: {name} is {list(weight.shape)} of {weight.dtype}, no factor of an update")
+    check_numbers(weights, f"adapter {str(file)!r}")
     return weights, header
+
+
+def _read_ours(file: Path) -> Content:
+    with safe_open(file, framework="pt") as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
 
 
 # ---- loaded ----
@@ -241,19 +262,33 @@ def load_adapter(module: nn.Module, path: Path | str, component: str | None = No
     return module
 
 
-def load_adapters(denoisers: Mapping[str, nn.Module], path: Path | str) -> None:
+def load_adapters(denoisers: Mapping[str, nn.Module], path: Path | str, family: str = "") -> None:
     """Attaches every adapter of a file or folder to the denoiser that it is for, as `load_adapter` does.
 
+    Args:
+        family: of the model that the denoisers are of; empty where nobody knows.
+
     Raises:
-        UserError: as `load_adapter`, or it is for a denoiser that is not among these.
+        UserError: as `load_adapter`, or it is for a denoiser that is not among these, or of another family's model.
     """
-    held = [(name, file) for file in read_adapters(path) for name in file.components]
+    files = read_adapters(path)
+    for file in files:
+        _check_family(file, family)
+    held = [(name, file) for file in files for name in file.components]
     if strange := [name for name, _ in held if name not in denoisers]:
         raise UserError(
             f"adapter {str(path)!r} is for {strange[0]!r}, and the networks here are {', '.join(denoisers)}"
         )
     for name, file in held:
         _load(denoisers[name], file, name)
+
+
+def _check_family(file: AdapterFile, family: str) -> None:
+    """Two families may have layers of the same names and shapes: what the file says of itself decides."""
+    said = file.ours.get("family")
+    known = family and isinstance(said, str) and ":" not in said  # of a model of the user's own the layers decide
+    if known and said != family:
+        raise UserError(f"adapter {str(file.path)!r} was trained on a model of the family {said!r}, not {family!r}")
 
 
 def load_into(target: Target, path: Path | str) -> Target:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPV
 
 from vader.errors import UserError
 from vader.files import hub
+from vader.files.foreign import reading
 from vader.files.open_clip import clean, clip_config, rename_open_clip
 from vader.files.weights import load_tensors
 from vader.nouns import Prompt
@@ -171,10 +172,8 @@ def from_open_clip(
     Raises:
         UserError: the tensors are not those of a CLIP with two transformer towers.
     """
-    try:
+    with reading(f"{label} is not an open_clip checkpoint"):
         config, renamed = clip_config(tensors, head_widths), rename_open_clip(tensors)
-    except KeyError as error:
-        raise UserError(f"{label} is not an open_clip checkpoint: it has no {error.args[0]!r}") from error
     return hub.load_pretrained(CLIPModel, None, f"CLIP of {label}", config=config, state_dict=renamed)
 
 
@@ -186,7 +185,7 @@ class _ImageModel(CLIPVisionModelWithProjection):
 
 def _vision_config(folder: str) -> Any:
     """The image tower's part of a CLIP's config; a whole CLIP's feature width stands only at its top level."""
-    config = hub.from_pretrained(AutoConfig, folder, "CLIP")
+    config = hub.from_pretrained(AutoConfig, folder, "CLIP", trust_remote_code=False)
     if not isinstance(config, CLIPConfig):
         return config
     vision: Any = config.vision_config

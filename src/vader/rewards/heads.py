@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
+from vader.files.foreign import reading
 from vader.files.hub import find_file, together
-from vader.files.weights import load_tensors
+from vader.files.weights import check_numbers, load_tensors
 from vader.rewards.base import FrameReward
 from vader.rewards.clip import load_image_tower, locate_clip
 from vader.rewards.preprocess import Resize
@@ -67,11 +68,14 @@ def linear_stack(
     Raises:
         UserError: there are none, they don't fit one another, or the gaps say that the head is of the other kind.
     """
-    numbers = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("layers.") and "weight" in name)
-    layers = [_linear(tensors[f"layers.{n}.weight"], tensors[f"layers.{n}.bias"]) for n in numbers]
+    problem = f"{label} holds no predictor: expected layers.<n>.weight and .bias from features to one score"
+    check_numbers(tensors, label)
+    with reading(problem):
+        numbers = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("layers.") and "weight" in name)
+        layers = [_linear(tensors[f"layers.{n}.weight"], tensors[f"layers.{n}.bias"]) for n in numbers]
     fitting = all(a.out_features == b.in_features for a, b in pairwise(layers))
     if not layers or not fitting or layers[-1].out_features != 1:
-        raise UserError(f"{label} holds no predictor: expected layers.<n>.weight and .bias from features to one score")
+        raise UserError(problem)
     _check_gaps(numbers, label, activation)
     if activation is None:
         return nn.Sequential(*layers)
@@ -88,6 +92,7 @@ def _check_gaps(numbers: list[int], label: str, activation: type[nn.Module] | No
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows)
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer

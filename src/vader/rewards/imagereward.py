@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from vader.errors import UserError
+from vader.files.foreign import reading
 from vader.files.hub import find_file, load_pretrained, load_tokenizer, resolve, together
 from vader.files.weights import load_tensors
 from vader.nouns import Prompt
@@ -136,10 +137,8 @@ def load_text(tensors: dict[str, Tensor], image_width: int, label: str) -> BlipT
 
 
 def _load(cls: Any, tensors: dict[str, Tensor], config: Any, label: str, **options: Any) -> Any:
-    try:
+    with reading(f"{label} is not an ImageReward checkpoint"):
         built = config(tensors)
-    except KeyError as error:
-        raise UserError(f"{label} is not an ImageReward checkpoint: it has no {error.args[0]!r}") from error
     return load_pretrained(cls, None, f"ImageReward of {label}", config=built, state_dict=tensors, **options)
 
 

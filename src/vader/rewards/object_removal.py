@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoTokenizer, GroundingDinoForObjectDetect
 from transformers.image_processing_utils import BaseImageProcessor
 
 from vader.errors import UserError, nearest
+from vader.files.foreign import reading
 from vader.files.hub import from_pretrained, load_pretrained, load_tokenizer, resolve
 from vader.nouns import Prompt
-from vader.plugins import one_line
 from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, resize
 
@@ -125,7 +125,7 @@ class ObjectRemoval(FrameReward):
         """
         super().__init__()
         source = resolve(checkpoint, "detector")
-        kind = from_pretrained(AutoConfig, source, "detector").model_type
+        kind = from_pretrained(AutoConfig, source, "detector", trust_remote_code=False).model_type
         if kind not in DETECTORS:
             raise UserError(f"{checkpoint} is a {kind}, which is no detector known here: {', '.join(DETECTORS)}")
         self.detector: Detector = DETECTORS[kind](source, target)
@@ -216,13 +216,13 @@ def edges(source: str, size: int | None) -> tuple[int, int]:
     """
     if size:
         return size, round(LONGEST * size)
-    try:
+    with reading(f"{source} does not say its image size, set the option size"):
         settings: dict[str, Any] = BaseImageProcessor.get_image_processor_dict(source)[0]
-    except OSError as error:
-        raise UserError(f"{source} does not say its image size ({one_line(error)}): set the option size") from error
-    named = settings.get("size")
-    if isinstance(named, int):  # as transformers wrote it before 4.27
-        return named, settings.get("max_size", round(LONGEST * named))
-    if not named or "shortest_edge" not in named:
-        raise UserError(f"{source} does not say its shortest edge in preprocessor_config.json: set the option size")
-    return named["shortest_edge"], named.get("longest_edge", round(LONGEST * named["shortest_edge"]))
+        named: Any = settings["size"]
+        if isinstance(named, int):  # as transformers wrote it before 4.27
+            named = {"shortest_edge": named, "longest_edge": settings.get("max_size", round(LONGEST * named))}
+        short = named["shortest_edge"]
+        long = named.get("longest_edge", round(LONGEST * short))
+    if not all(isinstance(edge, int) and edge > 0 for edge in (short, long)):
+        raise UserError(f"{source} says that its shortest edge is {short!r}: set the option size")
+    return short, long

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from vader.files.foreign import explained
 from vader.files.hub import together
 from vader.plugins import find_class, instantiate
 from vader.rewards.base import Reward, RewardMix
@@ -72,7 +73,9 @@ def load_reward(name: str, **options: Any) -> Reward:
     """
     if name in MIXES:
         return build_mix([Named(name, options=options)])
-    return instantiate(reward_class(name), f"reward {name!r}", options, beside=("weight", "sees")).freeze()
+    cls = reward_class(name)
+    with explained(f"reward {name!r} does not load"):
+        return instantiate(cls, f"reward {name!r}", options, beside=("weight", "sees")).freeze()
 
 
 def build_mix(parts: Sequence[RewardPart]) -> RewardMix:

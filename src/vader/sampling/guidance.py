@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from vader.errors import UserError, nearest
+from vader.files.foreign import explained
 from vader.models.base import VideoModel
 from vader.nouns import Condition, Prompt, map_latents
 from vader.plugins import find_class, instantiate
@@ -48,7 +49,9 @@ class Passes:
         """The conditional and the unconditional prediction."""
         if self.batched and not (self.detach_uncond and torch.is_grad_enabled()):
             doubled = map_latents(lambda x: torch.cat([x, x]), self.latents)
-            found = self.model.denoise(doubled, self.time, self.condition.both())
+            with explained("a prompt and its negative are encoded in ways that do not go together"):
+                inputs = self.condition.both()
+            found = self.model.denoise(doubled, self.time, inputs)
             halves = [map_latents(lambda x, half=half: x.chunk(2)[half], found) for half in (0, 1)]
             return halves[0], halves[1]
         cond = self.cond()

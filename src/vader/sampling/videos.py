@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vader.errors import UserError
+from vader.files.foreign import reading
 from vader.models.base import VideoModel
 from vader.nouns import Prompt, VideoSize, as_prompts
 from vader.sampling.guidance import Guidance, load_guidance
 from vader.sampling.noise import Noise
 from vader.sampling.walk import Sampler, Walk
-from vader.solvers import Solver
+from vader.solvers import Schedule, Solver
 from vader.solvers.scheduler_config import solver_from_config
+
+SCHEDULER = "the checkpoint's scheduler settings cannot be used"
 
 
 def solver_of(model: VideoModel, **options: Any) -> Solver:
-    """The solver that the checkpoint's own scheduler settings name, with options of `solver_from_config`."""
-    return solver_from_config(model.scheduler, sigmas=model.sigmas, tokens=model.tokens, **options)
+    """The solver that the checkpoint's own scheduler settings name, with options of `solver_from_config`.
+
+    Raises:
+        UserError: the settings make no solver, or an option means nothing to it.
+    """
+    with reading(SCHEDULER):
+        return solver_from_config(model.scheduler, sigmas=model.sigmas, tokens=model.tokens, **options)
 
 
 def make_sampler(
@@ -45,7 +55,17 @@ def make_sampler(
     solver = solver or solver_of(model)
     if not isinstance(guidance, Guidance):
         guidance = load_guidance(model.guidance, {"scale": float(guidance)})
-    return Sampler(model, solver, solver.schedule(steps, size), guidance, batched, detach_uncond)
+    with reading(SCHEDULER):
+        schedule = solver.schedule(steps, size)
+        _check_levels(schedule)
+    return Sampler(model, solver, schedule, guidance, batched, detach_uncond)
+
+
+def _check_levels(schedule: Schedule) -> None:
+    """Raises `UserError` if a noise level is no number."""
+    for level in (*schedule.starts, *schedule.ends):
+        if not all(map(math.isfinite, (level.time, level.alpha, level.sigma))):
+            raise UserError(f"{SCHEDULER}: its noise levels are not finite ({level})")
 
 
 @torch.no_grad()
@@ -65,6 +85,9 @@ def sample_videos(
     Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry. A video's
     noise depends on the seed and its place among the prompts alone, not on how they are batched. The other arguments
     are those of `make_sampler`.
+
+    Raises:
+        UserError: as `make_sampler`, a prompt does not fit the model, or a video holds nan.
     """
     sampler = make_sampler(model, size, steps, guidance, solver)
     shape, prompts = model.noise_shape(size), as_prompts(prompts)
@@ -77,4 +100,15 @@ def sample_videos(
         noise = Noise(shape, seed, "sample", 0, range(len(prompts))[some], model.device)
         walk = Walk(sampler, condition, noise)
         videos.append(model.decode(walk.frozen(len(walk)).latents).cpu())
+        _check_videos(videos[-1], prompts[some])
     return torch.cat(videos)
+
+
+def _check_videos(videos: Tensor, prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError` for the first video that is not of numbers: no viewer would show more than black."""
+    for video, prompt in zip(videos, prompts, strict=True):
+        if not torch.isfinite(video).all():
+            raise UserError(
+                f"the video of {prompt.text!r} holds nan: the model's settings or the adapter are damaged, "
+                "or the precision is too low for it"
+            )

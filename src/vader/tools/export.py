@@ -10,12 +10,12 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from vader.errors import UserError
 from vader.files.atomic import atomic_folder, atomic_write
 from vader.files.paths import user_path
+from vader.files.weights import save_tensors
 from vader.models.base import VideoModel
 from vader.networks.adapter import merge_adapters
 from vader.networks.adapter_files import FILE_NAME, AdapterFile, file_name, is_foreign, load_adapters, read_adapters
@@ -38,7 +38,7 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
             or a family that has no format to export.
     """
     write = model.exporter()
-    load_adapters(model.denoisers, adapter)
+    load_adapters(model.denoisers, adapter, model.family)
     out = prepare_folder(out_dir, HEADROOM * sum(weight_bytes(network) for network in model.networks().values()))
     merge_adapters(model.denoisers)
     with atomic_folder(out) as temporary:
@@ -65,7 +65,7 @@ def _copy(file: AdapterFile, folder: Path) -> Path:
     target = folder / (file.path.name if file.path.match(file_name("*")) else FILE_NAME)
     with atomic_write(target) as temporary:
         if is_foreign(file.path):
-            save_file(file.weights, temporary, metadata=file.header)
+            save_tensors(file.weights, temporary, file.header)
         else:
             shutil.copyfile(file.path, temporary)
     return target

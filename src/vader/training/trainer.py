@@ -257,7 +257,7 @@ def warm_start(engine: Engine, init: str) -> None:
             f"{', '.join(engine.adapted)}: set adapter.denoisers to fit, or start from another"
         )
     try:
-        load_adapters(engine.model.denoisers, path)
+        load_adapters(engine.model.denoisers, path, engine.model.family)
     except UserError as error:
         raise UserError(f"adapter.init {init!r}: {error}") from error
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.files import hub as files
+from vader.files.foreign import reading
 from vader.files.weights import fill, load_tensors
 from vader.models.opensora.stdit3 import FIXED, STDiT3, STDiT3Config, frequencies
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
@@ -48,10 +49,6 @@ class Part(NamedTuple):
 
     source: str
     subfolder: str = ""
-
-    @property
-    def label(self) -> str:
-        return f"{self.subfolder} of {self.source!r}" if self.subfolder else repr(self.source)
 
 
 class Parts(NamedTuple):
@@ -88,20 +85,21 @@ def load_scheduler(part: Part) -> dict[str, Any]:
 
 def load_transformer(part: Part, dtype: torch.dtype) -> STDiT3:
     """The denoiser, frozen; rotary frequencies stay in float32 and are made where the file has none."""
-    config = STDiT3Config.from_json(files.load_config(part.source, part.subfolder))
-    weights = _tensors(part)
-    weights.setdefault("rope.freqs", frequencies(config.hidden_size // config.num_heads // 2, None, torch.float32))
-    with torch.device("meta"):
-        network = STDiT3(config)
-    return fill(network, weights, dtype, f"transformer {part.label}", keep=("rope.freqs",))
+    settings, weights = files.load_config(part.source, part.subfolder), _tensors(part)
+    with reading(f"transformer of checkpoint {part.source!r} is of another architecture"):
+        config = STDiT3Config.from_json(settings)
+        weights.setdefault("rope.freqs", frequencies(config.hidden_size // config.num_heads // 2, None, torch.float32))
+        with torch.device("meta"):
+            network = STDiT3(config)
+    return fill(network, weights, dtype, f"transformer of checkpoint {part.source!r}", keep=("rope.freqs",))
 
 
 def load_vae(part: Part, dtype: torch.dtype) -> OpenSoraVAE:
     """The VAE, frozen."""
-    config = VAEConfig.from_json(files.load_config(part.source, part.subfolder))
-    with torch.device("meta"):
-        network = OpenSoraVAE(config)
-    return fill(network, _tensors(part), dtype, f"vae {part.label}")
+    settings = files.load_config(part.source, part.subfolder)
+    with reading(f"vae of checkpoint {part.source!r} is of another architecture"), torch.device("meta"):
+        network = OpenSoraVAE(VAEConfig.from_json(settings))
+    return fill(network, _tensors(part), dtype, f"vae of checkpoint {part.source!r}")
 
 
 def _tensors(part: Part) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.atomic import atomic_write
 from vader.files.paths import user_path
-from vader.files.weights import read_weights
+from vader.files.weights import read_weights, save_tensors, tensors_of
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
 from vader.networks.adapter_files import register_format
 
@@ -33,7 +33,8 @@ def import_lora(path: Path | str, out_file: Path | str, alpha: float = ALPHA) ->
         UserError: as `read_lora`.
     """
     weights, header = read_lora(user_path(path, "adapter"), alpha)
-    save_file(weights, out_file, metadata=header)
+    with atomic_write(out_file) as temporary:
+        save_tensors(weights, temporary, header)
     return Path(out_file)
 
 
@@ -47,7 +48,7 @@ def read_lora(path: Path, alpha: float = ALPHA, pairs: Pairs = RELEASED) -> tupl
     Raises:
         UserError: the file is damaged, or is not such a LoRA to the last name.
     """
-    tensors, expected = read_weights(path), _expected_names(pairs)
+    tensors, expected = tensors_of(read_weights(path)), _expected_names(pairs)
     label = f"{str(path)!r} is no VADER LoRA of VideoCrafter2"
     if len(tensors) != len(expected):
         raise UserError(f"{label}: it holds {len(tensors)} tensors, not {len(expected)}")

@@ -1,8 +1,8 @@
 """VideoCrafter2 text-to-video (arXiv:2401.09047) as a base model.
 
-A checkpoint is the released `model.ckpt`, its folder, a hub id (`VideoCrafter/VideoCrafter2`) or `tiny`. The file
-holds no tokenizer: a `tokenizer` folder beside it is taken, or else CLIP's from the hub. Latents are `[B, C, F, h, w]`,
-of unit variance.
+A checkpoint is the released `model.ckpt`, the same as `model.safetensors`, the folder of either, a hub id
+(`VideoCrafter/VideoCrafter2`), a folder or hub id in diffusers' layout, or `tiny`. The file holds no tokenizer: a
+`tokenizer` folder beside it is taken, or else CLIP's from the hub. Latents are `[B, C, F, h, w]`, of unit variance.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vader.files.open_clip import clean
 from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.models.text import embed_once
+from vader.models.videocrafter.folder import alphas_cumprod, load_networks
 from vader.models.videocrafter.networks import empty_text, empty_unet, empty_vae, load_text, load_unet, load_vae
 from vader.models.videocrafter.release import (
     FAMILY,
     FILE_NAME,
-    Release,
     find_release,
     read_release,
     write_release,
@@ -60,8 +60,8 @@ class VideoCrafter(VideoModel):
         self.scheduler = scheduler
 
     @classmethod
-    def locate(cls, checkpoint: str) -> Path:
-        """See `VideoModel.locate`: the release's file."""
+    def locate(cls, checkpoint: str) -> Path | str:
+        """See `VideoModel.locate`: a path is the release's file, a text what has diffusers' layout."""
         return find_release(checkpoint)
 
     @classmethod
@@ -71,24 +71,49 @@ class VideoCrafter(VideoModel):
         *,
         dtype: torch.dtype = torch.float32,
         tokenizer: str | None = None,
+        parts: str | None = None,
     ) -> VideoCrafter:
         """See `VideoModel.load`; the module's text says what `checkpoint` may be.
 
         Args:
             tokenizer: folder or hub id of a CLIP tokenizer, in place of the one beside the file or CLIP's own.
+            parts: folder or hub id in diffusers' layout, for the VAE and the text encoder of a UNet that lies alone.
         """
-        path = cls.locate(checkpoint)
+        found = cls.locate(checkpoint)
+        if isinstance(found, str):
+            return cls._from_folder(found, parts, tokenizer, dtype)
+        if parts is not None:
+            raise UserError(f"model.options.parts is for a UNet alone, and {checkpoint!r} has all parts: leave it out")
+        return cls._from_file(found, tokenizer, dtype)
+
+    @classmethod
+    def _from_file(cls, path: Path, tokenizer: str | None, dtype: torch.dtype) -> VideoCrafter:
         release = read_release(path)
         label, settings = release.label, release.settings
         unet = empty_unet(release.unet, settings, f"UNet of {label}")
         vae = empty_vae(release.vae, settings, f"VAE of {label}")
         text_encoder = empty_text(release.text, settings, f"text encoder of {label}")
         return cls(
-            scheduler=scheduler_config(release),
-            tokenizer=_load_tokenizer(path, tokenizer, text_encoder.config.vocab_size),
+            scheduler=scheduler_config(release.schedule["alphas_cumprod"].double()),
+            tokenizer=_load_tokenizer(tokenizer or _tokenizer_beside(path), text_encoder, label),
             unet=load_unet(unet, release.unet, dtype, f"UNet of {label}"),
             vae=load_vae(vae, release.vae, dtype, f"VAE of {label}"),
             text_encoder=load_text(text_encoder, release.text, dtype, f"text encoder of {label}"),
+        )
+
+    @classmethod
+    def _from_folder(cls, source: str, parts: str | None, tokenizer: str | None, dtype: torch.dtype) -> VideoCrafter:
+        unet, vae, text_encoder, other = load_networks(source, parts, dtype)
+        if tokenizer is None:
+            words = files.load_tokenizer(CLIPTokenizer, other, "tokenizer")
+        else:
+            words = _load_tokenizer(tokenizer, text_encoder, f"checkpoint {source!r}")
+        return cls(
+            scheduler=scheduler_config(alphas_cumprod()),
+            tokenizer=words,
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
         )
 
     @torch.no_grad()
@@ -152,9 +177,8 @@ class VideoCrafter(VideoModel):
         return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoder}
 
 
-def scheduler_config(release: Release) -> dict[str, Any]:
-    """The file's own schedule as a DDIM config: uniform times, last step to the first trained level, scaled x0."""
-    levels = release.schedule["alphas_cumprod"].double()
+def scheduler_config(levels: Tensor) -> dict[str, Any]:
+    """The schedule `[T]` as a DDIM config: uniform times, last step to the first trained level, scaled x0."""
     betas = 1 - levels / torch.cat([levels.new_ones(1), levels[:-1]])
     return {
         "_class_name": "DDIMScheduler",
@@ -167,11 +191,16 @@ def scheduler_config(release: Release) -> dict[str, Any]:
     }
 
 
-def _load_tokenizer(path: Path, source: str | None, words: int) -> CLIPTokenizer:
-    """Raises `UserError` if it cannot be had, or knows words that the text encoder does not."""
+def _tokenizer_beside(path: Path) -> str:
+    """The tokenizer of a file: in the folder beside it, or else CLIP's from the hub."""
     beside = path.parent / "tokenizer"
-    source = source or (str(beside) if beside.is_dir() else TOKENIZER)
+    return str(beside) if beside.is_dir() else TOKENIZER
+
+
+def _load_tokenizer(source: str, text_encoder: CLIPTextModel, label: str) -> CLIPTokenizer:
+    """Raises `UserError` if it cannot be had, or knows words that the text encoder does not."""
     tokenizer = files.load_tokenizer(CLIPTokenizer, files.resolve(source, FAMILY), "")
+    words = text_encoder.config.vocab_size
     if len(tokenizer) > words:
-        raise UserError(f"tokenizer {source!r} has {len(tokenizer)} words, the text encoder of {str(path)!r} {words}")
+        raise UserError(f"tokenizer {source!r} has {len(tokenizer)} words, the text encoder of {label} {words}")
     return tokenizer

@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vader.errors import UserError
+from vader.files.foreign import reading
 from vader.files.open_clip import rename_open_clip, to_open_clip
 from vader.files.weights import check_weights, fill
 from vader.models.videocrafter.names import POINTWISE, Pairs, to_diffusers, to_release, unet_names, vae_names
-from vader.plugins import one_line
 
 VAE_SCALE = 0.18215  # of the released latents
 INPUT_HEADS = 8  # of the temporal transformer before the first block, whatever the widths
@@ -46,12 +46,11 @@ class Settings:
 @contextmanager
 def _reading_shapes(label: str) -> Iterator[None]:
     """Within, an architecture is read from shapes: what does not fit any is the checkpoint's fault."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{label} is not whole: it lacks {error.args[0]}") from error
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{label} is of another architecture: {one_line(error)}") from error
+    with reading(f"{label} is of another architecture"):
+        try:
+            yield
+        except KeyError as error:
+            raise UserError(f"{label} is not whole: it lacks {error.args[0]}") from error
 
 
 # ---- UNet ----

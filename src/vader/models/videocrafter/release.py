@@ -19,8 +19,11 @@ from transformers import CLIPTextModel
 
 from vader.errors import UserError
 from vader.files import hub as files
+from vader.files.foreign import reading
 from vader.files.paths import user_path
-from vader.files.weights import check_weights, read_weights
+from vader.files.weights import check_weights, plain_names, read_weights, tensors_of
+from vader.models.videocrafter.folder import is_pipeline, is_unet
+from vader.models.videocrafter.kin import known_stranger
 from vader.models.videocrafter.networks import (
     Settings,
     text_to_release,
@@ -31,8 +34,9 @@ from vader.solvers import videocrafter_scale
 
 FAMILY = "videocrafter"
 FILE_NAME = "model.ckpt"
+FILE_NAMES = (FILE_NAME, "model.safetensors")  # the release's, and what people make of it
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.model."}
-DEEPSPEED_PREFIX = 16  # characters that deepspeed puts before every name of its `module`
+AVERAGES = "model_ema."  # of the UNet's weights over training steps, under names of their own
 SPARE_SCALES = 400  # the release's array of scales is longer than its schedule by its ramp; what is beyond is not read
 
 
@@ -48,8 +52,9 @@ class Release:
     settings: Settings
 
 
-def find_release(checkpoint: str) -> Path:
-    """The file behind what a recipe names: itself, its folder, a hub id, or `tiny`.
+def find_release(checkpoint: str) -> Path | str:
+    """The file behind what a recipe names: itself, its folder, a hub id, or `tiny`; or the folder or hub id, as text,
+    if it is one in diffusers' layout (`vader.models.videocrafter.folder`).
 
     Raises:
         UserError: there is none.
@@ -57,12 +62,15 @@ def find_release(checkpoint: str) -> Path:
     path = user_path(checkpoint, "checkpoint")
     if path.is_file():
         return path
-    if path.suffix in (".ckpt", ".pt", ".pth", ".safetensors"):
+    if path.suffix in (".ckpt", ".pt", ".pth", ".safetensors") and not path.is_dir():
         raise UserError(f"there is no file {checkpoint!r}: name a {FILE_NAME}, its folder or a hub id")
-    file = files.find_component(files.resolve(checkpoint, FAMILY), "", FILE_NAME)
-    if not file.is_file():
-        raise UserError(f"checkpoint {checkpoint!r} is not whole: {FILE_NAME} is missing")
-    return file
+    source = files.resolve(checkpoint, FAMILY)
+    for name in FILE_NAMES:
+        if files.has_file(source, name):
+            return files.find_component(source, "", name)
+    if is_pipeline(source) or is_unet(source):
+        return source
+    raise UserError(f"checkpoint {checkpoint!r} is not whole: {FILE_NAME} is missing")
 
 
 def read_release(path: Path) -> Release:
@@ -72,7 +80,9 @@ def read_release(path: Path) -> Release:
         UserError: the file is damaged, holds code, or is of another kind.
     """
     label, content = f"checkpoint {str(path)!r}", read_weights(path)
-    tensors = {name: value for name, value in _state_dict(content).items() if isinstance(value, Tensor)}
+    tensors = _tensors(content, label)
+    if stranger := known_stranger(tensors):
+        raise UserError(f"{label} is {stranger}")
     parts: dict[str, dict[str, Tensor]] = {"schedule": {}, **{part: {} for part in PREFIXES}}
     for name, tensor in tensors.items():
         part = next((part for part, prefix in PREFIXES.items() if name.startswith(prefix)), "schedule")
@@ -84,17 +94,18 @@ def read_release(path: Path) -> Release:
     return Release(label, **parts, settings=_settings(content, label))
 
 
-def _state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "module" in content:
-        return {name[DEEPSPEED_PREFIX:]: value for name, value in content["module"].items()}
-    return content.get("state_dict", content)
+def _tensors(content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
+    """The tensors by the release's names: without wrappers', and without the averages that trainings keep beside."""
+    found = content.get("module", content.get("state_dict", content))  # `module` is deepspeed's
+    if not isinstance(found, Mapping):
+        raise UserError(f"{label} is no VideoCrafter2: it holds no tensors by name")
+    plain = plain_names(tensors_of(found), label)
+    return {name.replace(".module.", "."): value for name, value in plain.items() if not name.startswith(AVERAGES)}
 
 
 def _settings(content: Mapping[str, Any], label: str) -> Settings:
-    try:
+    with reading(f"{label} was written by another version of vader"):
         return Settings(**content.get("vader", {}))
-    except TypeError as error:
-        raise UserError(f"{label} was written by another version of vader: {error}") from error
 
 
 def _check_schedule(schedule: Mapping[str, Tensor], label: str) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
+from vader.files.foreign import reading
 from vader.files.hub import TINY, find_file
 from vader.files.weights import fill, read_weights
 from vader.plugins import one_line
@@ -54,13 +55,9 @@ def load_jepa(source: str, size: int | None = None, heads: int | None = None) ->
 def read_release(path: Path, heads: int | None = None) -> VJepa1:
     """V-JEPA 1 from a file in the release's layout. Errors as `load_jepa`."""
     content = read_weights(path)
-    parts = {part: _part(content, part) for part in PARTS}
-    try:
-        return build(parts, heads or _metadata_heads(path) or HEADS)
-    except KeyError as error:
-        raise UserError(f"{str(path)!r} is not a V-JEPA checkpoint: it has no {error.args[0]!r}") from error
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} does not load as a V-JEPA checkpoint: {one_line(error)}") from error
+    with reading(f"{str(path)!r} is not a V-JEPA checkpoint"):
+        parts = {part: _part(content, part) for part in PARTS}
+        return build(parts, heads or _metadata_heads(path) or HEADS, f"V-JEPA of {str(path)!r}")
 
 
 def save_release(network: VJepa1, path: Path) -> None:
@@ -70,7 +67,7 @@ def save_release(network: VJepa1, path: Path) -> None:
     save_file(tensors, path, metadata={"heads": str(network.encoder.heads)})
 
 
-def build(parts: dict[str, Tensors], heads: int) -> VJepa1:
+def build(parts: dict[str, Tensors], heads: int, label: str = "V-JEPA") -> VJepa1:
     """The networks that fit the tensors of the three `PARTS` (names without prefixes), holding them."""
     encoder, predictor = parts["encoder"], parts["predictor"]
     width, _, tubelet, patch, _ = encoder["patch_embed.proj.weight"].shape
@@ -86,7 +83,7 @@ def build(parts: dict[str, Tensors], heads: int) -> VJepa1:
             patch,
         )
     named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-    return fill(network, named, torch.float32, "its state")
+    return fill(network, named, torch.float32, label)
 
 
 def _download(release: str) -> Path:
