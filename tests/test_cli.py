@@ -209,7 +209,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["sample", "a dog", "--model", "modelscope:x", "--frames", "2"], "give --height, --width"),
         (["sample", "a dog", "--recipe", "tiny", "--model", "modelscope:no folder"], "no folder"),
         (["sample", "a dog", "--recipe", "tiny", "--model", "my_rewards:Broken:x"], "VideoModel"),
-        (["sample", "a dog", "--out", "empty.txt/below"], "cannot make the folder 'empty.txt/below'"),
+        (["sample", "a dog", "--out", "empty.txt/below"], "empty.txt: File exists"),
         (["score", "x.mp4", "--reward", "aesthetics"], "did you mean 'aesthetic'?"),
         (["score", "x.mp4", "--reward", "aesthetic=1"], "write name or name:key=value"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:gain"], "gain"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from vader.models.base import VideoModel
     from vader.plugins import Part
     from vader.recipe import ModelSection, RewardSection
+    from vader.runs.reader import Run
 
 
 def model_section(spec: str) -> ModelSection:
@@ -75,11 +78,11 @@ def with_changes(section: Any, **changes: Any) -> Any:
     return section.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
-def make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {str(path)!r}: {error.strerror}") from None
+def tell_left_out(runs: Iterable[Run]) -> None:
+    """One line a run that holds what could not be used."""
+    for run in runs:
+        if run.left_out:
+            print(f"vader: left out of {run.path}: {'; '.join(run.left_out)}", file=sys.stderr)
 
 
 def reward_section(spec: str) -> RewardSection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -10,11 +9,6 @@ import typer
 from vader import __version__
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=False)
-
-
-def is_main_process() -> bool:
-    """`accelerate launch` and `torchrun` number their processes in RANK; without them there is one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _say_version(asked: bool) -> None:

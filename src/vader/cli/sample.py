@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vader.cli.parts import AdapterOption, load_with_adapter, make_folder, model_section, recipe_of, with_changes
+from vader.cli.parts import AdapterOption, load_with_adapter, model_section, recipe_of, with_changes
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -42,7 +43,10 @@ def sample(
         str | None, typer.Option("--model", metavar="FAMILY:CHECKPOINT", help="Another model than the recipe's.")
     ] = None,
     adapter: AdapterOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="A folder that is new or empty; default: samples, samples-2 ..."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise: same seed, same videos.")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale.")] = None,
@@ -63,6 +67,7 @@ def sample(
     sampling = with_changes(resolved.sampling, steps=steps, guidance=guidance, negative=negative)
     resolved = resolved.model_copy(update={"video": video, "sampling": sampling})
     from vader.engine.build import build_solver, load_recipe_guidance, video_size
+    from vader.files.lock import new_folder
     from vader.models.registry import model_class
     from vader.prompts import with_negative
     from vader.sampling.guidance import check_negatives
@@ -71,12 +76,19 @@ def sample(
     texts, strategy = with_negative(texts, sampling.negative), load_recipe_guidance(resolved)
     model_class(resolved.model.family).check_prompts(texts)
     check_negatives(strategy, texts)
-    make_folder(out)
-    loaded = load_with_adapter(resolved.model, adapter)
-    solver = build_solver(resolved, loaded)
-    videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
-    for path in _write_videos(videos, list(map(str, texts)), video.fps, out):
-        print(path)
+    folder = out or _next_free(Path("samples"))
+    with new_folder(folder) as temporary:
+        loaded = load_with_adapter(resolved.model, adapter)
+        solver = build_solver(resolved, loaded)
+        videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
+        written = _write_videos(videos, list(map(str, texts)), video.fps, temporary)
+    print(*(folder / path.name for path in written), sep="\n")
+
+
+def _next_free(path: Path) -> Path:
+    """The path, or the first of its name with a number that is not there."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbered) if not one.exists())
 
 
 def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path]) -> list[Prompt]:

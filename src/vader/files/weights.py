@@ -1,4 +1,4 @@
-"""Weights that strangers made: read without running code, put into networks to the last name.
+"""Weights that strangers made: read without running code, put into networks to the last name; and written.
 
 In go safetensors files or torch checkpoints, out comes what they hold, or a network filled with exactly that. Code in a
 pickle is never run: torch's restricted reader takes tensors and plain containers, and refuses all else.
@@ -6,6 +6,7 @@ pickle is never run: torch's restricted reader takes tensors and plain container
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vader.errors import UserError
@@ -104,3 +105,19 @@ def _reason(path: Path, error: Exception) -> str:
 def _starts_with(path: Path, start: bytes) -> bool:
     with path.open("rb") as stream:
         return stream.read(len(start)) == start
+
+
+# ---- writing ----
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path | str, header: Mapping[str, str]) -> None:
+    """Writes a file that is the same to the byte for the same tensors and header.
+
+    The library alone writes the header's keys in another order each time.
+    """
+    content = save(dict(weights), dict(header))
+    start = 8 + int.from_bytes(content[:8], "little")
+    keys = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    keys += b" " * (-len(keys) % 8)  # tensors begin at multiples of eight bytes
+    with open(path, "wb") as file:
+        file.writelines([len(keys).to_bytes(8, "little"), keys, memoryview(content)[start:]])

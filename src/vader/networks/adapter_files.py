@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vader import __version__
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
+from vader.files.weights import write_safetensors
 from vader.networks.adapter import (
     ADAPTABLE,
     NAME,
@@ -100,7 +100,7 @@ def save_adapter(
     """
     path = Path(folder) / name
     with atomic_write(path) as temporary:
-        save_file(_folded(module, component), temporary, metadata=_header(module, component, metadata))
+        write_safetensors(_folded(module, component), temporary, _header(module, component, metadata))
     return path
 
 

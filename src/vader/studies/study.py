@@ -17,7 +17,7 @@ from typing import Any, Literal
 from vader.algorithms import resolved
 from vader.errors import UserError
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
-from vader.runs.folder import RunFolder
+from vader.runs.folder import ADAPTER, RunFolder
 from vader.runs.reader import Evaluation, Run, read_run
 from vader.studies.processes import Job
 
@@ -132,7 +132,7 @@ class RunStore:
         """The command that trains a placed recipe, which is written to the folder `recipes` first."""
         file = recipes / f"{recipe.name}.yaml"
         dump_recipe(recipe, file, library_versions())
-        result = RunFolder(self.folder / recipe.name).report
+        result = self.folder / recipe.name / ADAPTER  # what a run writes last
         return Job(recipe.name, ("train", str(file), "--runs", str(self.folder)), result)
 
     def run(self, recipe: Recipe) -> Run:

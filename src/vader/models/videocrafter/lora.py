@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vader.errors import UserError
-from vader.files.weights import read_weights
+from vader.files.weights import read_weights, write_safetensors
 from vader.models.videocrafter.names import Pairs, to_diffusers, unet_names
 from vader.networks.adapter_files import register_format
 
@@ -32,7 +31,7 @@ def import_lora(path: Path | str, out_file: Path | str, alpha: float = ALPHA) ->
         UserError: as `read_lora`.
     """
     weights, header = read_lora(Path(path).expanduser(), alpha)
-    save_file(weights, out_file, metadata=header)
+    write_safetensors(weights, out_file, header)
     return Path(out_file)
 
 
