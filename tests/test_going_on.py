@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 from toy_runs import TOY, adapter, metrics, toy_recipe
-from toys import Warmth
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import Stopped
+from vader.evaluation.held_out import HeldOut
 from vader.networks.adapter_files import FILE_NAME
 from vader.runs.folder import ADAPTER
 from vader.training.trainer import train
@@ -135,7 +135,7 @@ def leave(path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         if steps < 0:
-            patch.setattr(Warmth, "score_frames", fail)
+            patch.setattr(HeldOut, "summary", fail)
         else:
             die_at(patch, steps + 1, fail)
         with pytest.raises(ZeroDivisionError):

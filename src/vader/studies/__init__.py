@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
-from vader.files.atomic import atomic_write
+from vader.files.atomic import atomic_write, remove_parts
 from vader.files.lock import held
 from vader.recipe import Recipe, library_versions
 from vader.studies import ablation, figure4, figure7, table1
@@ -62,6 +62,7 @@ def reproduce(
         check_machine([arm.recipe for found in arms.values() for arm in found])
     written = []
     with held(out):
+        remove_parts(out / "recipes")
         for study in studies:
             written += run_study(study, arms[study.name], options, out, jobs, start)
         return [*written, write_page(out, page or out / "results.md")]
