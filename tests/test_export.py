@@ -252,7 +252,7 @@ def test_bad_exports_leave_with_one_line(folder, adapter, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="is not empty"):
         export.export_adapter(adapter, folder)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write to folder"):
+    with pytest.raises(UserError, match="cannot write"):
         export.export_adapter(adapter, tmp_path / "file" / "out")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage(10, 9, 1))

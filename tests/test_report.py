@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from run_factories import evaluation_line, train_line, write_metrics
+from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.charts import Series, line_chart, reward_series, smoothed, ticks
 from vader.evaluation.formats import MINUS, NONE, decimals, duration, fixed, signed
@@ -251,11 +253,91 @@ def test_lines_of_an_earlier_form_are_told(bare_run):
         read_run(bare_run)
 
 
-@pytest.mark.parametrize("line", ["not json", "[]", '{"kind": "other"}', '{"kind": "train", "step": 1}'])
-def test_damaged_metrics_name_the_line(bare_run, line):
-    (bare_run / "metrics.jsonl").write_text(json.dumps(train_line(1)) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged"):
-        write_report(bare_run)
+DAMAGED = ["not json", "[]", '{"kind": "other", "step": 1}', '{"kind": "train", "step": 1}', "\0\0\0\0\0\0"]
+
+
+@pytest.mark.parametrize("line", [*DAMAGED, json.dumps(train_line(2, reward="high"))])
+def test_damaged_metrics_are_left_out_and_named(bare_run, capsys, line):
+    (bare_run / "metrics.jsonl").write_text("\n".join([json.dumps(train_line(1)), line, json.dumps(train_line(3)), ""]))
+    assert [step.step for step in read_run(bare_run).train] == [1, 3]
+    assert "Left out: metrics.jsonl (damaged in line 2)." in text_of(page_of(bare_run))
+    assert main(["report", str(bare_run)]) == 0
+    assert capsys.readouterr().err == f"vader: left out of {bare_run}: metrics.jsonl (damaged in line 2)\n"
+
+
+# ---------------------------------------------------------------- its own folder alone
+
+
+SECRET = b"what lies elsewhere is nobody's business"
+
+
+def listing(folder: Path, *files: str) -> None:
+    items = [{"file": file, "prompt": "a prompt", "reward": 1.0} for file in files]
+    (folder / "prompts.json").write_text(json.dumps(items))
+
+
+def no_secret_in(run: Path) -> str:
+    page = page_of(run)
+    assert base64.b64encode(SECRET).decode()[:20] not in page
+    assert SECRET.decode() not in page
+    return text_of(page)
+
+
+def test_videos_from_elsewhere_are_left_out_and_named(run, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    folder = run / "samples" / "step-000002"
+    (folder / "link.mp4").symlink_to(secret)
+    listing(folder, "000.mp4", str(secret), "../../../secret", "link.mp4")
+    text = no_secret_in(run)
+    for name in ("secret", "link.mp4"):
+        assert f"samples/step-000002: {name} (it leads out of the run)" in text
+    assert [sample.file.name for sample in read_run(run).samples[2]] == ["000.mp4"]
+
+
+def test_a_folder_of_samples_from_elsewhere_is_left_out_and_named(run, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (run / "samples" / "step-000004").rename(elsewhere)
+    (elsewhere / "000.mp4").write_bytes(SECRET)
+    (run / "samples" / "step-000004").symlink_to(elsewhere)
+    assert "samples/step-000004 (it leads out of the run)" in no_secret_in(run)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "metrics.jsonl"])
+def test_a_run_has_its_own_recipe_and_metrics(run, tmp_path, name):
+    (run / name).rename(tmp_path / name)
+    (run / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} leads out of the folder of the run: put the file itself there"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "[" * 100_000, '[{"file": 1, "prompt": "", "reward": 1}]'])
+def test_a_damaged_list_of_samples_is_left_out_and_named(run, content):
+    (run / "samples" / "step-000002" / "prompts.json").write_text(content)
+    found = read_run(run)
+    assert found.samples[2] == []
+    assert len(found.samples[0]) == 2
+    assert found.left_out == ["samples/step-000002 (its prompts.json is damaged)"]
+
+
+def test_copies_and_half_folders_are_left_out_and_named(run, capsys):
+    shutil.copytree(run / "samples" / "step-000002", run / "samples" / "step-000002.bak")
+    shutil.copytree(run / "samples" / "step-000002", run / "samples" / "step-000002 (copy)")
+    (run / "samples" / "step-000006").mkdir()
+    (run / "checkpoints" / "step-000006").mkdir(parents=True)
+    (run / "checkpoints" / "step-000004.bak").mkdir()
+    said = [
+        "samples/step-000002 (copy) (it is not named after a step)",
+        "samples/step-000002.bak (it is not named after a step)",
+        "samples/step-000006 (it has no prompts.json)",
+        "checkpoints/step-000006 (it is empty)",
+        "checkpoints/step-000004.bak (it is not named after a step)",
+    ]
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().err == f"vader: left out of {run}: {'; '.join(said)}\n"
+    other = shutil.copytree(run, run.with_name("other"))
+    assert main(["compare", str(run), str(other), "--out", str(run.with_name("comparison"))]) == 0
+    assert capsys.readouterr().err == "".join(f"vader: left out of {one}: {'; '.join(said)}\n" for one in (run, other))
 
 
 # ---------------------------------------------------------------- what the sections are made of

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from run_factories import write_run
-from toy_runs import toy_recipe
+from toy_runs import TOY, lines_of, toy_recipe, wait_until
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
 from vader.plugins import checked_options
 from vader.recipe import dump_recipe, load_recipe
 from vader.rewards.registry import reward_class
+from vader.runs.folder import RunFolder
 from vader.runs.reader import read_run
 from vader.studies import STUDIES, ablation, figure4, figure7, reproduce, run_study, table1, write_result
 from vader.studies.pages import WORDS, write_page
@@ -330,6 +331,47 @@ processes.run_jobs([processes.Job("sleeper", (), out / "never")], out, start=sta
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) != 0
     assert (tmp_path / "saved").exists()
+
+
+DEAF = """
+import ctypes, types
+whole = ctypes.CDLL
+deaf = types.SimpleNamespace(prctl=lambda *_: 0)
+ctypes.CDLL = lambda name, *rest, **options: deaf if name is None else whole(name, *rest, **options)
+"""
+
+
+@pytest.mark.parametrize("system", ["linux", "another"])
+def test_a_killed_command_takes_its_processes_along(tmp_path, system):
+    """`kill -9` leaves no time to ask them: they end by themselves, on Linux and, by the pipe alone, elsewhere."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from vader.studies import processes
+out = Path({str(tmp_path)!r})
+if {system!r} != "linux":  # the child asks the system in vain
+    (out / "sitecustomize.py").write_text({DEAF!r})
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(out), os.environ.get("PYTHONPATH", "")])
+command = ("train", {str(TOY)!r}, "train.steps=100000", "--runs", str(out / "runs"))
+processes.run_jobs([processes.Job("long", command, out / "never")], out / "logs")
+"""
+    here = os.pathsep.join([str(TOY.parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": here})
+    wait_until(lambda: lines_of(tmp_path / "runs/toy") > 3)
+    child = json.loads((tmp_path / "runs/toy/.lock.holder").read_text())["pid"]
+    process.kill()
+    process.wait()
+    wait_until(lambda: not _alive(child))
+    with RunFolder(tmp_path / "runs/toy").held():
+        pass
+
+
+def _alive(pid: int) -> bool:
+    """A process that has ended and is not yet waited for is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 # ---------------------------------------------------------------- numbers

@@ -151,11 +151,14 @@ PLACES = {
     "before the first checkpoint": ("vader.training.trainer._save", 1, None),
     "within a line of metrics": ("vader.runs.log.MetricsLog.append", 3, half_line),
     "checkpoint written but not in place": ("os.rename", 3, None),
-    "checkpoint in place, the old one not yet removed": ("shutil.rmtree", 11, None),
+    "checkpoint in place, the old one not yet removed": ("vader.runs.checkpoints.remove", 1, None),
     "within a video": ("vader.files.video._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
-    "within the adapter": ("vader.networks.adapter_files.save_tensors", 1, half_file),
-    "within the report": ("vader.evaluation.report.report_page", 1, None),
+    "within a checkpoint's adapter": ("vader.networks.adapter_files.save_tensors", 2, half_file),
+    "within the adapter": ("vader.networks.adapter_files.save_tensors", 5, half_file),
+    "before the adapter": ("vader.training.trainer.atomic_folder", 1, None),
+    "within a report": ("vader.evaluation.report.report_page", 2, None),
+    "within the last report": ("vader.evaluation.report.report_page", 4, None),
 }
 
 

@@ -22,8 +22,9 @@ from typer.main import get_command
 from vader.cli import train, recipes, sample, score, runs, evaluation, reproduce, listing, checks, worlds  # noqa: F401
 
 # isort: on
-from vader.cli.root import app, debugging, is_main_process
+from vader.cli.root import app, debugging
 from vader.errors import RunError, Stopped, UserError, is_out_of_memory
+from vader.files.lock import is_main_process
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which recent versions of typer carry inside themselves
 INTERRUPTED = 130

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import AdapterOption, TrustCode, metric_part, model_section, print_wide, recipe_of
+from vader.cli.parts import AdapterOption, TrustCode, metric_part, model_section, print_wide, recipe_of, tell_left_out
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -58,11 +59,16 @@ def evaluate(
     from rich.table import Table
 
     from vader.evaluation.evaluate import build_bench, evaluate_sources, table, write_evaluation
+    from vader.files.lock import held
 
-    bench = build_bench(resolved, videos, seeds)
-    print(*bench.words, sep="\n", end="\n" * bool(bench.words))
-    points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
-    written = write_evaluation(bench, points, out)
+    folder = out or (run / "evaluation" if run else Path("evaluation"))
+    with held(folder):
+        bench = build_bench(resolved, videos, seeds)
+        print(*bench.words, sep="\n", end="\n" * bool(bench.words))
+        points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
+        written = write_evaluation(bench, points, folder)
+    if gone := [one.name for one in sources if one.name not in {point.name for point in points}]:
+        print(f"vader: the run has meanwhile removed, and so left out: {', '.join(gone)}", file=sys.stderr)
     head, rows = table(points)
     shown = Table(*map(escape, head))
     for row in rows:
@@ -77,7 +83,9 @@ def _of_run(folder: Path, trust_code: bool) -> tuple[Recipe, list[Source]]:
     from vader.runs.reader import read_run
 
     run = read_run(folder)
-    return load_recipe(str(run.folder.recipe), trust_code=trust_code), sources_of_run(run)
+    sources = sources_of_run(run)
+    tell_left_out([run])
+    return load_recipe(str(run.folder.recipe), trust_code=trust_code), sources
 
 
 def _of_adapter(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vader.models.base import VideoModel
     from vader.plugins import Part
     from vader.recipe import ModelSection, Recipe, RewardSection
+    from vader.runs.reader import Run
 
 
 def model_section(spec: str) -> ModelSection:
@@ -83,6 +86,13 @@ def with_changes(recipe: Recipe, **changes: Any) -> Recipe:
     from vader.recipe import changed
 
     return changed(recipe, {key.replace("__", "."): value for key, value in changes.items() if value is not None})
+
+
+def tell_left_out(runs: Iterable[Run]) -> None:
+    """One line a run that holds what could not be used."""
+    for run in runs:
+        if run.left_out:
+            print(f"vader: left out of {run.path}: {'; '.join(run.left_out)}", file=sys.stderr)
 
 
 def reward_section(spec: str) -> RewardSection:

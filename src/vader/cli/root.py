@@ -13,11 +13,6 @@ DEBUG = "VADER_DEBUG"
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=False)
 
 
-def is_main_process() -> bool:
-    """`accelerate launch` and `torchrun` number their processes in RANK; without them there is one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _say_version(asked: bool) -> None:
     if asked:
         print(f"vader {__version__}")

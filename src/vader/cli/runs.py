@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vader.cli.parts import TrustCode, print_wide
+from vader.cli.parts import TrustCode, print_wide, tell_left_out
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -25,8 +25,10 @@ def report(run: RunArgument) -> None:
     """Write a run's report.html anew: curves, videos before and after, settings; one self-contained page."""
     _require_run(run)
     from vader.evaluation.report import write_report
+    from vader.runs.reader import read_run
 
     print(write_report(run))
+    tell_left_out([read_run(run)])
 
 
 @app.command(epilog="Example: vader export runs/tiny --merged --out exports/tiny")
@@ -92,13 +94,17 @@ def compare(
     from rich.table import Table
 
     from vader.evaluation.compare import compare_runs, read_entries, table_of
+    from vader.files.lock import held
     from vader.files.paths import check_out
 
     check_out(out)
-    written = compare_runs(runs, out)
-    head, rows = table_of(read_entries(runs))
+    entries = read_entries(runs)
+    with held(out):
+        written = compare_runs(runs, out)
+    head, rows = table_of(entries)
     table = Table(*map(escape, head))
     for row in rows:
         table.add_row(*map(escape, row))
     print_wide(table)
     print(*written, sep="\n")
+    tell_left_out(entry.run for entry in entries)

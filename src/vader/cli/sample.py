@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +43,10 @@ def sample(
         str | None, typer.Option("--model", metavar="FAMILY:CHECKPOINT", help="Another model than the recipe's.")
     ] = None,
     adapter: AdapterOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="A folder that is new or empty; default: samples, samples-2 ..."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise: same seed, same videos.")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", min=1.0, help="Guidance scale.")] = None,
@@ -59,7 +63,8 @@ def sample(
     """Generate videos with a base model, or with an adapter on it: an mp4 each, a contact sheet and their prompts."""
     from vader.files.paths import check_out
 
-    check_out(out)
+    if out is not None:
+        check_out(out)
     texts = _prompts_to_sample(prompts or [], file, images or [])
     size_asked = {"frames": frames, "height": height, "width": width}
     resolved = with_changes(
@@ -68,6 +73,7 @@ def sample(
     )  # fmt: skip
     sampling = resolved.sampling
     from vader.engine.build import build_solver, load_recipe_guidance, video_size
+    from vader.files.lock import new_folder
     from vader.models.registry import model_class
     from vader.prompts import check_texts, with_negative
     from vader.sampling.guidance import check_negatives
@@ -77,11 +83,19 @@ def sample(
     check_texts(texts, "the command line")
     model_class(resolved.model.family).check_prompts(texts)
     check_negatives(strategy, texts)
-    loaded = load_with_adapter(resolved.model, adapter)
-    solver = build_solver(resolved, loaded)
-    videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
-    for path in _write_videos(videos, list(map(str, texts)), resolved.video.fps, out):
-        print(path)
+    folder = out or _next_free(Path("samples"))
+    with new_folder(folder) as temporary:
+        loaded = load_with_adapter(resolved.model, adapter)
+        solver = build_solver(resolved, loaded)
+        videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
+        written = _write_videos(videos, list(map(str, texts)), resolved.video.fps, temporary)
+    print(*(folder / path.name for path in written), sep="\n")
+
+
+def _next_free(path: Path) -> Path:
+    """The path, or the first of its name with a number that is not there."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbered) if not one.exists())
 
 
 def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path]) -> list[Prompt]:

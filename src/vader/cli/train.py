@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from vader.cli.parts import TrustCode
-from vader.cli.root import app, is_main_process
+from vader.cli.root import app
+from vader.files.lock import is_main_process
 
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the folders of runs.")]
 
 
-@app.command(epilog="Example: vader train tiny optimizer.lr=1e-4 train.steps=80")
+@app.command(epilog="Example: vader train tiny name=slower optimizer.lr=1e-4 train.steps=80")
 def train(
     recipe: Annotated[str, typer.Argument(help="A built-in recipe ('vader list recipes') or a YAML file.")],
     overrides: Annotated[
@@ -23,7 +24,8 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Align a model after a recipe. The same command again continues a run that was stopped."""
+    """Align a model after a recipe. The same command again continues a run that was stopped, and more train.steps one
+    that has finished."""
     from vader.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [], trust_code=trust_code)

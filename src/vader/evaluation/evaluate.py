@@ -56,6 +56,7 @@ class Source:
     name: str
     step: int
     attach: Attach | None  # None: the base model
+    path: Path | None = None  # of what a run that goes on may remove meanwhile
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,21 @@ class Bench:
 def sources_of_run(run: Run) -> list[Source]:
     """The base model, every checkpoint that the run has kept, and its final adapter if no checkpoint is the same.
 
+    Checkpoints that cannot be used are added to what the run has left out.
+
     Raises:
         UserError: the run has saved nothing yet.
     """
-    paths = {step_of(path): path for path in Checkpoints(run.folder.checkpoints, 1).steps()}
+    checkpoints = Checkpoints(run.folder.checkpoints, 1)
+    paths = {step_of(path): path for path in checkpoints.steps()}
+    run.left_out.extend(said for said in checkpoints.left_out if said not in run.left_out)
     found = [
-        Source(f"step {step}", step, _checkpoint_loader(run.recipe, path)) for step, path in paths.items() if step > 0
+        Source(f"step {step}", step, _checkpoint_loader(run.recipe, path), path)
+        for step, path in paths.items()
+        if step > 0
     ]
     last = run.recipe.train.steps
-    if run.finished and last not in paths:
+    if run.folder.trained and last not in paths:
         found.append(Source("final", last, _file_loader(run.folder.adapter)))
     if not found:
         raise UserError(f"{run.path} has nothing to evaluate: no checkpoint has been saved yet")
@@ -171,9 +178,11 @@ def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:
 def evaluate_sources(
     bench: Bench, sources: Sequence[Source], on_point: Callable[[Point], object] = lambda point: None
 ) -> list[Point]:
-    """One point a source, in order; `on_point` hears of each as it is done."""
+    """One point a source that is still there, in order; `on_point` hears of each as it is done."""
     points: list[Point] = []
     for source in sources:
+        if source.path is not None and not source.path.exists():
+            continue
         points.append(_point(bench, source))
         on_point(points[-1])
     return points
@@ -227,9 +236,10 @@ def write_evaluation(bench: Bench, points: Sequence[Point], out: Path) -> list[P
         "seeds": list(bench.seeds),
         "points": [asdict(point) for point in points],
     }
-    with atomic_write(out / "evaluation.json") as temporary:
+    plot = draw_evaluation(points, out / "evaluation.png")
+    with atomic_write(out / "evaluation.json") as temporary:  # last: where it is, all is there
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return [out / "evaluation.json", draw_evaluation(points, out / "evaluation.png")]
+    return [out / "evaluation.json", plot]
 
 
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:

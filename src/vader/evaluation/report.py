@@ -42,7 +42,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.folder.report
-    with atomic_write(path) as temporary:
+    with run.folder.reporting(), atomic_write(path) as temporary:
         temporary.write_text(report_page(run), encoding="utf-8")
     return path
 
@@ -118,6 +118,8 @@ def _missing(run: Run) -> Iterator[str]:
     if not run.finished:
         done = run.train[-1].step if run.train else 0
         yield f"This run has not finished: {done} of {run.recipe.train.steps} steps are done."
+    if run.left_out:
+        yield f"Left out: {'; '.join(run.left_out)}."
     if not run.evaluations:
         yield "No held-out evaluation has been made yet."
     elif len(run.evaluations) == 1:

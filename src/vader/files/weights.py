@@ -1,4 +1,4 @@
-"""Weights that strangers made: read without running code, put into networks to the last name.
+"""Weights that strangers made: read without running code, put into networks to the last name; and written.
 
 In go safetensors files or torch checkpoints, out comes what they hold, or a network filled with exactly that. Code in a
 pickle is never run: torch's restricted reader takes tensors and plain containers, and refuses all else.

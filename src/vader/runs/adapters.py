@@ -5,16 +5,15 @@ In goes the name, out comes the file or folder in which `vader.networks.adapter_
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from vader.errors import UserError
 from vader.files.paths import user_path
 from vader.networks.adapter_files import adapter_files
-from vader.runs.folder import ADAPTER, STEP, RunFolder, step_name
+from vader.runs.folder import ADAPTER, RunFolder, step_name, steps_in
+from vader.runs.manifest import MANIFEST, STATE, fault_of
 
 AT = "@"
-STATE = "state.pt"  # what a run goes on from: it lies beside the adapter
 
 
 def find_adapter(name: Path | str) -> Path:
@@ -25,16 +24,16 @@ def find_adapter(name: Path | str) -> Path:
             stand for it); a run's folder, for what it had trained at its end; or `RUN@STEP`, for what it had by then.
 
     Raises:
-        UserError: there is none; of a run, names the steps of which there is one.
+        UserError: there is none; of a run, names the steps of which there is one; or it is damaged.
     """
     path = user_path(name, "adapter")
     run = run_of(path)
     if run is None:
         found = path.parent if path.name == STATE else path
         adapter_files(found)
-        return found
+        return _whole(found)
     if path != run.path:
-        return _of_step(run, path.name.rpartition(AT)[2])
+        return _whole(_of_step(run, path.name.rpartition(AT)[2]))
     if not run.trained:
         raise UserError(f"{run.path} has not finished, so it has no adapter yet: name {_named_steps(run)}")
     return run.adapter
@@ -46,6 +45,14 @@ def run_of(name: Path | str) -> RunFolder | None:
     before = path.name.rpartition(AT)[0]
     folders = [path] if path.exists() or not before else [path.with_name(before)]
     return next((RunFolder(folder) for folder in folders if RunFolder(folder).recipe.is_file()), None)
+
+
+def _whole(path: Path) -> Path:
+    """What it is given, unless that lies in a checkpoint that is damaged."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / MANIFEST).is_file() and (fault := fault_of(folder)):
+        raise UserError(f"checkpoint {folder} cannot be used: {fault}; name another")
+    return path
 
 
 def _of_step(run: RunFolder, step: str) -> Path:
@@ -61,7 +68,7 @@ def _named_steps(run: RunFolder) -> str:
 
 
 def _steps(run: RunFolder) -> list[int]:
-    """The steps of whose checkpoints an adapter is kept, ascending; copies beside them (`step-000050.bak`) are none."""
-    folders = {file.parent.name for file in run.checkpoints.glob(f"{STEP}*/{ADAPTER.stem}*{ADAPTER.suffix}")}
-    numbers = {int(name.removeprefix(STEP)) for name in folders if re.fullmatch(rf"{STEP}[0-9]{{6,18}}", name)}
-    return sorted(number for number in numbers if step_name(number) in folders)
+    """The steps of whose checkpoints an adapter is kept, ascending."""
+    return [
+        step for step, path in steps_in(run.checkpoints).items() if any(path.glob(f"{ADAPTER.stem}*{ADAPTER.suffix}"))
+    ]

@@ -1,13 +1,15 @@
 """Checkpoints of a run: what a killed run continues from.
 
 A checkpoint appears whole, so that a crash never leaves half of one. Together with the stateless randomness it holds
-all there is to know: adapter, optimiser, loss scale and counters.
+all there is to know: adapter, optimiser, loss scale and counters. What is not whole is left out, with a word, and an
+older one stands in.
 """
 
 from __future__ import annotations
 
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any
 import torch
 
 from vader.errors import RunError, UserError
-from vader.files.atomic import atomic_folder
-from vader.runs.folder import STEP, step_name, step_of
+from vader.files.atomic import atomic_folder, remove
+from vader.runs.folder import STRANGER, step_name, step_of, steps_in, strangers_in
+from vader.runs.manifest import EMPTY, STATE, fault_of, write_manifest
 
 
 @dataclass
@@ -37,14 +40,23 @@ class Progress:
 
 
 class Checkpoints:
-    """The folders `step-000050` of a run, of which the newest `keep` stay."""
+    """The folders `step-000050` of a run, of which the newest `keep` stay.
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    Args:
+        every: at which steps a run is to leave one, but for its first and last; what was saved between, when it was
+            asked to stop, goes with the next. Then a run that was stopped leaves the folders of one that was not.
+    """
+
+    def __init__(self, folder: Path, keep: int, every: int = 1) -> None:
+        self.folder, self.keep, self.every = folder, keep, every
+        self.left_out: list[str] = []  # what cannot be used, in words
 
     def steps(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob(f"{STEP}*"), key=step_of)
+        """Those that are whole, oldest first. What is not is told in `left_out`."""
+        found = [path for path in steps_in(self.folder).values() if not self._leave_out(path, fault_of(path))]
+        for path in strangers_in(self.folder):
+            self._leave_out(path, STRANGER)
+        return found
 
     def save(
         self, progress: Progress, state: Mapping[str, Any], beside: Callable[[Path], object] = lambda folder: None
@@ -60,29 +72,66 @@ class Checkpoints:
         final = self.folder / step_name(progress.step)
         try:
             with atomic_folder(final, sync=True) as temporary:
-                torch.save({"progress": asdict(progress), **state}, temporary / "state.pt")
+                torch.save(_interned({"progress": asdict(progress), **state}), temporary / STATE)
                 beside(temporary)
+                write_manifest(temporary)
         except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise RunError(f"no checkpoint could be written to {self.folder}: {error}; older ones are kept") from error
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(old)
+        self.prune(progress.step)
         return final
 
-    def load_latest(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The newest checkpoint, or None where there is none.
+    def prune(self, newest: int) -> None:
+        """Removes those beyond `keep`. What lies beyond the newest cannot be used: it counts for nothing, and stays."""
+        found = {step: path for step, path in steps_in(self.folder).items() if step <= newest}
+        between = [step for step in found if step % self.every and step != newest]
+        kept = [step for step in found if step not in between][-self.keep :]
+        for step in found.keys() - set(kept):
+            remove(found[step])
+
+    def forget(self, after: int) -> None:
+        """Removes those that are whole and beyond a step, to which the run goes back."""
+        for path in self.steps():
+            if step_of(path) > after:
+                remove(path)
+
+    def load_latest(self, usable: Callable[[int], bool] = lambda step: True) -> tuple[Progress, dict[str, Any]] | None:
+        """The newest whole checkpoint of a usable step, else the newest; None where nothing has been saved.
 
         Raises:
-            UserError: its file is damaged.
+            UserError: there are checkpoints, and each is damaged or of another version.
         """
-        if not self.steps():
+        found = list(reversed(steps_in(self.folder).values()))
+        whole = (path for path in found if not self._leave_out(path, fault_of(path)))
+        newest = next(whole, None)
+        if newest is None:
+            if lost := [path for path in found if fault_of(path) != EMPTY]:
+                raise UserError(
+                    f"no checkpoint in {self.folder} can be used ({lost[0].name}: {fault_of(lost[0])}): restore it, "
+                    "choose another name=..., or remove that folder to start anew"
+                )
             return None
-        saved = load_checkpoint(self.steps()[-1])
+        saved = load_checkpoint(next((path for path in (newest, *whole) if usable(step_of(path))), newest))
         return Progress(**saved.pop("progress")), saved
+
+    def _leave_out(self, path: Path, fault: str | None) -> bool:
+        if fault and (said := f"{path.parent.name}/{path.name} ({fault})") not in self.left_out:
+            self.left_out.append(said)
+        return fault is not None
+
+
+def _interned(value: Any) -> Any:
+    """The same state with one object for each text: a pickle tells which are the same object and which are equal alone,
+    and a run that was continued is to leave the bytes of one that was not."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_interned(key): _interned(item) for key, item in value.items()}
+    return type(value)(map(_interned, value)) if type(value) in (list, tuple) else value
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """What one checkpoint holds, on the CPU. Raises `UserError` if its file is damaged."""
-    path = folder / "state.pt"
+    path = folder / STATE
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

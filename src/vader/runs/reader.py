@@ -1,6 +1,7 @@
 """Reads a run's folder: its recipe, its metrics and the videos it left, complete or still growing.
 
-In goes the folder that `vader train` makes, out comes a typed `Run` for reports, plots and comparisons.
+In goes the folder that `vader train` makes, out comes a typed `Run` for reports, plots and comparisons. What cannot be
+used, and what does not lie in the folder itself, is left out, and the run says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any, TypeVar
 from vader.errors import UserError
 from vader.files.paths import user_path
 from vader.recipe import Recipe, load_recipe
-from vader.runs.folder import RunFolder
+from vader.runs.folder import STRANGER, RunFolder, step_name, steps_in, strangers_in
+from vader.runs.log import Line, read_lines
+from vader.runs.manifest import fault_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it. `samples` are by step, ascending."""
+    """A run as its folder tells it. `samples` are by step, ascending; `left_out` says what was not used and why."""
 
     folder: RunFolder
     recipe: Recipe
@@ -69,7 +72,13 @@ class Run:
     train: list[TrainStep]
     evaluations: list[Evaluation]
     samples: dict[int, list[Sample]]
-    finished: bool
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps that its recipe asks for are done, and evaluated."""
+        last = self.evaluations[-1].step if self.evaluations else -1
+        return self.folder.trained or last >= self.recipe.train.steps
 
     @property
     def path(self) -> Path:
@@ -96,61 +105,109 @@ def read_run(folder: str | Path) -> Run:
     """Reads a run.
 
     Raises:
-        UserError: the folder is no run's, or one of its files is damaged.
+        UserError: the folder is no run's, its recipe is damaged, or an earlier vader wrote it.
     """
     place = RunFolder(user_path(folder, "run"))
     if not place.recipe.is_file():
         raise UserError(f"{folder} is no run folder: it has no recipe.yaml, which `vader train` puts there")
-    lines = _read_metrics(place.metrics)
+    for path in (place.recipe, place.metrics):
+        if not _inside(path, place.path):
+            raise UserError(f"{path} leads out of the folder of the run: put the file itself there")
+    left_out: list[str] = []
+    records = _read_metrics(place.metrics, left_out)
     return Run(
         folder=place,
         recipe=load_recipe(str(place.recipe), trust_code=True),  # read it is, and nothing of it built
         recipe_text=place.recipe.read_text(encoding="utf-8"),
-        train=[record for record in lines if isinstance(record, TrainStep)],
-        evaluations=[record for record in lines if isinstance(record, Evaluation)],
-        samples={step: _read_sample_list(samples / "prompts.json") for step, samples in place.sampled.items()},
-        finished=place.trained,
+        train=[record for record in records if isinstance(record, TrainStep)],
+        evaluations=[record for record in records if isinstance(record, Evaluation)],
+        samples=_read_samples(place, left_out),
+        left_out=[*left_out, *_faulty_checkpoints(place.checkpoints)],
     )
 
 
-def _read_metrics(path: Path) -> list[TrainStep | Evaluation]:
+def _faulty_checkpoints(folder: Path) -> list[str]:
+    """What looks like a checkpoint and is none; whether its files are damaged is seen by whoever loads one."""
+    faults = {path: fault_of(path, sums=False) for path in steps_in(folder).values()}
+    faults |= dict.fromkeys(strangers_in(folder), STRANGER)
+    return [f"{folder.name}/{path.name} ({fault})" for path, fault in faults.items() if fault]
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, once all links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+# ---- metrics ----
+
+
+def _read_metrics(path: Path, left_out: list[str]) -> list[TrainStep | Evaluation]:
     """One record a line; a last line without its end is still being written, and left out."""
-    if not path.is_file():
-        return []
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [_parse_line(line, f"line {i} of {path}") for i, line in enumerate(complete, start=1)]
+    found = [(i, _record_of(line, f"line {i} of {path}")) for i, line in enumerate(read_lines(path), start=1)]
+    if damaged := [str(i) for i, record in found if record is None]:
+        shown = damaged if len(damaged) < 6 else [*damaged[:5], "..."]
+        left_out.append(f"{path.name} (damaged in line {', '.join(shown)})")
+    return [record for _, record in found if record is not None]
 
 
-def _parse_line(line: str, where: str) -> TrainStep | Evaluation:
+def _record_of(line: Line | None, where: str) -> TrainStep | Evaluation | None:
+    """None for a line that is damaged."""
+    if line is None:
+        return None
+    if old := {"judge", "monitors"} & set(line):
+        raise UserError(f"{where} has {min(old)!r} where figures are expected: an earlier vader wrote it, train anew")
     try:
-        values = json.loads(line)
-        if old := {"judge", "monitors"} & set(values):
-            raise UserError(
-                f"{where} has {min(old)!r} where figures are expected: an earlier vader wrote it, train anew"
-            )
-        return _record({"train": TrainStep, "evaluation": Evaluation}[values["kind"]], values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where} is damaged: remove it or restore the file ({error!r})") from error
+        return _record({"train": TrainStep, "evaluation": Evaluation}[line["kind"]], line)
+    except (KeyError, TypeError):
+        return None
 
 
 Record = TypeVar("Record", TrainStep, Evaluation)
 
 
 def _record(kind: type[Record], values: dict[str, Any]) -> Record:
-    return kind(**{f.name: _number(values[f.name]) for f in fields(kind) if f.name in values})
+    found = {f.name: _number(values[f.name]) for f in fields(kind) if f.name in values}
+    numbers = [n for value in found.values() for n in (value.values() if isinstance(value, dict) else [value])]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("not a number")
+    return kind(**found)
 
 
 def _number(value: Any) -> Any:
     """JSON has no NaN: null stands for it, alone or among the values of a mapping."""
     if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
+        return {str(key): _number(item) for key, item in value.items()}
     return math.nan if value is None else value
 
 
-def _read_sample_list(path: Path) -> list[Sample]:
+# ---- samples ----
+
+
+def _read_samples(place: RunFolder, left_out: list[str]) -> dict[int, list[Sample]]:
+    home, _ = place.evaluated
+    for folder in strangers_in(home):
+        left_out.append(f"{home.name}/{folder.name} ({STRANGER})")
+    listed = place.sampled
+    for step in steps_in(home).keys() - listed.keys():
+        left_out.append(f"{home.name}/{step_name(step)} (it has no prompts.json)")
+    return {step: _read_sample_list(folder, place.path, left_out) for step, folder in listed.items()}
+
+
+def _read_sample_list(folder: Path, run: Path, left_out: list[str]) -> list[Sample]:
+    """The videos that are listed and there; a list or video that does not lie in the run's folder is left out."""
+    path = folder / "prompts.json"
+    if not _inside(path, run):
+        left_out.append(f"{folder.parent.name}/{folder.name} (it leads out of the run)")
+        return []
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-        samples = [Sample(path.parent / i["file"], i["prompt"], _number(i["reward"])) for i in items]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: remove its folder ({error!r})") from error
-    return [sample for sample in samples if sample.file.is_file()]
+        items = json.loads(path.read_bytes())
+        if not isinstance(items, list):
+            raise TypeError("not a list")
+        samples = [Sample(folder / i["file"], str(i["prompt"]), float(_number(i["reward"]))) for i in items]
+        outside = [sample for sample in samples if not _inside(sample.file, run)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        left_out.append(f"{folder.parent.name}/{folder.name} (its {path.name} is damaged)")
+        return []
+    for sample in outside:
+        left_out.append(f"{folder.parent.name}/{folder.name}: {sample.file.name} (it leads out of the run)")
+    return [sample for sample in samples if sample not in outside and sample.file.is_file()]

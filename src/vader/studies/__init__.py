@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vader.errors import UserError, nearest
-from vader.files.atomic import atomic_write
+from vader.files.atomic import atomic_write, remove_parts
+from vader.files.lock import held
 from vader.recipe import Recipe, library_versions
 from vader.studies import ablation, figure4, figure7, table1
 from vader.studies.pages import write_page
@@ -52,7 +53,7 @@ def reproduce(
         What was written.
 
     Raises:
-        UserError: no such study, or it cannot be run here; nothing was started.
+        UserError: no such study, it cannot be run here, or another command works in that folder; nothing was started.
         RunError: a run failed. `Stopped` if it was asked to stop; the same call goes on.
     """
     studies = chosen_studies(what, options)
@@ -60,9 +61,11 @@ def reproduce(
     if options.scale == "full":
         check_machine([arm.recipe for found in arms.values() for arm in found])
     written = []
-    for study in studies:
-        written += run_study(study, arms[study.name], options, out, jobs, start)
-    return [*written, write_page(out, page or out / "results.md")]
+    with held(out):
+        remove_parts(out / "recipes")
+        for study in studies:
+            written += run_study(study, arms[study.name], options, out, jobs, start)
+        return [*written, write_page(out, page or out / "results.md")]
 
 
 def run_study(

@@ -104,9 +104,9 @@ def _picture(results: Path, name: str, page: Path) -> str:
     results, beside = results.resolve(), page.parent.resolve()
     if not results.is_relative_to(beside):
         copies = beside / "assets" / "results"
-        copies.mkdir(parents=True, exist_ok=True)
         for suffix in (".png", ".json"):
-            shutil.copyfile(results / f"{name}{suffix}", copies / f"{name}{suffix}")
+            with atomic_write(copies / f"{name}{suffix}") as temporary:
+                shutil.copyfile(results / f"{name}{suffix}", temporary)
         results = copies
     return (results / f"{name}.png").relative_to(beside).as_posix()
 

@@ -43,12 +43,14 @@ Start = Callable[[Job, Path, int], Process]  # a job, its log, the threads that 
 
 
 def start_process(job: Job, log: Path, threads: int) -> Process:
-    """In a session of its own, so that Ctrl-C reaches it once, from here."""
+    """In a session of its own, so that Ctrl-C reaches it once, from here; it ends with this process in any case."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "vader", *job.arguments]
+    command = [sys.executable, "-m", "vader.cli.child", *job.arguments]
     with open(log, "w", encoding="utf-8") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
 
 
 def run_jobs(jobs: Sequence[Job], logs: Path, at_once: int = 1, start: Start = start_process) -> None:

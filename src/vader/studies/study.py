@@ -17,7 +17,7 @@ from typing import Any, Literal
 from vader.algorithms import resolved
 from vader.errors import UserError
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
-from vader.runs.folder import RunFolder
+from vader.runs.folder import ADAPTER, RunFolder
 from vader.runs.reader import Evaluation, Run, read_run
 from vader.studies.processes import Job
 
@@ -110,7 +110,7 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         found = (RunFolder(path) for path in sorted(folder.glob("*")))
-        self.known = {run.path: load_recipe(str(run.recipe)) for run in found if run.recipe.is_file()}
+        self.known = {run.path: load_recipe(str(run.recipe), trust_code=True) for run in found if run.recipe.is_file()}
 
     def place(self, recipe: Recipe) -> Recipe:
         """The recipe under the name of the folder where its run is or will be."""
@@ -132,7 +132,7 @@ class RunStore:
         """The command that trains a placed recipe, which is written to the folder `recipes` first."""
         file = recipes / f"{recipe.name}.yaml"
         dump_recipe(recipe, file, library_versions())
-        result = RunFolder(self.folder / recipe.name).report
+        result = self.folder / recipe.name / ADAPTER  # what a run writes last
         return Job(recipe.name, ("train", str(file), "--runs", str(self.folder)), result)
 
     def run(self, recipe: Recipe) -> Run:

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from vader.errors import UserError
-from vader.files.atomic import atomic_folder, atomic_write
+from vader.files.lock import new_folder
 from vader.files.paths import user_path
 from vader.files.weights import save_tensors
 from vader.models.base import VideoModel
@@ -39,9 +39,10 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     """
     write = model.exporter()
     load_adapters(model.denoisers, adapter, model.family)
-    out = prepare_folder(out_dir, HEADROOM * sum(weight_bytes(network) for network in model.networks().values()))
-    merge_adapters(model.denoisers)
-    with atomic_folder(out) as temporary:
+    out, size = user_path(out_dir, "--out"), sum(weight_bytes(network) for network in model.networks().values())
+    with new_folder(out) as temporary:
+        _check_room(out, HEADROOM * size)
+        merge_adapters(model.denoisers)
         write(temporary)
         _write_vocabulary(temporary / "tokenizer")
     return out
@@ -56,42 +57,26 @@ def export_adapter(adapter: Path | str, out_dir: Path | str) -> list[Path]:
     Raises:
         UserError: no adapter, or a folder that is not empty or not writable, or a full disk.
     """
-    files = read_adapters(adapter)
-    out = prepare_folder(out_dir, sum(file.path.stat().st_size for file in files))
-    return [_copy(file, out) for file in files]
+    files, out = read_adapters(adapter), user_path(out_dir, "--out")
+    with new_folder(out) as temporary:
+        _check_room(out, sum(file.path.stat().st_size for file in files))
+        return [out / _copy(file, temporary).name for file in files]
 
 
 def _copy(file: AdapterFile, folder: Path) -> Path:
     target = folder / (file.path.name if file.path.match(file_name("*")) else FILE_NAME)
-    with atomic_write(target) as temporary:
-        if is_foreign(file.path):
-            save_tensors(file.weights, temporary, file.header)
-        else:
-            shutil.copyfile(file.path, temporary)
+    if is_foreign(file.path):
+        save_tensors(file.weights, target, file.header)
+    else:
+        shutil.copyfile(file.path, target)
     return target
 
 
-def prepare_folder(out_dir: Path | str, bytes_needed: float) -> Path:
-    """Makes an empty folder on a disk that has the space.
-
-    Raises:
-        UserError: it is not empty, cannot be made or written, or the disk is too full.
-    """
-    out = user_path(out_dir, "--out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UserError(f"folder {str(out)!r} is not empty: name a new one")
-        (out / ".probe").touch()
-        (out / ".probe").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to folder {str(out)!r}: {error.strerror}") from error
-    free = shutil.disk_usage(out).free
-    if free < bytes_needed:
-        raise UserError(
-            f"not enough disk for {str(out)!r}: {bytes_needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
-        )
-    return out
+def _check_room(out: Path, needed: float) -> None:
+    """Raises `UserError` unless the disk of a folder's parent has so many bytes left."""
+    free = shutil.disk_usage(out.absolute().parent).free
+    if free < needed:
+        raise UserError(f"not enough disk for {str(out)!r}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
 
 def _write_vocabulary(folder: Path) -> None:

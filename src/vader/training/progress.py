@@ -6,6 +6,7 @@ Only the main process shows anything. Held-out rewards stay on the screen, train
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import fmean
 from types import TracebackType
 from typing import Any
@@ -96,6 +97,11 @@ class Display:
         """How far a step or an evaluation is; in a log only where it takes long."""
         if self.live or time.monotonic() - self.heard >= PATIENCE:
             self.stage(text)
+
+    def left_out(self, found: Sequence[str]) -> None:
+        """What cannot be used of the run that goes on."""
+        if found:
+            self.console.print(f"left out: {'; '.join(found)}", markup=False)
 
     def train(self, line: dict[str, Any]) -> None:
         text = f"reward {line['reward']:.3f}{_parts(line['parts'])}  {line['total_seconds']:.2f} s/step"

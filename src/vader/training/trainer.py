@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +28,12 @@ from vader.engine.build import build_engine, check_guidance, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.formats import counted, with_error
+from vader.evaluation.formats import with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.report import write_report
+from vader.files.atomic import WriteError, atomic_folder, remove
 from vader.files.paths import is_writable
 from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
@@ -42,8 +43,8 @@ from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
 from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, Progress, check_space
-from vader.runs.folder import RunFolder
-from vader.runs.log import MetricsLog
+from vader.runs.folder import RunFolder, steps_in
+from vader.runs.log import Line, MetricsLog, read_lines
 from vader.runs.reader import read_run
 from vader.scoring.trial import try_rewards
 from vader.training.failures import failures_told, memory_told, never_trained, skipped_too_often, trained_nothing
@@ -113,21 +114,25 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
     """
     recipe, folder = resolved(recipe), RunFolder(Path(runs) / recipe.name)
     check_folder(recipe, folder)
-    if folder.finished:
-        return replace(read_result(folder), finished_before=True)
-    with memory_told(recipe):
-        run = build_run(recipe, folder)
+    if folder.finished and load_recipe(str(folder.recipe), trust_code=True).train.steps == recipe.train.steps:
+        with folder.held():  # and so rid of what a killed end has left
+            return replace(read_result(folder), finished_before=True)
     if dry_run:
-        _announce(run)
+        _announce(_built(recipe, folder))
         return None
-    with folder.held(run.accelerator.is_main_process):
-        _run(run)
+    with folder.held():
+        _run(_built(recipe, folder))
     return read_result(folder)
+
+
+def _built(recipe: Recipe, folder: RunFolder) -> Run:
+    with memory_told(recipe):
+        return build_run(recipe, folder)
 
 
 def _run(run: Run) -> None:
     _open_folder(run)
-    _restore(run)
+    restored = _restore(run)
     _announce(run)
     with run.accelerator.local_main_process_first():  # so that a cache is filled once
         run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
@@ -138,8 +143,10 @@ def _run(run: Run) -> None:
         Display(recipe, run.progress.step, run.accelerator.is_main_process) as display,
     ):
         run.engine.tell = display.inside
-        _loop(run, display, stop)
-    _finish(run)
+        display.left_out(run.checkpoints.left_out)
+        _loop(run, display, stop, restored)
+    with failures_told(recipe, run.checkpoints):
+        _finish(run)
 
 
 def _announce(run: Run) -> None:
@@ -148,21 +155,24 @@ def _announce(run: Run) -> None:
         print(*summary(run.engine), sep="\n")
 
 
-def _loop(run: Run, display: Display, stop: list[int]) -> None:
+def _loop(run: Run, display: Display, stop: list[int], restored: bool) -> None:
     """Evaluates the base model, then steps, evaluates and saves until the recipe's steps are done."""
     settings, progress = run.recipe.train, run.progress
-    if not run.checkpoints.steps():
+    if not _evaluated(run):
         _evaluate(run, display)
+    if not restored:
         _save(run)
     while progress.step < settings.steps:
         metrics = _step(run, display)
         done = progress.step == settings.steps
         stopping = _any_process(run, bool(stop))
         failing = progress.skipped_in_row >= settings.max_skipped
-        if done or progress.step % run.recipe.evaluation.every == 0:
+        if _due(run, progress.step):
             _evaluate(run, display)
         if done or stopping or failing or progress.step % settings.checkpoint_every == 0:
             _save(run)
+        if failing or (stopping and not done):
+            _write_report(run)
         if failing:
             raise RunError(skipped_too_often(progress, metrics, run.algorithm))
         if stopping and not done:
@@ -236,8 +246,8 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
         words += held_out_words(recipe, len(test_prompts))
         print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
-    checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
-    if recipe.adapter.init is not None and not checkpoints.steps():
+    checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, recipe.train.checkpoint_every)
+    if recipe.adapter.init is not None and not _has_trained(folder):
         warm_start(engine, recipe.adapter.init)
     log = MetricsLog(folder.metrics)
     return Run(recipe, folder, engine, algorithm, metrics, train_prompts, test_prompts, checkpoints, log, Progress())
@@ -273,46 +283,77 @@ def held_out_words(recipe: Recipe, prompts: int) -> list[str]:
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
-    """Adapter, AdamW's two moments and the algorithm's state, in every checkpoint kept and the one being written."""
+    """Adapter and its file, AdamW's two moments, the algorithm's state: in each checkpoint kept and the next one."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
-    return (3 * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
+    return (4 * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
 
 
 # ---- the run's folder ----
 
 
 def check_folder(recipe: Recipe, run: RunFolder) -> None:
-    """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe."""
+    """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe.
+
+    A run that has not trained a step may be replaced, and one may be trained for more steps than it was.
+    """
     folder = run.path
     if not is_writable(folder, "the run's folder"):
         raise run.unwritable()
-    if run.fresh:
+    if run.empty:
         return
-    if not run.recipe.exists():
+    if not run.recipe.is_file():
         raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
-    difference = first_difference(load_recipe(str(run.recipe), trust_code=True), recipe)
-    if difference is not None:
+    difference = _difference(run, recipe)
+    if difference is not None and _has_trained(run):
         raise UserError(
             f"{folder} is the run of another recipe ({difference}): "
             "choose another name=... or --runs, or remove that folder"
         )
 
 
+def _difference(run: RunFolder, recipe: Recipe) -> str | None:
+    """The first key in which a run's recipe is another one; that it is to train for more steps is none."""
+    there = load_recipe(str(run.recipe), trust_code=True)
+    if there.train.steps < recipe.train.steps:
+        there = there.model_copy(update={"train": there.train.model_copy(update={"steps": recipe.train.steps})})
+    return first_difference(there, recipe)
+
+
+def _has_trained(run: RunFolder) -> bool:
+    """Whether there is more in a run's folder than what it was before its first step."""
+    steps = [line["step"] for line in read_lines(run.metrics) if line is not None]
+    return run.trained or any(step > 0 for step in (*steps, *steps_in(run.checkpoints)))
+
+
 def _open_folder(run: Run) -> None:
-    """Makes the folder and its recipe, and starts the trackers; other processes wait until it is there."""
-    if run.accelerator.is_main_process and not run.folder.recipe.exists():
-        try:
-            dump_recipe(run.recipe, run.folder.recipe, library_versions())
-        except UserError as error:
-            raise run.folder.unwritable() from error
+    """Makes the folder's recipe, and starts the trackers; other processes wait until it is there."""
+    if run.accelerator.is_main_process:
+        _write_recipe(run)
     run.accelerator.wait_for_everyone()
     if run.recipe.train.trackers:
         run.accelerator.init_trackers("vader", init_kwargs={"wandb": {"name": run.recipe.name}})
 
 
-def _restore(run: Run) -> None:
-    """Continues from the newest checkpoint; without one, from the start."""
-    saved = run.checkpoints.load_latest()
+def _write_recipe(run: Run) -> None:
+    """Clears away a run that this one replaces, and the adapter of one that goes on beyond its end."""
+    folder = run.folder
+    if folder.recipe.is_file():
+        if first_difference(load_recipe(str(folder.recipe), trust_code=True), run.recipe) is None:
+            return
+        if (difference := _difference(folder, run.recipe)) is not None:
+            run.checkpoints.left_out.append(f"a run of another recipe that had not trained a step ({difference})")
+            folder.forget()
+        remove(folder.adapter)
+    try:
+        dump_recipe(run.recipe, folder.recipe, library_versions())
+    except WriteError as error:
+        raise folder.unwritable() from error
+
+
+def _restore(run: Run) -> bool:
+    """Continues from the newest checkpoint that the log has all lines of; without one, from the start: False."""
+    lines = run.log.read()
+    saved = run.checkpoints.load_latest(_covered(run, lines))
     if saved is not None:
         run.progress, state = saved
         load_adapters_state(run.engine.model.denoisers, state["adapter"])
@@ -321,7 +362,45 @@ def _restore(run: Run) -> None:
         run.algorithm.load_state_dict(state["algorithm"])
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        run.log.keep_until(run.progress.step if saved is not None else -1)
+        _forget_beyond(run, -1 if saved is None else run.progress.step)
+    run.accelerator.wait_for_everyone()
+    return saved is not None
+
+
+def _covered(run: Run, lines: Sequence[Line | None]) -> Callable[[int], bool]:
+    """Whether all lines up to a step stand before the first damaged one; they do where none is."""
+    if None not in lines:
+        return lambda step: True
+    before = [line for line in lines[: lines.index(None)] if line is not None]
+    steps = {kind: {line["step"] for line in before if line.get("kind") == kind} for kind in ("train", "evaluation")}
+    return lambda step: (step == 0 or step in steps["train"]) and (not _due(run, step) or step in steps["evaluation"])
+
+
+def _forget_beyond(run: Run, step: int) -> None:
+    """Drops what was logged after a step, and an evaluation at it that the recipe has otherwise: as a shorter one
+    ended."""
+    run.log.keep(lambda line: line["step"] <= step and (line["step"] < step or _as_planned(run, line)))
+    run.checkpoints.forget(after=step)  # first: none may stay whose lines are gone
+    run.checkpoints.prune(step)
+    run.folder.forget_evaluations(after=step if _logged(run) else step - 1)
+
+
+def _as_planned(run: Run, line: Line) -> bool:
+    if line.get("kind") != "evaluation":
+        return True
+    step = line["step"]
+    return _due(run, step) and line.get("videos") == _videos(run, step)
+
+
+def _evaluated(run: Run) -> bool:
+    """Whether the evaluation at this step is done, if it is due."""
+    return not _due(run, run.progress.step) or _logged(run)
+
+
+def _logged(run: Run) -> bool:
+    """Whether the log has an evaluation at this step."""
+    lines = [line for line in run.log.read() if line is not None]
+    return any(line.get("kind") == "evaluation" and line["step"] == run.progress.step for line in lines)
 
 
 def _save(run: Run) -> None:
@@ -333,6 +412,7 @@ def _save(run: Run) -> None:
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
         }
+        run.log.sync()
         run.checkpoints.save(run.progress, state, beside=lambda folder: _save_adapters(run, folder))
     run.accelerator.wait_for_everyone()
 
@@ -344,11 +424,17 @@ def _save_adapters(run: Run, folder: Path) -> None:
     save_adapters(run.engine.model.denoisers, folder, metadata)
 
 
-def _finish(run: Run) -> None:
-    """Writes the adapter and the report's page; the two together say that the run is finished."""
+def _write_report(run: Run) -> None:
     if run.accelerator.is_main_process:
-        _save_adapters(run, run.folder.adapter)
         write_report(run.folder.path)
+
+
+def _finish(run: Run) -> None:
+    """Writes the report's page and then the adapter, which says that the run is finished."""
+    _write_report(run)
+    if run.accelerator.is_main_process:
+        with atomic_folder(run.folder.adapter) as temporary:
+            _save_adapters(run, temporary)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
 
@@ -362,12 +448,23 @@ def read_result(folder: RunFolder) -> TrainResult:
 # ---- evaluation and logging ----
 
 
+def _due(run: Run, step: int) -> bool:
+    """Whether held-out prompts are evaluated at a step: every so often, and at the end."""
+    return step % run.recipe.evaluation.every == 0 or step == run.recipe.train.steps
+
+
+def _videos(run: Run, step: int) -> int:
+    """How many videos are evaluated at a step."""
+    settings = run.recipe.evaluation
+    at_the_ends = step in (0, run.recipe.train.steps)
+    return settings.final_videos if at_the_ends and settings.final_videos else settings.videos
+
+
 def _evaluate(run: Run, display: Display) -> None:
     """Held-out prompts under fixed noise: figures and the scores of each video into files, some videos beside them."""
     settings, step = run.recipe.evaluation, run.progress.step
-    at_the_ends = step in (0, run.recipe.train.steps)
-    count = settings.final_videos if at_the_ends and settings.final_videos else settings.videos
-    display.stage(f"scoring {counted(count, 'held-out video')}")
+    count = _videos(run, step)
+    display.stage(f"scoring {count} held-out videos")
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
@@ -383,6 +480,7 @@ def _evaluate(run: Run, display: Display) -> None:
             show_videos(
                 run.accelerator, found.videos[: settings.shown], run.folder.samples(step), run.recipe.video.fps, step
             )
+    _write_report(run)
     display.evaluation(line)
     _track(run, "held_out", {"reward": line["reward"], **line["parts"]})
     _track(run, "figures", line.get("figures", {}))
