@@ -404,7 +404,7 @@ def test_without_a_single_score_there_is_no_table(capsys, user_folder):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "vader: 1 of 1 videos could not be scored: missing.mp4 is no video that can be read: "
+        "vader: 1 of 1 videos could not be scored: broken.mp4 is no video that can be read: "
         "give an mp4, webm or gif, or a folder of frames\n"
     )
 

@@ -243,3 +243,15 @@ def test_grounding_dino_rules_and_precision(dino):
 def test_grounding_dino_gradient_agrees_with_finite_differences(dino):
     """Its logits are written into a float32 tensor, so the differences cannot be sharper than that."""
     assert finite_difference_error(dino().double(), torch.rand(1, 2, 3, 32, 32), 1e-2) < 0.02
+
+
+@pytest.mark.parametrize(
+    "size", [{"shortest_edge": 10**30}, {"shortest_edge": "16"}, {"shortest_edge": 0}, [], None, 0]
+)
+def test_an_image_size_that_is_none(tmp_path, size):
+    folder = make_tiny_yolos(tmp_path)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": size}))
+    with pytest.raises(UserError, match="set the option size"):
+        load_reward("object_removal", target="book", checkpoint=str(folder))
+    assert load_reward("object_removal", target="book", checkpoint=str(folder), size=16)

@@ -234,7 +234,7 @@ def test_a_unet_alone_takes_the_rest_from_elsewhere(folder, model, networks, tmp
     latents, condition = noise(model), model.encode(PROMPTS, SIZE)
     ours, theirs = (one.denoise(latents, torch.tensor(9.0), condition.cond) for one in (again, model))
     assert ours.equal(theirs)
-    with pytest.raises(UserError, match=r"^checkpoint 'cerspense/zeroscope_v2_576w' is no folder here"):
+    with pytest.raises(UserError, match=r"^'cerspense/zeroscope_v2_576w' is not here and not to be had from the hub"):
         VideoCrafter.load(place)
     with pytest.raises(UserError, match=r"model\.options\.parts is for a UNet alone"):
         VideoCrafter.load(str(folder), parts=place)

@@ -30,6 +30,7 @@ from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, res
 
 REFERENCE_HEIGHT = 512  # of the paper's code
 LONGEST = 1333 / 800  # DETR's largest longer side, in shorter sides
+LARGEST = 10_000  # pixels of a side: what is beyond is no size
 
 
 @dataclass
@@ -223,6 +224,6 @@ def edges(source: str, size: int | None) -> tuple[int, int]:
             named = {"shortest_edge": named, "longest_edge": settings.get("max_size", round(LONGEST * named))}
         short = named["shortest_edge"]
         long = named.get("longest_edge", round(LONGEST * short))
-    if not all(isinstance(edge, int) and edge > 0 for edge in (short, long)):
+    if not all(isinstance(edge, int) and 0 < edge <= LARGEST for edge in (short, long)):
         raise UserError(f"{source} says that its shortest edge is {short!r}: set the option size")
     return short, long
