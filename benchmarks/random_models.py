@@ -108,7 +108,16 @@ def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[
 # ---- the families ----
 
 
-class RandomModelScope(ModelScope):
+class Drawn:
+    """A family whose weights are drawn: its `checkpoint` is a device, and nothing has to be found."""
+
+    @classmethod
+    def locate(cls, checkpoint: str) -> str:
+        """See `VideoModel.locate`."""
+        return checkpoint
+
+
+class RandomModelScope(Drawn, ModelScope):
     """`ali-vilab/text-to-video-ms-1.7b` in shape."""
 
     @classmethod
@@ -124,7 +133,7 @@ class RandomModelScope(ModelScope):
         return cls(**networks, tokenizer=any_tokenizer(), scheduler=MODELSCOPE_SCHEDULER)
 
 
-class RandomVideoCrafter(VideoCrafter):
+class RandomVideoCrafter(Drawn, VideoCrafter):
     """`VideoCrafter/VideoCrafter2` in shape."""
 
     @classmethod
@@ -140,7 +149,7 @@ class RandomVideoCrafter(VideoCrafter):
         return cls(**networks, tokenizer=any_tokenizer(), scheduler=VIDEOCRAFTER_SCHEDULER)
 
 
-class RandomSVD(StableVideoDiffusion):
+class RandomSVD(Drawn, StableVideoDiffusion):
     """`stabilityai/stable-video-diffusion-img2vid` in shape; its pictures are random too, so prompts are texts."""
 
     takes_images = False
@@ -172,7 +181,7 @@ class RandomSVD(StableVideoDiffusion):
         return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().to(images.dtype)
 
 
-class RandomOpenSora(OpenSora):
+class RandomOpenSora(Drawn, OpenSora):
     """`hpcai-tech/OpenSora-STDiT-v3` and its VAE in shape; the text encoder is gone before training begins."""
 
     @classmethod

@@ -360,7 +360,6 @@ def test_policy_table(tmp_path):
         train=[train_step(1, 6.0), train_step(2, 3.0), train_step(3, 3.0)],
         evaluations=[evaluation(0, 4.5), evaluation(3, 7.0)],
         samples={},
-        finished=True,
     )
     found = policies.record(run)
     assert (found["step_seconds"], found["train_seconds"], found["total_seconds"]) == (3.0, 12.0, 32.0)
