@@ -44,7 +44,9 @@ COMMANDS = {
     "train": Killed(("train", str(TOY), "--runs", "runs"), needs_run=False),
     "extend": Killed(("train", str(TOY), "train.steps=9", "--runs", "runs")),
     "report": Killed(("report", "runs/toy"), exact=("report.html",)),
-    "evaluate": Killed(("evaluate", "runs/toy", "--videos", "2", "--seeds", "2"), exact=("evaluation.png",)),
+    "evaluate": Killed(
+        ("evaluate", "runs/toy", "--trust-code", "--videos", "2", "--seeds", "2"), exact=("evaluation.png",)
+    ),
     "compare": Killed(("compare", "runs/toy", "runs/twin", "--out", "new/comparison"), exact=("compare.html",)),
     "export": Killed(("export", "runs/toy", "--adapter", "--out", "new/export")),
     "merge": Killed(("export", "runs/tiny", "--merged", "--out", "new/merged")),
@@ -98,7 +100,7 @@ def add_toy_study() -> None:
 
     def jobs(trained: list[Trained]) -> list[Job]:
         run = trained[0].runs[0].path
-        arguments = ("evaluate", str(run), "--videos", "1", "--seeds", "1")
+        arguments = ("evaluate", str(run), "--trust-code", "--videos", "1", "--seeds", "1")
         return [Job("evaluated", arguments, run / "evaluation" / "evaluation.json")]
 
     STUDIES["toy"] = replace(toy_study(), jobs=jobs)

@@ -120,7 +120,7 @@ def crafted(tmp_path_factory):
 
 def test_a_merged_videocrafter_is_a_released_file_with_the_same_videos(crafted, tmp_path):
     base, run = crafted
-    assert main(["export", str(run), "--merged", "--out", str(tmp_path / "merged")]) == 0
+    assert main(["export", str(run), "--merged", "--trust-code", "--out", str(tmp_path / "merged")]) == 0
     adapted, plain = (load_model("videocrafter", str(base)) for _ in range(2))
     load_adapter(adapted.denoiser, run / "adapter")
     latents = torch.randn(1, *adapted.noise_shape(VideoSize(3, 16, 16)))

@@ -119,7 +119,7 @@ def run(tmp_path_factory) -> Path:
 
 
 OUT = {
-    "evaluate": ["evaluate", "{run}", "--videos", "1", "--seeds", "1", "--out", "{out}"],
+    "evaluate": ["evaluate", "{run}", "--trust-code", "--videos", "1", "--seeds", "1", "--out", "{out}"],
     "compare": ["compare", "{run}", "{other}", "--out", "{out}"],
     "reproduce": ["reproduce", "figure7", "--seeds", "1", "--out", "{out}"],
 }
@@ -167,7 +167,7 @@ def test_two_trainings_at_once_and_what_may_go_on_beside(tmp_path, run):
     assert f"process {first.process.pid}, since" in second.errors
     assert second.errors.count("\n") == 1
     assert main(["report", str(folder.path)]) == 0
-    assert main(["evaluate", str(folder.path), "--videos", "1", "--seeds", "1"]) == 0
+    assert main(["evaluate", str(folder.path), "--trust-code", "--videos", "1", "--seeds", "1"]) == 0
     assert first.running
     first.send(signal.SIGKILL)
     first.status()

@@ -106,13 +106,16 @@ def test_no_adapter_is_one_line(tmp_path, monkeypatch, name):
 
 
 def test_sample_takes_a_checkpoint_and_its_runs_recipe(toy, tmp_path, capsys):
-    assert main(["sample", "red", "--adapter", f"{toy}@3", "--out", str(tmp_path / "out")]) == 0
+    assert main(["sample", "red", "--trust-code", "--adapter", f"{toy}@3", "--out", str(tmp_path / "out")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"000-red.mp4", "contact-sheet.png", "prompts.json"}
 
 
 def test_evaluate_takes_a_checkpoint_and_its_runs_recipe(toy, tmp_path):
     out = tmp_path / "evaluation"
-    assert main(["evaluate", "--adapter", f"{toy}@3", "--videos", "3", "--seeds", "1", "--out", str(out)]) == 0
+    assert (
+        main(["evaluate", "--trust-code", "--adapter", f"{toy}@3", "--videos", "3", "--seeds", "1", "--out", str(out)])
+        == 0
+    )
     points = json.loads((out / "evaluation.json").read_text())["points"]
     during = {line["step"]: line["reward"] for line in metrics(toy) if line["kind"] == "evaluation"}
     assert [point["reward"] for point in points] == pytest.approx([during[0], during[3]], abs=1e-5)
@@ -152,7 +155,7 @@ def test_a_warm_start_begins_where_the_other_run_was(toy, step, scale):
 
 def test_a_run_says_what_it_started_from(toy):
     run = trained(toy, "said", f"adapter.init={toy}@3", "train.steps=1")
-    assert load_recipe(str(run / "recipe.yaml")).adapter.init == f"{toy}@3"
+    assert load_recipe(str(run / "recipe.yaml"), trust_code=True).adapter.init == f"{toy}@3"
     assert read_metadata(run / "adapter")["init"] == f"{toy}@3"
     assert "init" not in read_metadata(toy / "adapter")
 
