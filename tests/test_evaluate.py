@@ -61,6 +61,17 @@ def test_final_adapter_stands_for_checkpoints_that_are_gone(run, tmp_path):
     assert by_file == pytest.approx(by_checkpoint, abs=1e-6)
 
 
+def test_a_checkpoint_that_goes_meanwhile_is_left_out(run, tmp_path):
+    found = read_run(shutil.copytree(run, tmp_path / "copied"))
+    sources = sources_of_run(found)
+    shutil.rmtree(found.folder.checkpoints / "step-000004")
+    points = evaluate_sources(build_bench(found.recipe, 1, 1), sources)
+    assert [point.name for point in points] == ["base", "step 2", "step 6"]
+    (found.folder.checkpoints / "step-000006/state.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="is damaged"):
+        evaluate_sources(build_bench(found.recipe, 1, 1), sources)
+
+
 def test_seeds_are_averaged_and_prompts_give_the_error(run):
     found = read_run(run)
     (base,) = evaluate_sources(build_bench(found.recipe, 3, 2), sources_of_run(found)[:1])

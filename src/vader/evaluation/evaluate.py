@@ -181,9 +181,12 @@ def evaluate_sources(
     """One point a source that is still there, in order; `on_point` hears of each as it is done."""
     points: list[Point] = []
     for source in sources:
-        if source.path is not None and not source.path.exists():
+        try:
+            points.append(_point(bench, source))
+        except UserError:
+            if source.path is None or source.path.exists():
+                raise
             continue
-        points.append(_point(bench, source))
         on_point(points[-1])
     return points
 

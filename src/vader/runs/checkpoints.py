@@ -7,7 +7,6 @@ older one stands in.
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import torch
 
 from vader.errors import RunError, UserError
 from vader.files.atomic import atomic_folder, remove
+from vader.files.foreign import reading
 from vader.runs.folder import STRANGER, step_name, step_of, steps_in, strangers_in
 from vader.runs.manifest import EMPTY, STATE, fault_of, write_manifest
 
@@ -132,10 +132,8 @@ def _interned(value: Any) -> Any:
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """What one checkpoint holds, on the CPU. Raises `UserError` if its file is damaged."""
     path = folder / STATE
-    try:
+    with reading(f"{path} is damaged: remove {folder} to go on from the one before it"):
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged: remove {folder} to go on from the one before it") from error
     return saved
 
 

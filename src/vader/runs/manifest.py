@@ -28,9 +28,9 @@ def fault_of(folder: Path, sums: bool = True) -> str | None:
     """
     if not folder.is_dir():
         return "it is no folder"
-    if not any(folder.iterdir()):
-        return EMPTY
     try:
+        if not any(folder.iterdir()):
+            return EMPTY
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
             return f"it is of version {manifest['version']}, and this vader reads version {VERSION}"
@@ -38,8 +38,8 @@ def fault_of(folder: Path, sums: bool = True) -> str | None:
         if missing := [name for name in expected if not (folder / name).is_file()]:
             return f"it has no {missing[0]}"
         damaged = [name for name, one in expected.items() if sums and _sha256(folder / name) != one]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}"
+    except FileNotFoundError:  # a run that goes on may have removed all of it meanwhile
+        return f"it has no {MANIFEST}" if folder.is_dir() else "it is gone"
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} is damaged"
     return f"its {damaged[0]} is damaged" if damaged else None
