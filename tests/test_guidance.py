@@ -16,6 +16,7 @@ from vader.engine.build import load_recipe_guidance
 from vader.errors import UserError
 from vader.networks.adapter import parameters_of
 from vader.nouns import Prompt
+from vader.prompts import prompt_set
 from vader.sampling import Walk, load_guidance
 from vader.sampling.guidance import Guidance, Passes
 from vader.training.trainer import train
@@ -139,6 +140,7 @@ def test_what_no_unconditional_branch_would_see_is_refused_before_the_model_is_l
     assert not list(tmp_path.iterdir())
 
 
+@prompt_set
 def negatives() -> list[Prompt]:
     return [Prompt("one"), Prompt("two", negative="dull")]
 

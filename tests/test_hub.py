@@ -97,7 +97,8 @@ def test_all_missing_files_of_a_folder_are_named(tmp_path):
 
 def test_nothing_to_score_is_said_before_rewards_are_looked_up(capsys):
     assert main(["score", "nofile.mp4", "--reward", "hps"]) == 2
-    assert capsys.readouterr().err == "vader: there is nothing to score: no file or folder 'nofile.mp4'\n"
+    told = "vader: no video at nofile.mp4: give video files, folders of them, or folders of frames\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.slow

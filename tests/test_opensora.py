@@ -343,7 +343,7 @@ class Redness(FrameReward):
 def test_a_recipe_trains_and_the_adapter_loads(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "redness_of_opensora.py").write_text(REWARD)
     monkeypatch.syspath_prepend(tmp_path)
-    recipe = tmp_path / "recipe.yaml"
+    recipe = tmp_path / "redness.yaml"
     recipe.write_text(
         f"""
 name: run

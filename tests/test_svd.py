@@ -269,7 +269,7 @@ def test_a_recipe_trains_samples_and_exports(recipe, tmp_path, capsys):
     assert main([*sample, "--image", str(tmp_path / "pictures"), "--out", str(tmp_path / "videos")]) == 0
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 3
 
-    assert main(["export", f"{runs}/pictures", "--merged", "--out", str(tmp_path / "merged")]) == 0
+    assert main(["export", f"{runs}/pictures", "--merged", "--trust-code", "--out", str(tmp_path / "merged")]) == 0
     merged = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "merged")
     assert not any("lora" in name for name in merged.unet.state_dict())
 
