@@ -19,7 +19,7 @@ from vader.files.foreign import explained, reading, reason, require_regular
 from vader.files.hub import TINY_WEIGHTS, load_config, weight_variant
 from vader.models import load_model
 from vader.models.base import VideoModel
-from vader.nouns import VideoSize
+from vader.nouns import VideoSize, as_prompts
 from vader.rewards import load_reward
 from vader.sampling.videos import sample_videos
 
@@ -152,6 +152,17 @@ def test_weights_that_are_none(clip, content):
 def test_tokenizers_that_are_none(clip, name, content):
     (clip / name).write_text(content)
     assert "tokenizer of checkpoint" in refusal(lambda: load_reward("hps", checkpoint=str(clip)))
+
+
+@pytest.mark.parametrize("length", [2**31, None])
+def test_a_tokenizer_that_pads_without_end(checkpoint, length):
+    """Padded to two billion tokens, a prompt would end the process; without a word, it is padded to 1e30."""
+    path = checkpoint / "tokenizer" / "tokenizer_config.json"
+    settings = {name: value for name, value in json.loads(path.read_text()).items() if name != "model_max_length"}
+    path.write_text(json.dumps(settings | ({} if length is None else {"model_max_length": length})))
+    model, size = load_model("modelscope", str(checkpoint)), VideoSize(2, 16, 16)
+    text = model.encode(as_prompts(["a red ball"]), size).cond["text"]
+    assert text.shape[1] == model.text_encoder.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -85,7 +85,7 @@ class ModelScope(VideoModel):
         return Condition({"text": self._embed(cond)}, {"text": embed_once(self._embed, uncond)})
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        length = self.tokenizer.model_max_length
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         tokens = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
