@@ -39,10 +39,10 @@ def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         WriteError: the place cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}{PART}")
     with _explained(path):
         if path.exists() and not path.is_file():
             raise WriteError(f"cannot write {path}: it is no file but a folder, a pipe or a device")
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}{PART}")
     with _explained(path), made_folder(path.parent), _removed(temporary):
         yield temporary
         if sync:
