@@ -105,12 +105,10 @@ def _run(argv: list[str], place: Path, limit: float) -> tuple[int | None, str]:
         os.close(reader)
         _be_the_command(argv, place, writer)
     os.close(writer)
-    said, alive = _read_until(reader, time.monotonic() + limit)
-    if alive:
-        os.kill(child, signal.SIGKILL)
-    _, ended = os.waitpid(child, 0)
+    end = time.monotonic() + limit
+    said = _read_until(reader, end)
     os.close(reader)
-    return None if alive else os.waitstatus_to_exitcode(ended), said.decode(errors="replace")
+    return _ended(child, end), said.decode(errors="replace")
 
 
 def _be_the_command(argv: list[str], place: Path, stderr: int) -> None:
@@ -136,16 +134,28 @@ def _be_the_command(argv: list[str], place: Path, stderr: int) -> None:
         os._exit(status)
 
 
-def _read_until(reader: int, end: float) -> tuple[bytes, bool]:
-    """What the child writes before it ends, and whether it was alive still when the time was up."""
+def _read_until(reader: int, end: float) -> bytes:
+    """What the child writes before it closes the pipe, or before the time is up."""
     said = b""
     while (left := end - time.monotonic()) > 0:
         if select.select([reader], [], [], left)[0]:
             some = os.read(reader, 65536)
             if not some:
-                return said, False
+                break
             said += some
-    return said, True
+    return said
+
+
+def _ended(child: int, end: float) -> int | None:
+    """The child's exit status; None if it was alive still when the time was up, and had to be killed."""
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def _faults(case: Case, status: int | None, stderr: str) -> Iterator[str]:

@@ -111,7 +111,9 @@ def spoiled_file(checkpoint: Checkpoint, name: str, rng: random.Random) -> Case:
     def make(place: Path) -> None:
         write(checkpoint.copied(place, name))
 
-    return Case(f"{checkpoint.name}: {name}: {done}", checkpoint.argv(checkpoint.source.name), make)
+    argv = checkpoint.argv(checkpoint.source.name)
+    statuses = (0, 1, 2) if argv[0] == "score" else (0, 2)  # 1: no video can be scored with it
+    return Case(f"{checkpoint.name}: {name}: {done}", argv, make, statuses)
 
 
 def _nothing(path: Path) -> None:
