@@ -115,7 +115,7 @@ def look_beside(recipe: Path) -> None:
         _beside.append(folder)
 
 
-def run_of(path: Path) -> Path | None:
+def run_around(path: Path) -> Path | None:
     """The run's folder that a path is or lies in, if there is one: it has a recipe and what training makes."""
     for folder in (path, *path.parents):
         if (folder / "recipe.yaml").exists() and any((folder / made).exists() for made in ("metrics.jsonl", "adapter")):
@@ -125,7 +125,7 @@ def run_of(path: Path) -> Path | None:
 
 def import_plugin(name: str, label: str) -> ModuleType:
     """A user's module. Raises `UserError`, which starts with `label`, if there is none or its import fails."""
-    places = [place for place in dict.fromkeys((Path.cwd(), *_beside)) if not run_of(place)]
+    places = [place for place in dict.fromkeys((Path.cwd(), *_beside)) if not run_around(place)]
     _refuse_run(name, label, places)
     with _importable(places):
         try:
@@ -143,7 +143,7 @@ def _refuse_run(name: str, label: str, places: Collection[Path]) -> None:
     """A package may be a folder of any name: none that leads into a run's folder is entered."""
     *packages, _ = name.split(".")
     for place in (*places, *map(Path, sys.path)):
-        if packages and (found := run_of(place.joinpath(*packages))):
+        if packages and (found := run_around(place.joinpath(*packages))):
             raise UserError(f"{label}: it lies in the run's folder {str(found)!r}, from which nothing is imported")
 
 

@@ -16,7 +16,7 @@ from vader import __version__
 from vader.errors import UserError, nearest
 from vader.files.atomic import atomic_write
 from vader.files.paths import read_text, short, user_path
-from vader.plugins import is_code, look_beside, run_of
+from vader.plugins import is_code, look_beside, run_around
 from vader.recipe.explain import explain, shown
 from vader.recipe.moved import moved_keys
 from vader.recipe.parse import Dumper, parse
@@ -86,7 +86,7 @@ def checked_recipe(data: dict[str, Any], where: str) -> Recipe:
 
 def _is_of_run(path: Path) -> bool:
     """Whether a recipe comes with a run's folder: the name alone says so, as does what lies beside it."""
-    return path.name == "recipe.yaml" or run_of(path.absolute()) is not None
+    return path.name == "recipe.yaml" or run_around(path.absolute()) is not None
 
 
 def _code(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

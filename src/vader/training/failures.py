@@ -76,13 +76,13 @@ def _stays(checkpoints: Checkpoints) -> str:
 
 def memory_advice(recipe: Recipe) -> str:
     """What to switch for less memory, of all that the recipe leaves to switch, in the order of what it costs."""
-    techniques = [part.name for part in recipe.memory]
+    techniques = {part.name: part.options for part in recipe.memory}
     switches = {
         "train.micro_batch=1": (recipe.train.micro_batch or recipe.train.batch) > 1,
         "scoring.chunk=1": recipe.scoring.chunk > 1,
         "evaluation.batch=1": recipe.evaluation.batch > 1,
-        "memory=[{name: recompute}]": not techniques,
         "sampling.guidance_batched=false": recipe.sampling.guidance_batched,
+        "{name: recompute, of: layers} in memory": techniques.get("recompute", {}).get("of", "blocks") == "blocks",
         "{name: offload_activations} in memory": "offload_activations" not in techniques,
         "a smaller video": True,
     }
