@@ -13,7 +13,7 @@ import pytest
 import vader
 from vader.cli import main
 from vader.errors import UserError
-from vader.plugins import load_object, run_of
+from vader.plugins import load_object, run_around
 from vader.recipe import BUILT_IN, dump_recipe, load_recipe
 from vader.rewards.base import Reward
 from vader.runs.reader import read_run
@@ -87,8 +87,8 @@ def test_a_run_is_read_without_its_code_and_with_ones_own_in_its_place(stranger)
     assert own.rewards[0].name == "my:Own"
     with pytest.raises(UserError, match=r"rewards\.0\.name: evil:Evil"):
         load_recipe(str(stranger / "recipe.yaml"), ["prompts.test=tiny-test"])
-    assert run_of(stranger / "samples" / "x.mp4") == stranger
-    assert run_of(stranger.parent) is None
+    assert run_around(stranger / "samples" / "x.mp4") == stranger
+    assert run_around(stranger.parent) is None
 
 
 def test_every_place_that_names_code_is_looked_at(stranger):
