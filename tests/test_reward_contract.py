@@ -164,7 +164,8 @@ ERRORS = [
 ]
 ADVICE = (
     "try train.micro_batch=1, scoring.chunk=1, evaluation.batch=1, sampling.guidance_batched=false, "
-    "{name: offload_activations} in memory, a smaller video, under another name=..."
+    "{name: recompute, of: layers} in memory, {name: offload_activations} in memory, "
+    "a smaller video, under another name=..."
 )
 
 
