@@ -163,6 +163,7 @@ def test_parts_of_a_mix_are_compared(bare_run):
     text = text_of(page_of(bare_run))
     assert "aesthetic 4.70 6.20 +1.50" in text
     assert "hps 0.250 0.262 +0.012" in text
+    assert '<span class="change rise">+0.012</span>' in page_of(bare_run)
 
 
 def test_figures_have_one_table_and_charts_of_their_own(bare_run):
@@ -174,6 +175,7 @@ def test_figures_have_one_table_and_charts_of_their_own(bare_run):
     assert f"pickscore 21.0 19.5 {MINUS}1.5" in text
     assert f"hps 0.270 0.250 {MINUS}0.020" in text
     assert f"own/set {NONE} 3.00 {NONE}" in text  # measured since
+    assert f"<td>{MINUS}1.5</td>" in page  # no colour judges it: of a figure such as damage less is better
     assert page.count("Figures, on held-out prompts") == 1
     assert "pickscore over steps" in page
 

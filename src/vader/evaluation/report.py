@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -80,9 +80,9 @@ def headline(run: Run) -> str:
 
 
 def _comparisons(before: Evaluation, after: Evaluation) -> str:
-    parts = _comparison("Rewards, unweighted", before.parts, after.parts) if len(before.parts) > 1 else ""
+    parts = _comparison("Rewards, unweighted", before.parts, after.parts, _change) if len(before.parts) > 1 else ""
     figures = "Figures<small>what was not trained on</small>"
-    return parts + _comparison(figures, before.figures, after.figures)
+    return parts + _comparison(figures, before.figures, after.figures, _difference)
 
 
 def _described(recipe: Recipe) -> str:
@@ -153,25 +153,33 @@ def _from_to(name: str, values: Sequence[float], places: int) -> str:
 
 
 def _change(before: float, after: float, places: int) -> str:
+    """Of a reward, of which more is better: the colour says so."""
     change = round(after - before, places)
     kind = "same" if change == 0 or math.isnan(change) else "rise" if change > 0 else "fall"
     return f'<span class="change {kind}">{signed(change, places)}</span>'
 
 
-def _comparison(title: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """A table of figures before and after; empty without figures."""
+def _difference(before: float, after: float, places: int) -> str:
+    """Of a figure, of which less may be better, as of damage: without a colour."""
+    return signed(round(after - before, places), places)
+
+
+def _comparison(
+    title: str, before: Mapping[str, float], after: Mapping[str, float], change: Callable[[float, float, int], str]
+) -> str:
+    """A table of numbers before and after, with their change as it is to be shown; empty without numbers."""
     if not after:
         return ""
-    rows = "".join(_comparison_row(name, before.get(name, math.nan), value) for name, value in after.items())
+    rows = "".join(_comparison_row(name, before.get(name, math.nan), value, change) for name, value in after.items())
     head = "<thead><tr><th></th><th>before</th><th>after</th><th>change</th></tr></thead>"
     return f"<table><caption>{title}</caption>{head}<tbody>{rows}</tbody></table>"
 
 
-def _comparison_row(name: str, before: float, after: float) -> str:
+def _comparison_row(name: str, before: float, after: float, change: Callable[[float, float, int], str]) -> str:
     places = decimals([before, after, 1.0 if is_share(name) else 0.0])
     return (
         f'<tr><th scope="row">{escape(name)}</th><td>{fixed(before, places)}</td>'
-        f'<td class="strong">{fixed(after, places)}</td><td>{_change(before, after, places)}</td></tr>'
+        f'<td class="strong">{fixed(after, places)}</td><td>{change(before, after, places)}</td></tr>'
     )
 
 
