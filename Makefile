@@ -9,8 +9,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 train: .venv/installed
 	$(BIN)/vader train tiny
 
+# A process a core, up to four, each with one thread; a file's tests stay together, as they share what is costly to make.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check src tests
