@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vader.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vader.algorithms.base import Algorithm as Algorithm
     from vader.algorithms.base import Metrics as Metrics
@@ -92,7 +94,6 @@ _HOMES = {
 }
 
 __all__ = list(_HOMES)
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

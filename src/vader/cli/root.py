@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vader import __version__
+from vader.version import __version__
 
 DEBUG = "VADER_DEBUG"
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=False)

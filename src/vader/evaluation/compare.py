@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from vader import __version__
 from vader.errors import UserError
 from vader.evaluation.charts import (
     AXES,
@@ -31,6 +30,7 @@ from vader.evaluation.report import BUTTONS, html_page, note, pixel_class, rewar
 from vader.files.atomic import atomic_write
 from vader.files.paths import user_path
 from vader.runs.reader import Evaluation, Run, Sample, read_run
+from vader.version import __version__
 
 GB = 1e9
 COSTS = (

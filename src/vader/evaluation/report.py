@@ -17,12 +17,12 @@ from statistics import fmean, median
 from string import Template
 from typing import Literal
 
-from vader import __version__
 from vader.evaluation.charts import AXES, Series, figure_names, is_share, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, counted, decimals, duration, fixed, signed
 from vader.files.atomic import atomic_write
 from vader.recipe import Recipe
 from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
+from vader.version import __version__
 
 SMALL = 128  # pixels: videos below this on both sides are shown with hard pixel edges
 PHASES = {

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vader import __version__
 from vader.errors import UserError
 from vader.files.atomic import atomic_write
 from vader.files.foreign import reading, require_regular
@@ -43,6 +42,7 @@ from vader.networks.adapter import (
     load_adapter_state,
     lora_layers,
 )
+from vader.version import __version__
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 Target = TypeVar("Target")

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vader import __version__
 from vader.errors import UserError, nearest
 from vader.files.atomic import atomic_write
 from vader.files.paths import read_text, short, user_path
@@ -21,6 +20,7 @@ from vader.recipe.explain import explain, shown
 from vader.recipe.moved import moved_keys
 from vader.recipe.parse import Dumper, parse
 from vader.recipe.schema import Recipe
+from vader.version import __version__
 
 BUILT_IN = Path(__file__).parent / "recipes"
 DEEPEST = 20  # keys in a dotted path
