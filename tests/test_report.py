@@ -367,6 +367,26 @@ def test_smoothed_keeps_constants_and_lines_and_skips_gaps():
     assert smoothed([]) == []
 
 
+def test_smoothed_is_the_mean_of_each_window():
+    values = [math.sin(i) if i % 7 else math.nan for i in range(200)]
+    windows = [[v for v in values[max(0, i - 10) : i + 11] if math.isfinite(v)] for i in range(200)]
+    assert smoothed(values) == pytest.approx([sum(window) / len(window) for window in windows])
+
+
+def test_a_long_line_is_drawn_by_the_points_that_can_be_seen():
+    values = [math.sin(i) for i in range(100_000)]
+    values[31_415], values[62_830] = 9.0, -9.0
+    chart = line_chart([Series("a", "b", range(100_000), values)], "title", "x", y_range=(-10.0, 10.0))
+    assert chart.count("L") < 4 * 2001
+    assert "314.2 50.0" in chart and "628.3 950.0" in chart  # of 1000 both ways, from the top down
+
+
+def test_compute_time_is_that_of_the_steps_so_far(run):
+    found = read_run(run)
+    for step in range(-1, 9):
+        assert found.compute_seconds(step) == pytest.approx(sum(one.cost for one in found.train if one.step <= step))
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 40), (4.56, 7.66), (-0.31, 0.02), (0.2513, 0.2641), (3, 3), (0, 0), (1e3, 9e5)]
 )

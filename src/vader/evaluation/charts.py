@@ -7,10 +7,10 @@ that they stay readable on a phone. Colours come from the page's style sheet thr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Literal
 
 from vader.evaluation.formats import decimals, fixed, plain
@@ -34,6 +34,7 @@ class Series:
     values: bool = True
 
 
+COLUMNS = 2000  # of a plot: more than a screen shows
 Axis = Literal["step", "queries", "seconds"]
 AXES: dict[Axis, str] = {"step": "optimiser steps", "queries": "reward queries", "seconds": "compute time, seconds"}
 
@@ -78,8 +79,13 @@ def reward_series(run: Run, axis: Literal["step", "queries"] = "step") -> list[S
 def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
     """Centred moving average over about `share` of the values, narrower at the ends; ignores what is not finite."""
     reach = round(len(values) * share / 2)
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [_mean([v for v in window if math.isfinite(v)]) for window in windows]
+    sums = list(accumulate((v if math.isfinite(v) else 0.0 for v in values), initial=0.0))
+    counts = list(accumulate(map(math.isfinite, values), initial=0))
+    windows = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [
+        (sums[end] - sums[start]) / (counts[end] - counts[start]) if counts[end] > counts[start] else math.nan
+        for start, end in windows
+    ]
 
 
 def line_chart(
@@ -173,8 +179,16 @@ def _drawn(series: Series, frame: _Frame) -> str:
 
 def _lines(series: Series, frame: _Frame) -> str:
     runs = groupby(zip(series.x, series.y, strict=True), key=lambda point: math.isfinite(point[1]))
-    paths = ("L".join(frame.point(x, y) for x, y in points) for finite, points in runs if finite)
+    paths = ("L".join(frame.point(x, y) for x, y in _thinned(points, frame)) for finite, points in runs if finite)
     return "".join(f'<path class="line" d="M{path}"/>' for path in paths)
+
+
+def _thinned(points: Iterable[tuple[float, float]], frame: _Frame) -> Iterator[tuple[float, float]]:
+    """The points that can be seen: of each of the plot's columns the first, the lowest, the highest and the last."""
+    for _, column in groupby(points, key=lambda point: int(COLUMNS * frame.across(point[0]))):
+        here = list(column)
+        lowest, highest = min(here, key=lambda point: point[1]), max(here, key=lambda point: point[1])
+        yield from sorted({here[0], lowest, highest, here[-1]})
 
 
 def _band(series: Series, frame: _Frame) -> str:
@@ -217,7 +231,3 @@ def _end_labels(series: Series, frame: _Frame) -> str:
 def _value(x: float, y: float, places: int, side: str, frame: _Frame) -> str:
     place = f"left:{frame.across(x):.2%};bottom:{frame.up(y):.2%}"
     return f'<span class="value {side}" style="{place}">{fixed(y, places)}</span>'
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

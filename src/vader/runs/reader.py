@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +39,11 @@ class TrainStep:
     peak_memory: float  # bytes
     skipped: int  # steps since the start of the run whose gradient was not finite, or zero
     compute_seconds: float = math.nan  # processor time over all threads; on a GPU, wall time
+
+    @property
+    def cost(self) -> float:
+        """Seconds of compute; wall time where the run noted no other."""
+        return self.total_seconds if math.isnan(self.compute_seconds) else self.compute_seconds
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,12 @@ class Run:
 
     def compute_seconds(self, step: int) -> float:
         """What training up to a step has cost, evaluations left out; wall time where the run noted no other."""
-        done = [one for one in self.train if one.step <= step]
-        return sum(one.total_seconds if math.isnan(one.compute_seconds) else one.compute_seconds for one in done)
+        return self._costs[bisect_right(self.train, step, key=lambda one: one.step)]
+
+    @cached_property
+    def _costs(self) -> list[float]:
+        """The cost of the first 0, 1, 2 ... steps."""
+        return list(accumulate((one.cost for one in self.train), initial=0.0))
 
     @property
     def peak_memory(self) -> float:
@@ -119,8 +131,8 @@ def read_run(folder: str | Path) -> Run:
         folder=place,
         recipe=load_recipe(str(place.recipe), trust_code=True),  # read it is, and nothing of it built
         recipe_text=place.recipe.read_text(encoding="utf-8"),
-        train=[record for record in records if isinstance(record, TrainStep)],
-        evaluations=[record for record in records if isinstance(record, Evaluation)],
+        train=sorted((one for one in records if isinstance(one, TrainStep)), key=lambda one: one.step),
+        evaluations=[one for one in records if isinstance(one, Evaluation)],
         samples=_read_samples(place, left_out),
         left_out=[*left_out, *_faulty_checkpoints(place.checkpoints)],
     )

@@ -161,14 +161,10 @@ def summary_of(trained: Trained) -> dict[str, Any]:
         "rewards": [reward.name for reward in trained.arm.recipe.rewards],
         "runs": [run.path.name for run in runs],
         "seeds": [run.recipe.train.seed for run in runs],
-        "step_seconds": median(_seconds(run, step.step) for run in runs for step in run.train),
+        "step_seconds": median(step.cost for step in steps),
         "peak_memory": max(step.peak_memory for step in steps),
         "curve": [_point(runs, place, trained.arm.measure) for place in range(len(runs[0].evaluations))],
     }
-
-
-def _seconds(run: Run, step: int) -> float:
-    return run.compute_seconds(step) - run.compute_seconds(step - 1)
 
 
 def _point(runs: Sequence[Run], place: int, measure: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from vader import randomness
 from vader.algorithms import load_algorithm, resolved
@@ -214,7 +216,12 @@ def next_batch(run: Run, step: int) -> Batch:
 def _shuffled(count: int, seed: int, place: int) -> int:
     """The item at a place of an endless sequence of random permutations of `count` items."""
     epoch, offset = divmod(place, count)
-    return int(torch.randperm(count, generator=randomness.generator(seed, "order", epoch))[offset])
+    return int(_permutation(count, seed, epoch)[offset])
+
+
+@lru_cache(maxsize=2)  # a batch that ends an epoch begins the next
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=randomness.generator(seed, "order", epoch))
 
 
 # ---- building ----
