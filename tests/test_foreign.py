@@ -132,6 +132,30 @@ def test_settings_of_the_wrong_kind(checkpoint, part, change):
     assert part.partition("/")[0] in refusal(lambda: load_model("modelscope", str(checkpoint)))
 
 
+@pytest.mark.parametrize(("part", "key"), [("unet", "layers_per_block"), ("text_encoder", "num_hidden_layers")])
+def test_settings_that_ask_for_a_network_without_end(checkpoint, part, key):
+    path = checkpoint / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 2**31}))
+    line = refusal(lambda: load_model("modelscope", str(checkpoint)))
+    assert line.endswith(f"its {key} is 2147483648, and no network has more than 1000")
+
+
+@pytest.mark.parametrize("settings", [{"depth": 2**31}, {"vae_2d": {"layers_per_block": 1001}}])
+def test_settings_of_our_own_networks_that_ask_for_too_much(tmp_path, settings):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert "and no network has more than 1000" in refusal(lambda: load_config(str(tmp_path), ""))
+
+
+def test_weights_that_are_a_folder(checkpoint, capfd):
+    path = checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path.mkdir()
+    assert refusal(lambda: load_model("modelscope", str(checkpoint))).endswith(
+        f"{path.name!r} is a folder: give a file"
+    )
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("change", [{"_class_name": None}, {"beta_end": None}, {"beta_schedule": ["linear"]}])
 def test_scheduler_settings_of_the_wrong_kind(checkpoint, tmp_path, capsys, change):
     path = checkpoint / "scheduler" / "scheduler_config.json"
@@ -163,6 +187,15 @@ def test_a_tokenizer_that_pads_without_end(checkpoint, length):
     model, size = load_model("modelscope", str(checkpoint)), VideoSize(2, 16, 16)
     text = model.encode(as_prompts(["a red ball"]), size).cond["text"]
     assert text.shape[1] == model.text_encoder.config.max_position_embeddings
+
+
+def test_a_tokenizer_of_more_tokens_than_any_has(clip):
+    """transformers would make two billion of them, one by one."""
+    path = clip / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(settings | {"extra_ids": 2**31, "model_max_length": 10**30}))
+    line = refusal(lambda: load_reward("hps", checkpoint=str(clip)))
+    assert line.endswith("its extra_ids is 2147483648, and no network has more than 100000")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

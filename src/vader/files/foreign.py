@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from vader.errors import RunError, UserError, is_out_of_memory
 from vader.plugins import one_line, told
 
+WEIGHTS = (".safetensors", ".bin")
 NOT_TENSORS = "it holds something else than tensors"
 
 
@@ -91,6 +92,8 @@ def require_regular(path: Path, what: str) -> None:
 
 
 def require_regular_files(folder: Path, what: str) -> None:
-    """`require_regular` of every file of a folder, for libraries that choose among them."""
+    """`require_regular` of every file of a folder, for libraries that choose among them; weights may be no folders."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         require_regular(path, what)
+        if path.suffix in WEIGHTS and path.is_dir():
+            raise UserError(f"{what}: {path.name!r} is a folder: give a file")

@@ -8,6 +8,7 @@ that says which part is missing. A checkpoint in diffusers' layout is a folder w
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -33,6 +34,9 @@ TINY_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
 PATIENCE = 5  # seconds that the hub has for an answer
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Of counts in settings, by the end of their names: beyond any network's, and making so many would not end.
+MOST = {"layers": 1000, "depth": 1000, "blocks": 1000, "per_block": 1000, "extra_ids": 100_000}
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")  # of weight files, transformers' and diffusers'
 ENDINGS = ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
 VARIANT = re.compile(rf"(?:{'|'.join(STEMS)})(?:\.(?:safetensors|bin)\.index)?\.(\w+)\.(?:safetensors|bin|json)")
@@ -220,7 +224,18 @@ def load_config(source: str, subfolder: str, file: str = "config.json") -> dict[
         config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise UserError(f"cannot load {label}: it is no JSON object of settings")
+    _check_counts(config, label)
     return config
+
+
+def _check_counts(config: Any, label: str) -> None:
+    """Raises `UserError` if settings, however deep, ask for more of something than any network has."""
+    for key, value in config.items():
+        most = next((most for end, most in MOST.items() if key.endswith(end)), math.inf)
+        if isinstance(value, dict):
+            _check_counts(value, label)
+        elif isinstance(value, int) and value > most:
+            raise UserError(f"cannot load {label}: its {key} is {value}, and no network has more than {most}")
 
 
 def load_network(network: type[Any], source: str, subfolder: str, dtype: torch.dtype, **options: Any) -> Any:
@@ -309,15 +324,20 @@ def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str = "") -> An
     """A tokenizer of transformers; code that it brings is never run.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or counts in its settings are beyond any tokenizer's.
     """
+    if Path(source, subfolder, TOKENIZER_CONFIG).is_file():
+        load_config(source, subfolder, TOKENIZER_CONFIG)
     return from_pretrained(tokenizer, source, subfolder or "tokenizer", subfolder=subfolder, trust_remote_code=False)
 
 
 def from_pretrained(cls: type[Any], source: str | None, part: str, **options: Any) -> Any:
     """`cls.from_pretrained(source)`, whose failures are one `UserError`."""
     if source is not None:
-        require_regular_files(Path(source, options.get("subfolder", "")), _named(part, source))
+        subfolder = options.get("subfolder", "")
+        require_regular_files(Path(source, subfolder), _named(part, source))
+        if Path(source, subfolder, "config.json").is_file():
+            load_config(source, subfolder)
     with reading(f"cannot load {_named(part, source)}"):
         return cls.from_pretrained(source, **options)
 

@@ -17,7 +17,7 @@ def _hush() -> None:
     downloads = not huggingface_hub.utils.are_progress_bars_disabled()
     for name, logging in (("TRANSFORMERS", transformers.utils.logging), ("DIFFUSERS", diffusers.utils.logging)):
         if f"{name}_VERBOSITY" not in os.environ:
-            logging.set_verbosity_error()
+            logging.set_verbosity(logging.CRITICAL)  # of what is an error they also raise one
         logging.disable_progress_bar()
     if downloads:  # transformers turns them off with its own
         huggingface_hub.utils.enable_progress_bars()
