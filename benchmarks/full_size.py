@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from measuring import GIB, PHASES, RESULTS, TrainingStep, console, medians, run_script, write_result
 from passes import necessary_passes
-from random_rewards import FullSize
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,10 +37,12 @@ from vader.networks.measure import count_parameters
 from vader.networks.recompute import checkpoint_blocks
 from vader.networks.techniques import Techniques
 from vader.nouns import Prompt
+from vader.planning.rewards import FullSize
 from vader.recipe import Recipe, load_recipe
 from vader.rewards.registry import MIXES, Named, build_mix
 from vader.scoring.scorer import Scorer
 
+FULL_SIZE = "vader.planning.rewards:FullSize"
 ROUNDS = 2
 FEW_STEPS = 4  # of denoising, where only memory and the gradient steps are of interest: the steps before have no graph
 PROMPT = Prompt("a prompt")
@@ -60,10 +61,10 @@ class Subject:
 
 
 SUBJECTS = {
-    "modelscope": Subject("modelscope-aesthetic", "random_models:RandomModelScope", ((384, 384), (256, 256))),
-    "videocrafter": Subject("videocrafter-hps-aesthetic", "random_models:RandomVideoCrafter", ((320, 512),)),
-    "svd": Subject("svd-aesthetic", "random_models:RandomSVD", ((576, 1024),), window=2),
-    "opensora": Subject("opensora-hps", "random_models:RandomOpenSora", ((276, 368), (416, 554)), window=17),
+    "modelscope": Subject("modelscope-aesthetic", "vader.planning.models:RandomModelScope", ((384, 384), (256, 256))),
+    "videocrafter": Subject("videocrafter-hps-aesthetic", "vader.planning.models:RandomVideoCrafter", ((320, 512),)),
+    "svd": Subject("svd-aesthetic", "vader.planning.models:RandomSVD", ((576, 1024),), window=2),
+    "opensora": Subject("opensora-hps", "vader.planning.models:RandomOpenSora", ((276, 368), (416, 554)), window=17),
 }
 
 
@@ -111,7 +112,13 @@ def full_size_recipe(
     """
     subject = SUBJECTS[model]
     rewards = [
-        {"name": "random_rewards:FullSize", "reward": name, "weight": weight, "sees": case.sees, "device": device}
+        {
+            "name": "vader.planning.rewards:FullSize",
+            "reward": name,
+            "weight": weight,
+            "sees": case.sees,
+            "device": device,
+        }
         for name, weight in single_rewards(load_recipe(subject.recipe))
     ]
     ours = [

@@ -29,13 +29,13 @@ from measuring import (
     timed,
     write_result,
 )
-from random_rewards import BUILDERS, build
 from rich.table import Table
 from torch import Tensor
 
 from vader.engine.device import frozen_dtype
 from vader.errors import UserError, nearest
 from vader.networks.measure import count_parameters, weight_bytes
+from vader.planning.rewards import BUILDERS, build
 from vader.rewards.base import FrameReward, Reward
 
 HEIGHT, WIDTH = 320, 512  # of VideoCrafter's videos

@@ -32,9 +32,10 @@ import full_size
 import measuring
 import passes
 import policies
-import random_models
-import random_rewards
 import rewards
+
+from vader.planning import models as random_models
+from vader.planning import rewards as random_rewards
 
 RECIPE = """
 name: small

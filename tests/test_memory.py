@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan, UNet3DConditionModel
+from measuring import TrainingStep
 from torch import nn
 
 from factories import make_tiny_modelscope
@@ -16,7 +17,10 @@ from vader.engine import device
 from vader.engine.device import peak_memory_bytes
 from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.networks.offload import offload_activations
+from vader.networks.park import Park
 from vader.networks.recompute import checkpoint_blocks, network_blocks
+from vader.networks.techniques import Role
+from vader.recipe import load_recipe
 
 TARGETS = ("to_q", "to_v", "conv_in", "proj_out", "conv4.3")
 
@@ -114,6 +118,46 @@ def test_a_network_without_blocks_is_left_alone():
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
+def parked_step(recipe):
+    """The gradient of a training step, and where rewards and encoders were when the denoiser's passes began."""
+    step = TrainingStep.of(load_recipe("tiny", ["sampling.steps=2", "algorithm.policy.k=1", "train.batch=2", *recipe]))
+    kept, there = [], []
+    step.engine.optimizer.register_step_pre_hook(
+        lambda *_: kept.extend(parameter.grad.clone() for parameter in step.engine.parameters)
+    )
+    parks = [technique for technique in step.engine.memory if isinstance(technique, Park)]
+    block = network_blocks(step.engine.model.denoiser)[0]
+    block.register_forward_pre_hook(
+        lambda *_: there.extend(place.waiting is None for park in parks for place in park.places.values())
+    )
+    step.run()
+    return kept, there
+
+
+@pytest.mark.parametrize("memory", ["", "{name: recompute}, "])
+@pytest.mark.parametrize("split", ["true", "false"])
+def test_parking_changes_no_gradient_and_leaves_the_denoiser_alone(memory, split):
+    same = [f"algorithm.split_backward={split}", "rewards.0.sees=2"]
+    parked, there = parked_step([*same, f"memory=[{memory}{{name: park}}]"])
+    plain, _ = parked_step([*same, f"memory=[{memory.rstrip(', ')}]"])
+    assert len(there) >= 2 * (3 + bool(memory))  # text encoder and reward, at each pass, and again to recompute one
+    assert not any(there)
+    for ours, reference in zip(parked, plain, strict=True):
+        assert torch.equal(ours, reference)
+
+
+def test_what_is_parked_comes_as_a_copy_and_leaves_for_nothing():
+    network, park = nn.Linear(4, 4), Park()
+    park.prepare(network, Role("text", "text_encoder"))
+    before = network.weight.data_ptr()
+    park.leave()
+    network(torch.ones(1, 4))
+    there = network.weight.data_ptr()
+    assert there != before
+    park.leave()
+    assert network.weight.data_ptr() == before
+
+
 def test_offloading_changes_no_gradient(unet, checkpointed):
     plain = gradients(unet)
     if checkpointed:

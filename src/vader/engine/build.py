@@ -24,9 +24,10 @@ from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_class, model_options
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
-from vader.networks.techniques import Role, load_techniques
+from vader.networks.techniques import Role, Techniques, load_techniques
 from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
+from vader.rewards.base import RewardMix
 from vader.rewards.registry import build_mix
 from vader.sampling.guidance import Guidance, check_negatives, load_guidance
 from vader.sampling.videos import make_sampler, solver_of
@@ -44,25 +45,32 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     """
     memory = load_techniques(recipe.memory)
     accelerator = _accelerator(recipe, folder)
-    setup = _loaded(recipe, accelerator)
+    return assemble(recipe, _loaded(recipe, accelerator), memory, accelerator.device)
+
+
+def assemble(recipe: Recipe, setup: Setup, memory: Techniques, device: torch.device) -> Engine:
+    """The engine of a setup, which is moved to a device: adapters attached, networks prepared, an optimiser for them.
+
+    Raises:
+        UserError: an adapter or a memory technique does not fit the networks.
+    """
     attach_fresh(recipe, setup.model)
-    prepare(_networks(setup), memory)
-    _moved(setup)
+    prepare(_networks(setup, device), memory)
+    _moved(setup, device)
     parameters, settings = parameters_of(setup.model.denoisers), recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
     )
-    device = accelerator.device
     half = frozen_dtype(recipe.model.precision, device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     return Engine(
-        setup.sampler, setup.scorer, accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device)
+        setup.sampler, setup.scorer, setup.accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device)
     )
 
 
 def build_setup(recipe: Recipe, accelerator: Accelerator) -> Setup:
     """The recipe's model and rewards on the accelerator's device, to sample and score; errors as `build_engine`."""
-    return _moved(_loaded(recipe, accelerator))
+    return _moved(_loaded(recipe, accelerator), accelerator.device)
 
 
 def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
@@ -70,7 +78,7 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
     dtype, size = frozen_dtype(recipe.model.precision, accelerator.device), video_size(recipe)
     model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
     check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
-    guidance = load_recipe_guidance(recipe)
+    load_recipe_guidance(recipe)
     _, mix = together(
         lambda: model_class(recipe.model.family).locate(recipe.model.checkpoint), lambda: build_mix(recipe.rewards)
     )
@@ -78,12 +86,18 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
     mix.check_size(size)
     model_class(recipe.model.family).check_sound(mix.listens)
     model = load_base(recipe, dtype)
-    return Setup(build_sampler(recipe, model, guidance), Scorer(model, mix, size, recipe.scoring.chunk), accelerator)
+    return joined(recipe, model, mix, accelerator)
 
 
-def _moved(setup: Setup) -> Setup:
-    setup.model.to(setup.accelerator.device)
-    setup.reward.to(setup.accelerator.device)
+def joined(recipe: Recipe, model: VideoModel, mix: RewardMix, accelerator: Accelerator) -> Setup:
+    """A model and rewards as the recipe samples and scores with them."""
+    sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
+    return Setup(sampler, Scorer(model, mix, video_size(recipe), recipe.scoring.chunk), accelerator)
+
+
+def _moved(setup: Setup, device: torch.device) -> Setup:
+    setup.model.to(device)
+    setup.reward.to(device)
     return setup
 
 
@@ -146,9 +160,9 @@ def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
     add_adapters(chosen, adapter.targets or model.lora_targets, adapter.rank, adapter.alpha, recipe.train.seed)
 
 
-def _networks(setup: Setup) -> list[tuple[torch.nn.Module, Role]]:
+def _networks(setup: Setup, device: torch.device) -> list[tuple[torch.nn.Module, Role]]:
     """Every network with what it is for."""
-    device, model = setup.accelerator.device, setup.model
+    model = setup.model
     networks = [(network, Role(_kind(model, name), name, device)) for name, network in model.networks().items()]
     return [*networks, *((reward, Role("reward", name, device)) for name, reward in setup.reward.items())]
 

@@ -28,6 +28,12 @@ def is_gpu(device: torch.device) -> bool:
     return device.type in _GPUS
 
 
+def card_bytes() -> int | None:
+    """The memory of this machine's first CUDA or XPU device; None where there is none."""
+    device = best_device()
+    return _module(device).get_device_properties(device).total_memory if device.type in ("cuda", "xpu") else None
+
+
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The data type of frozen weights on a device.
 

@@ -1,4 +1,4 @@
-"""What is done to every network before a run, in one written order: adapter, recompute, compile, shard."""
+"""What is done to every network before a run, in one written order: adapter, recompute, compile, shard, park."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def prepare(networks: Sequence[tuple[nn.Module, Role]], techniques: Techniques) 
     1. The adapter, because it replaces layers: what comes later must find the final ones.
     2. Recomputation, because it changes what a block's forward is: compilation and sharding wrap that forward.
     3. Compilation, of blocks that are then complete.
-    4. Sharding last: it replaces parameters by shards and gathers them around a whole block's forward. Within, a block
+    4. Sharding, which replaces parameters by shards and gathers them around a whole block's forward. Within, a block
        that is recomputed in the backward pass finds its weights gathered already.
+    5. Parking last: it keeps a copy of each weight as it is then, and exchanges the two.
 
     Raises:
         UserError: a technique cannot be applied here.

@@ -22,6 +22,7 @@ from vader.plugins import Part, find_class, instantiate
 
 TECHNIQUES = {
     "offload_activations": "vader.networks.offload:OffloadActivations",
+    "park": "vader.networks.park:Park",
     "recompute": "vader.networks.recompute:Recompute",
     "shard": "vader.networks.shard:Shard",
 }
@@ -33,6 +34,7 @@ class Stage(IntEnum):
     RECOMPUTE = 1
     COMPILE = 2
     SHARD = 3
+    PARK = 4
 
 
 @dataclass(frozen=True)

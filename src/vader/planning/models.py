@@ -1,12 +1,13 @@
 """The four families in their releases' sizes, with random weights: nothing is downloaded.
 
 Time and memory do not depend on the values of weights. In goes a device (cpu, cuda, meta) as the `checkpoint`, out
-comes the family with its networks drawn there; a recipe names one as `random_models:RandomSVD`.
+comes the family with its networks drawn there; a recipe names one as `vader.planning.models:RandomSVD`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +21,13 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from vader.models.base import VideoModel
 from vader.models.modelscope import ModelScope
 from vader.models.opensora.model import OpenSora
 from vader.models.opensora.parts import RELEASE_SCHEDULER
 from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
+from vader.models.registry import load_model, model_options
 from vader.models.svd import StableVideoDiffusion
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
@@ -108,7 +111,7 @@ def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[
 # ---- the families ----
 
 
-class Drawn:
+class Drawn(VideoModel):
     """A family whose weights are drawn: its `checkpoint` is a device, and nothing has to be found."""
 
     @classmethod
@@ -137,7 +140,7 @@ class RandomVideoCrafter(Drawn, VideoCrafter):
     """`VideoCrafter/VideoCrafter2` in shape."""
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomVideoCrafter:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomVideoCrafter:  # type: ignore[override]
         """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
         networks = drawn(
             checkpoint,
@@ -155,7 +158,9 @@ class RandomSVD(Drawn, StableVideoDiffusion):
     takes_images = False
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, decode_chunk: int | None = None) -> RandomSVD:
+    def load(  # type: ignore[override]
+        cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, decode_chunk: int | None = None
+    ) -> RandomSVD:
         """See `StableVideoDiffusion.load`; `checkpoint` is the device to draw the weights on."""
         networks = drawn(
             checkpoint,
@@ -185,7 +190,7 @@ class RandomOpenSora(Drawn, OpenSora):
     """`hpcai-tech/OpenSora-STDiT-v3` and its VAE in shape; the text encoder is gone before training begins."""
 
     @classmethod
-    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomOpenSora:
+    def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> RandomOpenSora:  # type: ignore[override]
         """See `VideoModel.load`; `checkpoint` is the device to draw the weights on."""
         config = STDiT3Config(**STDIT3)
         networks = drawn(
@@ -197,6 +202,29 @@ class RandomOpenSora(Drawn, OpenSora):
         networks["transformer"].rope.float()  # as it is loaded
         text: Any = RandomText(config.caption_channels)
         return cls(**networks, text=text, scheduler=RELEASE_SCHEDULER)
+
+
+# By family: the class, and the checkpoints of this shape.
+RELEASES: dict[str, tuple[type[Drawn], tuple[str, ...]]] = {
+    "modelscope": (RandomModelScope, ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b")),
+    "videocrafter": (RandomVideoCrafter, ("VideoCrafter/VideoCrafter2",)),
+    "svd": (RandomSVD, tuple(f"stabilityai/stable-video-diffusion-img2vid{more}" for more in ("", "-xt", "-xt-1-1"))),
+    "opensora": (RandomOpenSora, ("hpcai-tech/OpenSora-STDiT-v3",)),
+}
+
+
+def load_model_shape(
+    family: str, checkpoint: str, options: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> VideoModel:
+    """A release's model drawn on a device; any other as `load_model`, on the CPU.
+
+    Options that only say where files lie, or what they hold, are checked and change nothing of a shape.
+    """
+    own, (shape, releases) = model_options(family, options), RELEASES.get(family, (Drawn, ()))
+    if checkpoint not in releases:
+        return load_model(family, checkpoint, dtype=dtype, options=options)
+    kept = {name: value for name, value in own.items() if name in inspect.signature(shape.load).parameters}
+    return shape.load(str(device), dtype=dtype, **kept)
 
 
 # ---- what stands for tokenizers and for T5 ----

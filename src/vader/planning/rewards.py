@@ -6,13 +6,13 @@ in a recipe (`FullSize`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from random_models import IMAGE_TOWER, TEXT_TOWER
 from torch import Tensor, nn
 from transformers import (
     BatchEncoding,
@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from vader.nouns import Prompt
+from vader.planning.models import IMAGE_TOWER, TEXT_TOWER
 from vader.rewards import action, object_removal
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import FrameReward, Reward
@@ -41,6 +42,7 @@ from vader.rewards.imagereward import LENGTH, ImageReward
 from vader.rewards.needs import AllFrames
 from vader.rewards.pickscore import PickScore
 from vader.rewards.preprocess import crop
+from vader.rewards.registry import load_reward, reward_class
 from vader.rewards.vjepa.masks import Grid
 from vader.rewards.vjepa.networks import VitSize, VJepa1
 from vader.rewards.vjepa.reward import VJEPA
@@ -162,8 +164,18 @@ def build(name: str, device: torch.device, dtype: torch.dtype) -> Reward:
         return BUILDERS[name]().freeze().to_precision(dtype)
 
 
+def load_reward_shape(name: str, options: Mapping[str, Any], device: torch.device) -> Reward:
+    """A release's reward drawn on a device; any other as `load_reward`."""
+    usual = inspect.signature(reward_class(name)).parameters.get("checkpoint")
+    released = usual is not None and options.get("checkpoint", usual.default) == usual.default
+    if name not in BUILDERS or not released:
+        return load_reward(name, **options)
+    with device:
+        return BUILDERS[name]().freeze()
+
+
 class FullSize(FrameReward):
-    """One of them for a recipe: `{name: random_rewards:FullSize, reward: hps, device: cuda}`."""
+    """One of them for a recipe: `{name: vader.planning.rewards:FullSize, reward: hps, device: cuda}`."""
 
     def __init__(self, reward: str, device: str) -> None:
         """

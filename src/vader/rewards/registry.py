@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -78,11 +78,15 @@ def load_reward(name: str, **options: Any) -> Reward:
         return instantiate(cls, f"reward {name!r}", options, beside=("weight", "sees")).freeze()
 
 
-def build_mix(parts: Sequence[RewardPart]) -> RewardMix:
-    """The weighted sum of the parts; the second reward of a name becomes part `name_2`, and so on."""
+def build_mix(parts: Sequence[RewardPart], load: Callable[..., Reward] = load_reward) -> RewardMix:
+    """The weighted sum of the parts; the second reward of a name becomes part `name_2`, and so on.
+
+    Args:
+        load: what makes a reward of its name and options.
+    """
     parts = [one for part in parts for one in _expanded(part)]
     names = part_names([part.name for part in parts])
-    loads = [partial(load_reward, part.name, **part.options) for part in parts]
+    loads = [partial(load, part.name, **part.options) for part in parts]
     rewards = dict(zip(names, together(*loads), strict=True))
     weights = {name: part.weight for name, part in zip(names, parts, strict=True)}
     shown = {name: seeing(rewards[name].needs, part.sees) for name, part in zip(names, parts, strict=True)}

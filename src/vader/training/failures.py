@@ -86,4 +86,5 @@ def memory_advice(recipe: Recipe) -> str:
         "{name: offload_activations} in memory": "offload_activations" not in techniques,
         "a smaller video": True,
     }
-    return f"try {', '.join(name for name, left in switches.items() if left)}, under another name=..."
+    tried = ", ".join(name for name, left in switches.items() if left)
+    return f"try {tried}, under another name=...; 'vader plan' tells what fits a GPU"

@@ -1,0 +1,56 @@
+"""`vader plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vader.cli.parts import TrustCode, print_wide
+from vader.cli.root import app
+from vader.errors import UserError
+
+LEAST = 1.0  # GiB
+
+
+@app.command(epilog="Example: vader plan svd-aesthetic --vram 16 --write my-svd.yaml")
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe ('vader list recipes') or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe, by dotted path.")
+    ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option("--vram", metavar="GIB", min=LEAST, help="The GPU's memory; default: that of this one, or 16."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write the recipe with the settings that fit.")
+    ] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Tell whether a recipe's training step fits a GPU, without one and without weights, and what makes it fit."""
+    from vader.recipe import load_recipe
+
+    if write is not None and write.exists():
+        raise UserError(f"{str(write)!r} is there already: name another file")
+    resolved = load_recipe(recipe, overrides or [], trust_code=trust_code)
+    from vader.algorithms import resolved as with_settings
+    from vader.engine.device import card_bytes
+    from vader.files.atomic import atomic_write
+    from vader.planning.search import GIB
+    from vader.planning.search import plan as find
+    from vader.planning.words import headline, table, verdict
+    from vader.recipe import changed, commented
+
+    card = int(vram * GIB) if vram is not None else card_bytes() or 16 * GIB
+    print(headline(resolved))
+    found = find(resolved, card)
+    print(verdict(found, card))
+    print_wide(table(found.after))
+    if write is not None:
+        named = changed(found.recipe, {"name": write.stem})
+        page = commented(with_settings(named), f"The recipe {resolved.name!r} for a GPU of {card / GIB:g} GiB.")
+        with atomic_write(write) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        print(f"{write}: vader train {write}")

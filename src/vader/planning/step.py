@@ -1,0 +1,196 @@
+"""A recipe's training step, walked through on the meta device: how much memory it takes, where, and how much work.
+
+In goes a recipe, out comes a `Forecast`. The engine, the algorithm and every network are the trainer's own; only data
+and weights are missing. The four releases and the built-in rewards come from the package's own tables of sizes
+(`vader.planning.models`, `rewards`); any other checkpoint is loaded as for training, and then forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from vader.algorithms import load_algorithm
+from vader.engine.batch import Batch
+from vader.engine.build import assemble, joined
+from vader.engine.device import frozen_dtype
+from vader.engine.engine import Clock, Engine
+from vader.errors import UserError
+from vader.models.base import VideoModel
+from vader.networks.offload import OffloadActivations
+from vader.networks.park import Park
+from vader.networks.techniques import Stage, Technique, Techniques, load_techniques
+from vader.nouns import Prompt
+from vader.planning.counter import Counter, Remembered, fused_attention
+from vader.planning.models import Drawn, load_model_shape
+from vader.planning.rewards import load_reward_shape
+from vader.prompts import load_prompts
+from vader.recipe import Recipe
+from vader.rewards.base import RewardMix
+from vader.rewards.registry import build_mix
+from vader.scoring.choice import Group, training_groups
+
+META = torch.device("meta")
+PROMPT = Prompt("a prompt")
+PRECISION = "bf16"  # of "auto", on the GPUs that training is planned for
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one training step of one process needs, on a GPU that holds all of it. Bytes are those of tensors.
+
+    Attributes:
+        weights: frozen weights by network or reward.
+        adapter: the trained weights with the optimiser's state.
+        peak: the most bytes at once, weights and adapter included; `peaks`, by phase.
+        host: the most bytes that wait in CPU memory.
+        operations: floating-point operations, a multiply-add being two.
+    """
+
+    weights: dict[str, int]
+    adapter: int
+    peak: int
+    peaks: dict[str, int]
+    host: int
+    operations: int
+
+
+def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
+    """Walks through one training step.
+
+    Args:
+        device: meta, or the CPU, where the step is computed and its tensors are counted alike.
+
+    Raises:
+        UserError: a part of the recipe cannot be had, or does not fit the others.
+    """
+    algorithm, counter = load_algorithm(recipe), Counter(device)
+    with torch.random.fork_rng(devices=[]):
+        model = _model(recipe, device)
+        batch = _batch(recipe, algorithm.videos_per_prompt, model)
+        model.prepare(batch.prompts)
+        engine = planned_engine(recipe, model, device, counter)
+        algorithm.check(engine)
+        _fill(engine)
+        weights = _weights(engine, counter)
+        adapter = sum(_state_bytes(engine))
+        with counter, fused_attention(counter):
+            algorithm.step(engine, batch)
+    operations = counter.operations * recipe.train.batch // len(batch.prompts)
+    return Forecast(weights, adapter, counter.peak, counter.peaks, counter.host_peak, operations)
+
+
+def _batch(recipe: Recipe, group: int, model: VideoModel) -> Batch:
+    """The step's videos, or as many of them as show all there is to see: two micro-batches, whole groups.
+
+    Models that are mere shapes take any prompt; others may need what the recipe's prompts carry.
+    """
+    total = recipe.train.batch
+    count = min(total, max(2 * (recipe.train.micro_batch or total), group))
+    prompts = [PROMPT] if isinstance(model, Drawn) else load_prompts(recipe.prompts.train)
+    return Batch(1, tuple(islice(cycle(prompts), count)), tuple(range(count)), total)
+
+
+def planned_engine(recipe: Recipe, model: VideoModel, device: torch.device, counter: Counter) -> Engine:
+    """The trainer's engine on a device without data, whose clock tells the counter the phases."""
+    setup = joined(recipe, model, _mix(recipe, device), Accelerator(cpu=True))
+    setup.reward.check_size(setup.size)
+    built = assemble(recipe, setup, _techniques(recipe, counter), device)
+    for network in model.denoisers.values() if device == META else ():
+        network.forward = Remembered(network, counter)
+    return PlannedEngine(**{**vars(built), "clock": PhasesTold(device, counter)})
+
+
+class PlannedEngine(Engine):
+    """An engine whose choice of frames has values: which frames are decoded together hangs on them."""
+
+    def shown(self, batch: Batch) -> list[Group]:
+        """See `Engine.shown`."""
+        return training_groups(self.reward, self.size, self.recipe.train.seed, batch.step, batch.indices)
+
+
+class PhasesTold(Clock):
+    """The engine's clock, which tells a counter where the step is."""
+
+    def __init__(self, device: torch.device, counter: Counter) -> None:
+        super().__init__(device)
+        self.counter = counter
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        before, self.counter.phase = self.counter.phase, name
+        with super().__call__(name):
+            yield
+        self.counter.phase = before
+
+
+class CountedOffload(Technique):
+    """`OffloadActivations` without data."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+
+    def gradient_step(self) -> AbstractContextManager[None]:
+        return self.counter.offload()
+
+
+def _techniques(recipe: Recipe, counter: Counter) -> Techniques:
+    found = load_techniques(recipe.memory)
+    if any(technique.stage is Stage.SHARD for technique in found):
+        raise UserError("memory shares the networks over several GPUs, and a plan is for one: leave out 'shard'")
+    counted = (CountedOffload(counter) if isinstance(one, OffloadActivations) else one for one in found)
+    return Techniques(counted)
+
+
+# ---- networks without data ----
+
+
+def _model(recipe: Recipe, device: torch.device) -> VideoModel:
+    section = recipe.model
+    return load_model_shape(section.family, section.checkpoint, section.options, _dtype(recipe, device), device)
+
+
+def _mix(recipe: Recipe, device: torch.device) -> RewardMix:
+    def load(name: str, **options: Any) -> Any:
+        return load_reward_shape(name, options, device)
+
+    return build_mix(recipe.rewards, load).to_precision(_dtype(recipe, device))
+
+
+def _dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    asked = recipe.model.precision
+    return frozen_dtype(PRECISION if asked == "auto" else asked, device)
+
+
+def _fill(engine: Engine) -> None:
+    """What a run has from its second step on: the optimiser's state."""
+    for parameter in engine.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    engine.optimizer.step()
+    engine.optimizer.zero_grad(set_to_none=True)
+
+
+def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
+    """The bytes of frozen weights by network; those that are there when a step begins are told to the counter."""
+    parks = [technique for technique in engine.memory if isinstance(technique, Park)]
+    for park in parks:
+        park.leave()
+    found = {}
+    for name, network in {**engine.model.networks(), **dict(engine.reward.items())}.items():
+        tensors = [*network.parameters(), *network.buffers()]
+        found[name] = sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad)
+        for tensor in () if any(network in park.places for park in parks) else tensors:
+            counter.add(tensor)
+    return found
+
+
+def _state_bytes(engine: Engine) -> Iterator[int]:
+    for parameter in engine.parameters:
+        yield parameter.nbytes
+        yield from (value.nbytes for value in engine.optimizer.state[parameter].values() if value.dim())

@@ -1,0 +1,55 @@
+"""A plan in words and a table: what a console shows of it."""
+
+from __future__ import annotations
+
+from shlex import quote
+
+from rich.table import Table
+
+from vader.planning.search import BESIDE, GIB, Plan
+from vader.planning.step import PRECISION, Forecast
+from vader.recipe import Recipe
+from vader.recipe.files import in_one_line
+
+PHASES = {
+    "sample": "sampling without gradient",
+    "gradient": "steps with gradient",
+    "decode_reward": "decode and reward",
+    "optimise": "optimiser",
+}
+
+
+def headline(recipe: Recipe) -> str:
+    """Of what the plan is."""
+    video, train = recipe.video, recipe.train
+    precision = PRECISION if recipe.model.precision == "auto" else recipe.model.precision
+    return (
+        f"{recipe.name}: a step of {train.batch} videos of {video.frames} frames of {video.height}x{video.width}, "
+        f"{train.micro_batch or train.batch} at once, on one GPU in {precision}"
+    )
+
+
+def verdict(plan: Plan, card: int) -> str:
+    """Whether it fits, and what makes it fit."""
+    before = f"peak {plan.before.peak / GIB:.1f} GiB and about {BESIDE / GIB:g} beside tensors"
+    if not plan.changes:
+        return f"{before}: {'fits' if plan.fits else 'does not fit'} {card / GIB:g} GiB"
+    what = "this does" if plan.fits else "and nothing here does: the least is"
+    settings = " ".join(quote(f"{key}={in_one_line(value)}") for key, value in plan.changes.items())
+    waits = f", {plan.after.host / GIB:.1f} GiB wait in CPU memory" if plan.after.host else ""
+    return (
+        f"{before}: does not fit {card / GIB:g} GiB; {what} {settings}\n"
+        f"then peak {plan.after.peak / GIB:.1f} GiB, operations {plan.work - 1:+.0%}{waits}"
+    )
+
+
+def table(found: Forecast) -> Table:
+    """Where the memory goes: what is always there, and the most in each phase."""
+    shown = Table("what", "GiB", title="Memory of a training step")
+    for name, size in found.weights.items():
+        shown.add_row(f"{name}, weights", f"{size / GIB:.2f}")
+    shown.add_row("adapter with the optimiser's state", f"{found.adapter / GIB:.2f}", end_section=True)
+    for phase, name in PHASES.items():
+        if phase in found.peaks:
+            shown.add_row(f"{name}, peak", f"{found.peaks[phase] / GIB:.2f}")
+    return shown

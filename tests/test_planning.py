@@ -1,0 +1,240 @@
+"""Plans are right: what is counted without data is what tensors take, and no more is changed than it takes."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vader.cli import main
+from vader.errors import UserError
+from vader.planning.counter import Counter, Remembered, fused_attention
+from vader.planning.search import BESIDE, GIB, plan
+from vader.planning.step import META, forecast
+from vader.planning.switches import SWITCHES, switched
+from vader.recipe import load_recipe
+
+CPU = torch.device("cpu")
+SMALL = ("train.batch=2", "train.micro_batch=1", "sampling.steps=4", "algorithm.policy.k=2", "model.precision=fp32")
+MEMORY = {
+    "nothing": "[]",
+    "blocks": "[{name: recompute}]",
+    "layers": "[{name: recompute, of: layers}]",
+    "nested": "[{name: recompute, of: nested}]",
+    "offload": "[{name: recompute, of: nested}, {name: offload_activations}]",
+}
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+# ---- the counter ----
+
+
+def test_bytes_count_while_their_storage_lives():
+    counter = Counter(META)
+    with counter:
+        first = torch.empty(1000, device="meta")
+        view = first[10:20].view(2, 5)
+        assert counter.now == 4000
+        second = first.double()
+        assert (counter.now, counter.peak) == (12_000, 12_000)
+        del first
+        assert counter.now == 12_000  # the view holds the storage
+        del view, second
+        assert (counter.now, counter.peak) == (0, 12_000)
+
+
+def test_what_backward_keeps_is_counted_and_what_waits_elsewhere_apart():
+    counter = Counter(META)
+    weight = torch.empty(100, 100, device="meta", requires_grad=True)
+    counter.add(weight)
+    with counter:
+        x = torch.empty(50, 100, device="meta")
+        assert counter.now == 40_000 + 20_000
+        with counter.offload():
+            y = (x @ weight).exp()
+        assert counter.host == 20_000 + 20_000  # x for the weight's gradient, and what exp gave
+        y.sum().backward()
+        assert counter.host_peak == 40_000
+        assert weight.grad is not None
+
+
+def test_values_are_asked_without_data():
+    with Counter(META):
+        x = torch.empty(3, device="meta")
+        assert (x.sum().item(), bool((x > 0).all())) == (1.0, True)
+        assert x.cpu().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_operations_are_torch_s_own():
+    counter, reference = Counter(META), FlopCounterMode(display=False)
+    layer, x = nn.Conv2d(3, 8, 3, device="meta"), torch.empty(2, 3, 16, 16, device="meta")
+    for mode in (counter, reference):
+        with mode:
+            layer(x).sum().backward()
+    assert counter.operations == reference.get_total_flops() > 0
+
+
+def test_attention_is_counted_as_gpus_do_it():
+    """Its operations are two products of matrices, and none as large as all pairs is ever there."""
+    shapes = [(2, 4, 128, 16), (2, 4, 256, 16), (2, 4, 256, 16)]
+    counter, reference = Counter(META), FlopCounterMode(display=False)
+    with reference:
+        F.scaled_dot_product_attention(*(torch.empty(shape, device="meta") for shape in shapes))
+    query, key, value = (torch.empty(shape, device="meta", requires_grad=True) for shape in shapes)
+    with counter, fused_attention(counter):
+        result = F.scaled_dot_product_attention(query, key, value)
+        assert result.shape == shapes[0]
+        assert counter.now == 4 * (result.numel() + 2 * 4 * 128)
+        assert counter.operations == reference.get_total_flops()
+        result.sum().backward()
+    assert counter.operations == 3.5 * reference.get_total_flops()
+    assert query.grad.shape == shapes[0]
+
+
+def test_a_remembered_pass_reaches_as_high_and_works_as_much():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.passes = nn.Linear(64, 64, device="meta"), 0
+
+        def forward(self, x):
+            self.passes += 1
+            return self.linear(self.linear(x).exp()).mean(dim=1)
+
+    found = []
+    for remembered in (False, True):
+        counter, network = Counter(META), Network()
+        for parameter in network.parameters():
+            counter.add(parameter)
+        if remembered:
+            network.forward = Remembered(network, counter)
+        with counter, torch.no_grad():
+            kept = [network(torch.empty(32, 64, device="meta")) for _ in range(3)]
+        found.append((counter.peak, counter.operations, counter.now, [one.shape for one in kept]))
+        assert network.passes == (1 if remembered else 3)
+    assert found[0] == found[1]
+
+
+# ---- a step ----
+
+
+QUICK = [
+    ("tiny", "nothing"),
+    ("tiny", "layers"),
+    ("tiny-videocrafter", "offload"),
+    ("tiny-svd", "nested"),
+    ("tiny-opensora", "blocks"),
+]
+OTHERS = [pair for pair in product([name for name, _ in QUICK[1:]], MEMORY) if pair not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.rare) for pair in OTHERS)]
+)
+def test_counted_without_data_is_counted_with_it(name, memory):
+    batched = memory in ("nothing", "layers")
+    recipe = load_recipe(name, [*SMALL, f"memory={MEMORY[memory]}", f"sampling.guidance_batched={batched}".lower()])
+    without, real = forecast(recipe), forecast(recipe, CPU)
+    assert without.weights == real.weights
+    assert without.adapter == real.adapter
+    assert without.peak == pytest.approx(real.peak, rel=0.01)
+    assert without.host == pytest.approx(real.host, rel=0.01)
+    assert without.peaks.keys() == real.peaks.keys()
+    for phase, size in real.peaks.items():
+        assert without.peaks[phase] == pytest.approx(size, rel=0.02), phase
+
+
+EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": []}
+
+
+@pytest.mark.parametrize("algorithm", EXTRA)
+def test_baselines_are_counted_too(algorithm):
+    recipe = load_recipe(
+        "tiny",
+        [
+            "train.batch=4",
+            "train.micro_batch=2",
+            "sampling.steps=4",
+            f"algorithm={{name: {algorithm}}}",
+            *EXTRA[algorithm],
+        ],
+    )
+    assert forecast(recipe).peak == pytest.approx(forecast(recipe, CPU).peak, rel=0.01)
+
+
+def test_the_batch_is_counted_whole_though_two_micro_batches_are_walked():
+    found = [forecast(load_recipe("tiny", [*SMALL, f"train.batch={batch}"])) for batch in (2, 8)]
+    assert found[1].operations == 4 * found[0].operations
+    assert found[1].peak == found[0].peak
+
+
+@pytest.mark.parametrize(("model", "case", "overrides"), [
+    ("videocrafter", "as shipped", []),
+    ("svd", "layers, two calls", ["sampling.guidance_batched=false", f"memory={MEMORY['layers']}"]),
+])  # fmt: skip
+def test_full_sizes_are_what_a_gpu_has_measured(model, case, overrides):
+    result = json.loads((RESULTS / f"full_size_{model}.json").read_text())
+    measured = next(one for one in result["cases"] if one["case"] == case)["peak_memory"]["total"]
+    recipe = {"videocrafter": "videocrafter-hps-aesthetic", "svd": "svd-aesthetic"}[model]
+    counted = forecast(load_recipe(recipe, ["train.batch=1", *overrides])).peak
+    assert counted == pytest.approx(measured, rel=0.05)
+
+
+# ---- the search ----
+
+
+def test_switches_lower_the_peak_one_after_the_other():
+    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", "sampling.steps=5"])
+    peaks = [forecast(switched(recipe, SWITCHES[:count])[0]).peak for count in range(len(SWITCHES) + 1)]
+    assert all(later <= earlier for earlier, later in pairwise(peaks))
+    assert peaks[-1] < 0.5 * peaks[0]
+
+
+def test_a_plan_changes_no_more_than_it_takes():
+    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", "sampling.steps=5"])
+    room = forecast(switched(recipe, SWITCHES[:4])[0]).peak
+    found = plan(recipe, BESIDE + room)
+    assert found.fits
+    assert found.after.peak <= room < found.before.peak
+    assert found.after == forecast(found.recipe)
+    for key in found.changes:
+        fewer = [f"{name}={json.dumps(value)}" for name, value in found.changes.items() if name != key]
+        assert (
+            forecast(load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", "sampling.steps=5", *fewer])).peak
+            > room
+        )
+
+
+def test_what_fits_stays_as_it_is_and_what_never_fits_is_said():
+    recipe = load_recipe("tiny", ["sampling.steps=5"])
+    assert plan(recipe, 16 * GIB).changes == {}
+    least = plan(recipe, BESIDE)
+    assert not least.fits
+    assert least.changes["memory"] == [{"name": "recompute", "of": "nested"}, {"name": "offload_activations"}]
+
+
+# ---- the command ----
+
+
+def test_the_command_tells_and_writes(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    assert main(["plan", "tiny", "sampling.steps=5", "--vram", "1.15", "--write", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "does not fit 1.15 GiB; this does" in out
+    assert "unet, weights" in out
+    written = load_recipe(str(file))
+    assert written.name == "mine"
+    assert forecast(written).peak <= 0.15 * GIB
+    assert main(["plan", "tiny", "--write", str(file)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_shares_of_several_cards_are_not_planned():
+    with pytest.raises(UserError, match="leave out 'shard'"):
+        forecast(load_recipe("tiny", ["memory=[{name: shard}]"]))
