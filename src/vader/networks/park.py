@@ -1,7 +1,7 @@
 """Parking: text and image encoders and rewards leave the device while the denoiser works, and its backward pass runs.
 
-Their weights are frozen, so that leaving costs nothing: the copy on the device is dropped, and the one in CPU memory
-(pinned, where there is a GPU) is copied again when it is needed. What a training step needs at once is then the denoiser
+Their weights are frozen, so that leaving costs nothing: the copy on the device is dropped, and the one in CPU
+memory (pinned, where there is a GPU) is copied again when it is needed. A training step then needs at once the denoiser
 with its graph, or the rewards with theirs.
 """
 
@@ -60,8 +60,9 @@ class Place:
         self.copies: list[Tensor] | None = None
         for module in network.modules():
             module.register_forward_pre_hook(lambda module, inputs: self.come())
-        if hasattr(network, "score"):  # a reward, which is not called as a module is
-            network.score = self._coming_first(network.score)
+        reward: Any = network
+        if hasattr(reward, "score"):  # it is not called as other modules are
+            reward.score = self._coming_first(reward.score)
 
     def _coming_first(self, score: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(score)
