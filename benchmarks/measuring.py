@@ -203,10 +203,10 @@ def _cpu_model() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def parser(about: str) -> argparse.ArgumentParser:
-    """A command line that takes a recipe with overrides, and where the result goes."""
+def parser(about: str, recipe: str = "tiny") -> argparse.ArgumentParser:
+    """A command line that takes a recipe (one by default) with overrides, and where the result goes."""
     line = argparse.ArgumentParser(description=about)
-    line.add_argument("recipe", nargs="?", default="tiny", help="a built-in recipe or a YAML file; default: tiny")
+    line.add_argument("recipe", nargs="?", default=recipe, help="a built-in recipe or a YAML file; default: %(default)s")
     line.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe, by dotted path")
     line.add_argument("--out", type=Path, metavar="FILE", help="default: in benchmarks/results/")
     return line

@@ -43,7 +43,7 @@ POLICIES: dict[str, tuple[dict[str, Any], int | str]] = {  # the policy, and wha
 
 
 def main() -> None:
-    line = parser("The same recipe trained under several gradient policies.")
+    line = parser("The same recipe trained under several gradient policies.", "tiny-aesthetic")
     line.add_argument("--runs", type=Path, default=Path("runs/policies"), metavar="DIR", help="where the runs go")
     line.add_argument(
         "--only", choices=POLICIES, action="append", help="one of them; the file keeps the others' records"

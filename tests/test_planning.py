@@ -20,8 +20,9 @@ from vader.planning.step import META, forecast
 from vader.planning.switches import SWITCHES, switched
 from vader.recipe import load_recipe
 
+QUICKLY = ("sampling.steps=2", "algorithm.policy.k=1", "video.frames=2")
 CPU = torch.device("cpu")
-SMALL = ("train.batch=2", "train.micro_batch=1", "sampling.steps=4", "algorithm.policy.k=2", "model.precision=fp32")
+SMALL = (*QUICKLY, "train.batch=2", "train.micro_batch=1", "model.precision=fp32")
 MEMORY = {
     "nothing": "[]",
     "blocks": "[{name: recompute}]",
@@ -138,8 +139,11 @@ OTHERS = [pair for pair in product([name for name, _ in QUICK[1:]], MEMORY) if p
     ("name", "memory"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.rare) for pair in OTHERS)]
 )
 def test_counted_without_data_is_counted_with_it(name, memory):
-    batched = memory in ("nothing", "layers")
-    recipe = load_recipe(name, [*SMALL, f"memory={MEMORY[memory]}", f"sampling.guidance_batched={batched}".lower()])
+    batched, frames = memory in ("nothing", "layers"), 1 if name == "tiny-opensora" else 2
+    recipe = load_recipe(
+        name,
+        [*SMALL, f"video.frames={frames}", f"memory={MEMORY[memory]}", f"sampling.guidance_batched={batched}".lower()],
+    )
     without, real = forecast(recipe), forecast(recipe, CPU)
     assert without.weights == real.weights
     assert without.adapter == real.adapter
@@ -175,7 +179,7 @@ def test_the_batch_is_counted_whole_though_two_micro_batches_are_walked():
 
 
 @pytest.mark.parametrize(("model", "case", "overrides"), [
-    ("videocrafter", "as shipped", []),
+    ("videocrafter", "layers, two calls", []),
     ("svd", "layers, two calls", ["sampling.guidance_batched=false", f"memory={MEMORY['layers']}"]),
 ])  # fmt: skip
 def test_full_sizes_are_what_a_gpu_has_measured(model, case, overrides):
@@ -190,14 +194,14 @@ def test_full_sizes_are_what_a_gpu_has_measured(model, case, overrides):
 
 
 def test_switches_lower_the_peak_one_after_the_other():
-    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", "sampling.steps=5"])
+    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", *QUICKLY])
     peaks = [forecast(switched(recipe, SWITCHES[:count])[0]).peak for count in range(len(SWITCHES) + 1)]
     assert all(later <= earlier for earlier, later in pairwise(peaks))
     assert peaks[-1] < 0.5 * peaks[0]
 
 
 def test_a_plan_changes_no_more_than_it_takes():
-    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", "sampling.steps=5"])
+    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", *QUICKLY])
     room = forecast(switched(recipe, SWITCHES[:4])[0]).peak
     found = plan(recipe, BESIDE + room)
     assert found.fits
@@ -205,14 +209,11 @@ def test_a_plan_changes_no_more_than_it_takes():
     assert found.after == forecast(found.recipe)
     for key in found.changes:
         fewer = [f"{name}={json.dumps(value)}" for name, value in found.changes.items() if name != key]
-        assert (
-            forecast(load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", "sampling.steps=5", *fewer])).peak
-            > room
-        )
+        assert forecast(load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", *QUICKLY, *fewer])).peak > room
 
 
 def test_what_fits_stays_as_it_is_and_what_never_fits_is_said():
-    recipe = load_recipe("tiny", ["sampling.steps=5"])
+    recipe = load_recipe("tiny", [*QUICKLY])
     assert plan(recipe, 16 * GIB).changes == {}
     least = plan(recipe, BESIDE)
     assert not least.fits
@@ -224,7 +225,7 @@ def test_what_fits_stays_as_it_is_and_what_never_fits_is_said():
 
 def test_the_command_tells_and_writes(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
-    assert main(["plan", "tiny", "sampling.steps=5", "--vram", "1.15", "--write", str(file)]) == 0
+    assert main(["plan", "tiny", *QUICKLY, "--vram", "1.15", "--write", str(file)]) == 0
     out = capsys.readouterr().out
     assert "does not fit 1.15 GiB; this does" in out
     assert "unet, weights" in out

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vader.cli.parts import TrustCode
 from vader.cli.root import app
 from vader.files.lock import is_main_process
+
+if TYPE_CHECKING:
+    from vader.recipe import Recipe
 
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the folders of runs.")]
 
@@ -33,4 +36,10 @@ def train(
 
     result = run_training(resolved, runs, dry_run=dry_run)
     if is_main_process():
-        print(*(result.lines() if result else ["dry run: everything is in place, nothing was trained"]), sep="\n")
+        print(*(result.lines() if result else _rehearsed(resolved)), sep="\n")
+
+
+def _rehearsed(recipe: Recipe) -> list[str]:
+    from vader.planning.words import peak_line
+
+    return [peak_line(recipe), "dry run: everything is in place, nothing was trained"]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vader.networks.measure import weight_dtype
+
 
 def space_factor(vae: Any) -> int:
     """How many pixels a latent is wide."""
@@ -27,13 +29,13 @@ def decode_frames(vae: Any, latents: Tensor, frames: Tensor | None = None) -> Te
         rows = torch.arange(len(latents), device=latents.device)[:, None]
         chosen = chosen[rows, frames.to(latents.device)]
     images = chosen.flatten(0, 1) / vae.config.scaling_factor
-    pixels = vae.decode(images.to(vae.dtype), return_dict=False)[0].to(latents.dtype)
+    pixels = vae.decode(images.to(weight_dtype(vae)), return_dict=False)[0].to(latents.dtype)
     return pixels.unflatten(0, chosen.shape[:2]) / 2 + 0.5
 
 
 @torch.no_grad()
 def encode_frames(vae: Any, pixels: Tensor) -> Tensor:
     """Latents of pixels in [0, 1], without gradient: the mode of the VAE's posterior."""
-    images = (pixels.flatten(0, 1) * 2 - 1).to(vae.dtype)
+    images = (pixels.flatten(0, 1) * 2 - 1).to(weight_dtype(vae))
     latents = vae.encode(images).latent_dist.mode().to(pixels.dtype) * vae.config.scaling_factor
     return latents.unflatten(0, pixels.shape[:2]).movedim(1, 2)

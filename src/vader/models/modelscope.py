@@ -22,6 +22,7 @@ from vader.files import hub as files
 from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.models.text import embed_once
+from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 
 COMPONENTS = {
@@ -97,7 +98,7 @@ class ModelScope(VideoModel):
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction are `[N, C, F, h, w]`."""
-        dtype = self.denoiser.dtype
+        dtype = weight_dtype(self.denoiser)
         text = inputs["text"].to(dtype)
         return self.denoiser(latents.to(dtype), time.to(latents.device), text, return_dict=False)[0].to(latents.dtype)
 

@@ -25,6 +25,7 @@ from vader.files import hub as files
 from vader.files.images import normalize, prompt_images
 from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import space_factor
+from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 from vader.randomness import generator
 
@@ -139,12 +140,12 @@ class StableVideoDiffusion(VideoModel):
     def _embed(self, images: Tensor) -> Tensor:
         small = shrink(images, self.image_encoder.config.image_size)
         pixels = normalize(small, self.image_config["image_mean"], self.image_config["image_std"])
-        return self.image_encoder(pixels.to(self.image_encoder.dtype)).image_embeds[:, None]
+        return self.image_encoder(pixels.to(weight_dtype(self.image_encoder))).image_embeds[:, None]
 
     def _image_latents(self, images: Tensor) -> Tensor:
         """The mode of the VAE's posterior; unlike the video's latents, not scaled."""
         noisy = images * 2 - 1 + self.noise_augmentation * own_noise(images)
-        return self.vae.encode(noisy.to(_dtype(self.vae.encoder))).latent_dist.mode().to(images.dtype)
+        return self.vae.encode(noisy.to(weight_dtype(self.vae.encoder))).latent_dist.mode().to(images.dtype)
 
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         """`(F, C, h, w)`; height and width must be whole multiples of the VAE's factor."""
@@ -153,7 +154,7 @@ class StableVideoDiffusion(VideoModel):
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction are `[N, F, C, h, w]`."""
-        dtype = self.denoiser.dtype
+        dtype = weight_dtype(self.denoiser)
         image = inputs["image"].to(latents)[:, None].expand_as(latents)
         beside = torch.cat([latents, image], dim=2).to(dtype)
         clip, numbers = inputs["clip"].to(dtype), inputs["numbers"]
@@ -184,7 +185,7 @@ class StableVideoDiffusion(VideoModel):
         return torch.stack([windows[i - i % chunk][i % chunk] for i in wanted])
 
     def _decode_window(self, latents: Tensor) -> Tensor:
-        scaled = (latents / self.vae.config.scaling_factor).to(_dtype(self.vae.decoder))
+        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae.decoder))
         pixels = self.vae.decode(scaled, num_frames=len(latents), return_dict=False)[0]
         return pixels.to(latents.dtype) / 2 + 0.5
 
@@ -218,10 +219,6 @@ def _load_vae(source: str, dtype: torch.dtype) -> AutoencoderKLTemporalDecoder:
         vae.encoder.float()
         vae.quant_conv.float()
     return vae
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next(network.parameters()).dtype
 
 
 def own_noise(images: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from vader.models.registry import load_model, model_options
 from vader.models.svd import StableVideoDiffusion
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
+from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -183,7 +184,7 @@ class RandomSVD(Drawn, StableVideoDiffusion):
 
     def _image_latents(self, images: Tensor) -> Tensor:
         """Without each picture's own noise: it is made from the picture's bytes, and meta tensors have none."""
-        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().to(images.dtype)
+        return self.vae.encode(images.to(weight_dtype(self.vae))).latent_dist.mode().to(images.dtype)
 
 
 class RandomOpenSora(Drawn, OpenSora):

@@ -22,6 +22,7 @@ from vader.engine.build import assemble, joined
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine
 from vader.errors import UserError
+from vader.files.foreign import explained
 from vader.models.base import VideoModel
 from vader.networks.offload import OffloadActivations
 from vader.networks.park import Park
@@ -80,7 +81,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
         _fill(engine)
         weights = _weights(engine, counter)
         adapter = sum(_state_bytes(engine))
-        with counter, fused_attention(counter):
+        with explained("the training step cannot be walked through without data"), counter, fused_attention(counter):
             algorithm.step(engine, batch)
     operations = counter.operations * recipe.train.batch // len(batch.prompts)
     return Forecast(weights, adapter, counter.peak, counter.peaks, counter.host_peak, operations)

@@ -6,8 +6,9 @@ from shlex import quote
 
 from rich.table import Table
 
+from vader.errors import UserError
 from vader.planning.search import BESIDE, GIB, Plan
-from vader.planning.step import PRECISION, Forecast
+from vader.planning.step import PRECISION, Forecast, forecast
 from vader.recipe import Recipe
 from vader.recipe.files import in_one_line
 
@@ -40,6 +41,18 @@ def verdict(plan: Plan, card: int) -> str:
     return (
         f"{before}: does not fit {card / GIB:g} GiB; {what} {settings}\n"
         f"then peak {plan.after.peak / GIB:.1f} GiB, operations {plan.work - 1:+.0%}{waits}"
+    )
+
+
+def peak_line(recipe: Recipe) -> str:
+    """What a dry run says of memory; of parts that need data to go through a step, why it says nothing."""
+    try:
+        found = forecast(recipe)
+    except UserError as error:
+        return f"how much memory a training step takes is not known before it: {error}"
+    return (
+        f"a training step takes {found.peak / GIB:.1f} GiB at its peak on a GPU, and about {BESIDE / GIB:g} beside "
+        "tensors: 'vader plan' says where, and what lowers it"
     )
 
 

@@ -118,8 +118,12 @@ def _nearness(recipe: Recipe, wanted: set[str]) -> tuple[bool, bool, int]:
 
 
 def _as_known(reward: RewardSection, recipes: Sequence[Recipe]) -> RewardSection:
-    """The reward as the first recipe that has it writes it, where no option of its own was given."""
+    """The reward as the first recipe that has it writes it, where no option of its own was given.
+
+    Recipes that have it alone come first: the weight in a mix is that mix's.
+    """
     if reward.options:
         return reward
-    found = [one for recipe in recipes for one in recipe.rewards if one.name == reward.name]
+    by_rewards = sorted(recipes, key=lambda recipe: len(recipe.rewards))
+    found = [one for recipe in by_rewards for one in recipe.rewards if one.name == reward.name]
     return found[0].model_copy(update=reward.model_dump(exclude_unset=True)) if found else reward

@@ -30,7 +30,7 @@ class Task:
 
 
 TASKS = {
-    "aesthetic": Task("aesthetic score", {"tiny": "tiny", "full": "modelscope-aesthetic"}),
+    "aesthetic": Task("aesthetic score", {"tiny": "tiny-aesthetic", "full": "modelscope-aesthetic"}),
     "text": Task("text alignment (HPS v2)", {"tiny": "tiny-hps", "full": "modelscope-hps"}),
     "action": Task("action, probability", {"tiny": "tiny-action", "full": "modelscope-actions"}, measure="action"),
 }

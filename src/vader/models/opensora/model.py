@@ -21,6 +21,7 @@ from vader.models.opensora.sizes import latent_size
 from vader.models.opensora.stdit3 import STDiT3
 from vader.models.opensora.text import TextEmbedder, prepared
 from vader.models.opensora.vae import CHANNELS, CHUNK, OpenSoraVAE, pixel_frames
+from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 
 STILL_FPS = 120  # what the denoiser is told of a single frame
@@ -123,7 +124,7 @@ class OpenSora(VideoModel):
 
         Height and width are whole multiples of the VAE's factor, rounded down.
         """
-        count, z = pixel_frames(latents.shape[2]), latents.to(self.vae.dtype)
+        count, z = pixel_frames(latents.shape[2]), latents.to(weight_dtype(self.vae))
         if frames is None:
             pixels = self.vae.decode(z, count)
         else:
@@ -134,7 +135,8 @@ class OpenSora(VideoModel):
     @torch.no_grad()
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the means of the posteriors, `[B, 4, T, h, w]`."""
-        return self.vae.encode(pixels.movedim(2, 1).to(self.vae.dtype) * 2 - 1, torch.zeros_like).to(pixels.dtype)
+        inputs = pixels.movedim(2, 1).to(weight_dtype(self.vae)) * 2 - 1
+        return self.vae.encode(inputs, torch.zeros_like).to(pixels.dtype)
 
     def exporter(self) -> Callable[[Path], Any]:
         """Writes a checkpoint of this family; see `vader.models.opensora.parts.write_checkpoint`."""

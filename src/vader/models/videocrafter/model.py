@@ -32,6 +32,7 @@ from vader.models.videocrafter.release import (
     read_release,
     write_release,
 )
+from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 
 TOKENIZER = "openai/clip-vit-large-patch14"  # its vocabulary is open_clip's
@@ -144,7 +145,7 @@ class VideoCrafter(VideoModel):
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction are `[N, C, F, h, w]`."""
-        dtype = self.denoiser.dtype
+        dtype = weight_dtype(self.denoiser)
         prediction = self.denoiser(
             latents.to(dtype),
             time.to(latents.device),
