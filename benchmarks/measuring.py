@@ -206,7 +206,8 @@ def _cpu_model() -> str:
 def parser(about: str, recipe: str = "tiny") -> argparse.ArgumentParser:
     """A command line that takes a recipe (one by default) with overrides, and where the result goes."""
     line = argparse.ArgumentParser(description=about)
-    line.add_argument("recipe", nargs="?", default=recipe, help="a built-in recipe or a YAML file; default: %(default)s")
+    about_it = f"a built-in recipe or a YAML file; default: {recipe}"
+    line.add_argument("recipe", nargs="?", default=recipe, help=about_it)
     line.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe, by dotted path")
     line.add_argument("--out", type=Path, metavar="FILE", help="default: in benchmarks/results/")
     return line

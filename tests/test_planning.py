@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from vader.cli import main
 from vader.errors import UserError
 from vader.planning.counter import Counter, Remembered, fused_attention
-from vader.planning.search import BESIDE, GIB, plan
-from vader.planning.step import META, forecast
+from vader.planning.search import BESIDE, plan
+from vader.planning.step import META, Forecast, forecast
 from vader.planning.switches import SWITCHES, switched
-from vader.recipe import load_recipe
+from vader.recipe import Recipe, load_recipe
 
 QUICKLY = ("sampling.steps=2", "algorithm.policy.k=1", "video.frames=2")
 CPU = torch.device("cpu")
@@ -164,12 +165,13 @@ def test_baselines_are_counted_too(algorithm):
         [
             "train.batch=4",
             "train.micro_batch=2",
-            "sampling.steps=4",
+            "sampling.steps=2",
+            "video.frames=2",
             f"algorithm={{name: {algorithm}}}",
             *EXTRA[algorithm],
         ],
     )
-    assert forecast(recipe).peak == pytest.approx(forecast(recipe, CPU).peak, rel=0.01)
+    assert forecast(recipe).peak == pytest.approx(forecast(recipe, CPU).peak, rel=0.02)
 
 
 def test_the_batch_is_counted_whole_though_two_micro_batches_are_walked():
@@ -193,6 +195,7 @@ def test_full_sizes_are_what_a_gpu_has_measured(model, case, overrides):
 # ---- the search ----
 
 
+@pytest.mark.rare
 def test_switches_lower_the_peak_one_after_the_other():
     recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", *QUICKLY])
     peaks = [forecast(switched(recipe, SWITCHES[:count])[0]).peak for count in range(len(SWITCHES) + 1)]
@@ -200,38 +203,70 @@ def test_switches_lower_the_peak_one_after_the_other():
     assert peaks[-1] < 0.5 * peaks[0]
 
 
-def test_a_plan_changes_no_more_than_it_takes():
-    recipe = load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", *QUICKLY])
-    room = forecast(switched(recipe, SWITCHES[:4])[0]).peak
-    found = plan(recipe, BESIDE + room)
+def made_up(recipe: Recipe) -> Forecast:
+    """Each switch has its part of the peak: micro-batches 8 a video, chunks 1 an image, two branches 16 ..."""
+    memory = {part.name: part.options.get("of", "blocks") for part in recipe.memory}
+    graph = {None: 64, "blocks": 64, "layers": 32, "nested": 24}[memory.get("recompute")]
+    graph -= 8 * ("offload_activations" in memory)
+    peak = 8 * recipe.train.micro_batch + recipe.scoring.chunk + 16 * recipe.sampling.guidance_batched + graph
+    peak += 4 * ("park" not in memory)
+    return Forecast({}, 0, peak * 2**20, {}, 0, 103 if memory.get("recompute") == "nested" else 100)
+
+
+LARGE = (
+    "train.batch=8",
+    "train.micro_batch=8",
+    "scoring.chunk=4",
+    "memory=[{name: recompute}]",
+)  # 64 + 4 + 16 + 64 + 4
+OF_LAYERS, OF_NESTED = {"name": "recompute", "of": "layers"}, {"name": "recompute", "of": "nested"}
+PARK, OFFLOAD = {"name": "park"}, {"name": "offload_activations"}
+
+
+@pytest.mark.parametrize(("room", "changes", "work"), [
+    (152, {}, 1.0),
+    (151, {"train.micro_batch": 4}, 1.0),
+    (104, {"train.micro_batch": 2}, 1.0),
+    (96, {"train.micro_batch": 1}, 1.0),
+    (94, {"train.micro_batch": 1, "scoring.chunk": 1}, 1.0),
+    (80, {"train.micro_batch": 1, "sampling.guidance_batched": False}, 1.0),
+    (48, {"train.micro_batch": 1, "sampling.guidance_batched": False, "memory": [OF_LAYERS]}, 1.0),
+    (36, {"train.micro_batch": 1, "sampling.guidance_batched": False, "memory": [OF_NESTED, PARK]}, 1.03),
+    (25, {"train.micro_batch": 1, "scoring.chunk": 1, "sampling.guidance_batched": False,
+          "memory": [OF_NESTED, PARK, OFFLOAD]}, 1.03),
+])  # fmt: skip
+def test_a_plan_changes_no_more_than_it_takes(monkeypatch, room, changes, work):
+    monkeypatch.setattr("vader.planning.search.forecast", made_up)
+    recipe = load_recipe("tiny", LARGE)
+    found = plan(recipe, BESIDE + room * 2**20)
     assert found.fits
-    assert found.after.peak <= room < found.before.peak
-    assert found.after == forecast(found.recipe)
-    for key in found.changes:
-        fewer = [f"{name}={json.dumps(value)}" for name, value in found.changes.items() if name != key]
-        assert forecast(load_recipe("tiny", ["train.micro_batch=4", "scoring.chunk=4", *QUICKLY, *fewer])).peak > room
+    assert found.changes == changes
+    assert found.after == made_up(found.recipe)
+    assert found.before == made_up(recipe)
+    assert found.work == pytest.approx(work)
 
 
-def test_what_fits_stays_as_it_is_and_what_never_fits_is_said():
-    recipe = load_recipe("tiny", [*QUICKLY])
-    assert plan(recipe, 16 * GIB).changes == {}
-    least = plan(recipe, BESIDE)
+def test_what_never_fits_is_said_with_the_least(monkeypatch):
+    monkeypatch.setattr("vader.planning.search.forecast", made_up)
+    least = plan(load_recipe("tiny", LARGE), BESIDE + 24 * 2**20)
     assert not least.fits
-    assert least.changes["memory"] == [{"name": "recompute", "of": "nested"}, {"name": "offload_activations"}]
+    assert least.after.peak == 25 * 2**20
 
 
 # ---- the command ----
 
 
-def test_the_command_tells_and_writes(tmp_path, capsys):
+def test_the_command_tells_and_writes(tmp_path, capsys, monkeypatch):
     file = tmp_path / "mine.yaml"
-    assert main(["plan", "tiny", *QUICKLY, "--vram", "1.15", "--write", str(file)]) == 0
+    before = forecast(load_recipe("tiny", QUICKLY))
+    monkeypatch.setattr("vader.planning.search.forecast", lambda recipe: replace(before, peak=made_up(recipe).peak))
+    assert main(["plan", "tiny", *LARGE, "--vram", "1.1", "--write", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "does not fit 1.15 GiB; this does" in out
+    assert "peak 0.1 GiB and about 1 beside tensors: does not fit 1.1 GiB; this does train.micro_batch=1" in out
+    assert "then peak 0.1 GiB, operations +0%" in out
     assert "unet, weights" in out
     written = load_recipe(str(file))
-    assert written.name == "mine"
-    assert forecast(written).peak <= 0.15 * GIB
+    assert (written.name, written.train.micro_batch) == ("mine", 1)
     assert main(["plan", "tiny", "--write", str(file)]) == 2
     assert "is there already" in capsys.readouterr().err
 

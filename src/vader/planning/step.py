@@ -7,7 +7,7 @@ and weights are missing. The four releases and the built-in rewards come from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
@@ -109,7 +110,11 @@ def planned_engine(recipe: Recipe, model: VideoModel, device: torch.device, coun
 
 
 class PlannedEngine(Engine):
-    """An engine whose choice of frames has values: which frames are decoded together hangs on them."""
+    """An engine of one process without data, but for its choice of frames: which are decoded together hangs on them."""
+
+    def gather(self, values: Tensor, indices: Sequence[int], total: int) -> Tensor:
+        """See `Engine.gather`."""
+        return values.new_empty(total, *values.shape[1:])
 
     def shown(self, batch: Batch) -> list[Group]:
         """See `Engine.shown`."""
