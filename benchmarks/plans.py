@@ -22,8 +22,8 @@ from vader.recipe import Recipe, load_recipe
 
 # By model: the recipe whose step it is, one video at once, and its size.
 MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "ModelScope 16x256x256": ("modelscope-aesthetic", ()),
-    "ModelScope 16x384x384": ("modelscope-aesthetic", ("video.height=384", "video.width=384")),
+    "ModelScope 16x256x256": ("modelscope-aesthetic", ("video.height=256", "video.width=256")),
+    "ModelScope 16x384x384": ("modelscope-aesthetic", ()),
     "VideoCrafter2 12x320x512": ("videocrafter-hps-aesthetic", ()),
     "SVD 14x576x1024": ("svd-aesthetic", ()),
     "Open-Sora 51x276x368": ("opensora-hps", ("video.height=276", "video.width=368")),
