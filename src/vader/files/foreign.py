@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from vader.errors import RunError, UserError, is_out_of_memory
-from vader.plugins import one_line, told
+from vader.errors import RunError, UserError
+from vader.plugins import one_line
 
 WEIGHTS = (".safetensors", ".bin")
 NOT_TENSORS = "it holds something else than tensors"
@@ -38,22 +38,6 @@ def reading(what: str) -> Iterator[None]:
             raise
         except Exception as error:  # a file of strangers: every library fails on it in its own ways
             raise UserError(f"{what}: {reason(error)}") from error
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Within, code of users' own may run, or networks of strangers: what it raises is a `UserError` that begins with
-    `what`. That the memory is full passes, as it is nobody's mistake.
-
-    Raises:
-        UserError: the block raised anything else but a `RunError`; a `UserError` passes as it is.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError | RunError) or is_out_of_memory(error):
-            raise
-        raise UserError(f"{what}: {told(error)}") from error
 
 
 def reason(error: BaseException) -> str:

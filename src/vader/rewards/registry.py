@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from vader.files.foreign import explained
 from vader.files.hub import together
 from vader.plugins import find_class, instantiate
 from vader.rewards.base import Reward, RewardMix
@@ -74,8 +73,7 @@ def load_reward(name: str, **options: Any) -> Reward:
     if name in MIXES:
         return build_mix([Named(name, options=options)])
     cls = reward_class(name)
-    with explained(f"reward {name!r} does not load"):
-        return instantiate(cls, f"reward {name!r}", options, beside=("weight", "sees")).freeze()
+    return instantiate(cls, f"reward {name!r}", options, beside=("weight", "sees")).freeze()
 
 
 def build_mix(parts: Sequence[RewardPart], load: Callable[..., Reward] = load_reward) -> RewardMix:

@@ -34,6 +34,7 @@ from vader.evaluation.formats import with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
+from vader.evaluation.metrics.trial import try_metrics
 from vader.evaluation.report import write_report
 from vader.files.atomic import WriteError, atomic_folder, remove
 from vader.files.paths import is_writable
@@ -249,6 +250,8 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
+    try_metrics(metrics, engine.scorer, test_prompts, _fewest_videos(recipe))
+    engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
         words += held_out_words(recipe, len(test_prompts))
         print(*words, sep="\n", end="\n" * bool(words))
@@ -287,6 +290,12 @@ def held_out_words(recipe: Recipe, prompts: int) -> list[str]:
     if settings.videos > prompts:
         words.append(f"evaluation.videos is {settings.videos}, of {prompts} prompts: some are sampled more than once")
     return words
+
+
+def _fewest_videos(recipe: Recipe) -> int:
+    """How many videos the smallest of a run's evaluations has."""
+    settings = recipe.evaluation
+    return min(settings.videos, settings.final_videos or settings.videos)
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
