@@ -88,6 +88,7 @@ def folder(tmp_path_factory) -> Path:
     quick = ["train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
              "evaluation={every: 1, videos: 1, shown: 1, batch: 1}"]  # fmt: skip
     assert main(["train", "tiny", *quick, "--runs", str(root / "runs")]) == 0
+    shutil.copytree(root / "runs" / "tiny", root / "elsewhere" / "renamed")
     checkpoints = root / "runs" / "tiny" / "checkpoints"
     shutil.copytree(checkpoints / step_name(1), checkpoints / step_name(10))
     for name in ("tiny-ddpo", "tiny-dpo"):
@@ -143,7 +144,8 @@ def arguments_of(command: str) -> list[str]:
     """The command's arguments, globs expanded, cut short by `SHORT`."""
     words = shlex.split(command)[1:]
     expanded = [one for word in words for one in (sorted(glob.glob(word)) if "*" in word else [word])]
-    return [*expanded, *SHORT.get(words[0], [])]
+    short = SHORT.get(words[0], [])
+    return [*expanded, *(short[:1] if words[1].endswith("/recipe.yaml") else short)]  # a run goes on where it lies
 
 
 def recipe_of(words: list[str]) -> str | None:
