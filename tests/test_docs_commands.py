@@ -56,7 +56,7 @@ def commands_of(page: Path) -> Iterator[str]:
         lines = block.replace("\\\n", " ").splitlines()
         yield from (" ".join(re.sub(r"(^|\s)# .*", "", line).split()) for line in lines)
     sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    for quoted in re.findall(r"`((?:vader|make|pip|accelerate|python) [^`]+)`", sentences):
+    for quoted in re.findall(r"`((?:vader|make|pip|accelerate|torchrun|python) [^`]+)`", sentences):
         yield " ".join(quoted.split())
 
 
@@ -191,7 +191,13 @@ def test_what_is_spoken_of_exists(command, capsys):
 @pytest.mark.parametrize("command", OTHERS)
 def test_commands_of_other_programs(command):
     program, *words = shlex.split(command)
-    how = {"make": _is_target, "pip": _installs_this, "accelerate": _launches_vader, "python": _is_script}
+    how = {
+        "make": _is_target,
+        "pip": _installs_this,
+        "accelerate": _launches_vader,
+        "torchrun": _launches_vader,
+        "python": _is_script,
+    }
     how[program](words)
 
 
