@@ -19,6 +19,7 @@ from torch import nn
 
 from factories import make_tiny_modelscope
 from vader.errors import UserError
+from vader.models import load_into
 from vader.networks import adapter as adapters
 from vader.networks import adapter_files as files
 from vader.networks.measure import count_parameters
@@ -179,7 +180,7 @@ def test_diffusers_own_loader_reads_the_file(unet, folder, tmp_path):
 
 def test_load_into_a_diffusers_pipeline(unet, folder, tmp_path):
     files.save_adapter(adapted(unet), tmp_path, "unet", {})
-    pipe = files.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
+    pipe = load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
     torch.testing.assert_close(run(pipe.unet), run(unet), atol=0, rtol=0)
 
 
@@ -265,7 +266,7 @@ def test_diffusers_loads_the_files_of_both_experts(experts, tmp_path):
 
 def test_a_folder_is_loaded_into_all_denoisers_or_a_pipeline(experts, tmp_path):
     files.save_adapters(experts, tmp_path, {})
-    assert_same_outputs(in_pipeline(files.load_into(wan_pipeline(), tmp_path)), experts)
+    assert_same_outputs(in_pipeline(load_into(wan_pipeline(), tmp_path)), experts)
     others = make_experts()
     files.load_adapters(others, tmp_path)
     assert_same_outputs(others, experts)

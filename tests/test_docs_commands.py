@@ -46,6 +46,12 @@ REPLACED = {  # of these, only what they would be called with is checked
 }
 
 
+QUICK = [
+    "train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
+    "evaluation={every: 1, videos: 1, shown: 1, batch: 1, metrics: [{name: judge}]}",
+]  # fmt: skip
+
+
 # ---------------------------------------------------------------- the commands
 
 
@@ -85,9 +91,7 @@ OTHERS = [command for command in COMMANDS if shlex.split(command)[0] != "vader"]
 def folder(tmp_path_factory) -> Path:
     """What a reader has by the time they come to a command: runs, videos, pictures, files of their own."""
     root = tmp_path_factory.mktemp("reader")
-    quick = ["train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
-             "evaluation={every: 1, videos: 1, shown: 1, batch: 1}"]  # fmt: skip
-    assert main(["train", "tiny", *quick, "--runs", str(root / "runs")]) == 0
+    assert main(["train", "tiny", *QUICK, "--runs", str(root / "runs")]) == 0
     shutil.copytree(root / "runs" / "tiny", root / "elsewhere" / "renamed")
     checkpoints = root / "runs" / "tiny" / "checkpoints"
     shutil.copytree(checkpoints / step_name(1), checkpoints / step_name(10))
@@ -226,6 +230,28 @@ def _is_script(words: list[str]) -> None:
     """`test_benchmarks.py` runs the scripts; here, that there is one and that it knows the options."""
     text = (ROOT / words[0]).read_text()
     assert all(f'"{word}"' in text for word in words if word.startswith("--"))
+
+
+# ---------------------------------------------------------------- the page on Python
+
+
+def test_the_page_on_python_runs(reader, monkeypatch):
+    """All its code in one go, the training cut short; the fields that it explains are those that the run has."""
+    page = (ROOT / "docs" / "python.md").read_text()
+    monkeypatch.setattr(
+        "vader.recipe.load_recipe",
+        lambda source, overrides=(): load_recipe(source, [*overrides, *(QUICK if source == "tiny" else [])]),
+    )
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert (reader / "runs/mine/adapter").is_dir()
+    assert names["videos"].shape == (2, 8, 3, 32, 32)
+    assert names["score"].total is not None
+    assert [step for step, _ in names["curve"]] == [0, 1]
+    written = {field for line in names["lines"] for field in line}
+    rows = re.findall(r"^\| (`.+?) \|", page, re.MULTILINE)
+    assert {field for row in rows for field in re.findall(r"`(\w+)`", row)} == written
 
 
 # ---------------------------------------------------------------- what pages promise

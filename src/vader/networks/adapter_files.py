@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ from vader.networks.adapter import (
 from vader.version import __version__
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-Target = TypeVar("Target")
 Content = tuple[dict[str, Tensor], dict[str, str]]  # weights as in our files, and a header as theirs
 _formats: dict[str, Callable[[Path], Content]] = {}
 
@@ -289,19 +288,6 @@ def _check_family(file: AdapterFile, family: str) -> None:
     known = family and isinstance(said, str) and ":" not in said  # of a model of the user's own the layers decide
     if known and said != family:
         raise UserError(f"adapter {str(file.path)!r} was trained on a model of the family {said!r}, not {family!r}")
-
-
-def load_into(target: Target, path: Path | str) -> Target:
-    """Attaches an adapter to a diffusers pipeline or a network of it: `load_into(pipe, "runs/x/adapter")`.
-
-    Raises:
-        UserError: as `load_adapters`.
-    """
-    if isinstance(target, nn.Module):
-        load_adapter(target, path)
-    else:
-        load_adapters({name: part for name, part in vars(target).items() if isinstance(part, nn.Module)}, path)
-    return target
 
 
 def _listed(components: Mapping[str, Any]) -> str:

@@ -146,3 +146,11 @@ class RewardMix(Reward):
     def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         """All rewards of the same clip, each on all of its frames."""
         return self.total({name: reward.score(clip, prompts) for name, reward in self.items()})
+
+
+def as_mix(reward: Reward, name: str | None = None) -> RewardMix:
+    """A mix as it is, any other reward frozen as the only one of a mix, under its class's name if it is given none."""
+    if isinstance(reward, RewardMix):
+        return reward
+    named = name or type(reward).__name__
+    return RewardMix({named: reward.freeze()}, {named: 1.0})
