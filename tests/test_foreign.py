@@ -58,6 +58,7 @@ def refusal(load) -> str:
             RuntimeError("Error(s) in loading state_dict:\n\tsize mismatch\n\tmore"),
             "Error(s) in loading state_dict: size mismatch",
         ),
+        (ValueError("None of:\n(1) a file,\n (2) a folder.\nmore"), "None of: (1) a file, (2) a folder."),
         (RuntimeError("Weights only load failed ... set `weights_only=False`"), "it holds something else than tensors"),
         (RuntimeError("weights_only: GLOBAL os.system was not"), "it holds code (os.system), which is never run"),
     ],

@@ -190,7 +190,11 @@ def test_built_in_metrics_have_a_line_each(capsys):
         ({"name": "gold", "task": "beauty"}, "metric 'gold': task is 'beauty'"),
         ({"name": "gold", "tsak": "looks"}, "metric 'gold' has no option 'tsak': did you mean 'task'?"),
         ({"name": "hps", "weight": 2.0}, "reward 'hps' has no option 'weight'"),
-        ({"name": "test_metrics:Other"}, "'test_metrics:Other' is neither a Metric nor a Reward"),
+        (
+            {"name": "test_metrics:Other"},
+            "'test_metrics:Other' is not a Metric or Reward: derive it from vader.Metric",
+        ),
+        ({"name": "test_metrics:clip_of"}, "'test_metrics:clip_of' is a function: write a class that is derived from "),
         ({"name": "test_metrics:Nothing"}, "'Nothing' measures nothing: Nothing needs per_video or over_set"),
     ],
 )

@@ -13,7 +13,9 @@ import pytest
 import torch
 from pydantic import Field, PositiveInt
 
+import vader
 from toy_runs import TOY
+from vader import Algorithm, Guidance, Metric, Technique, VideoModel
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import UserError
@@ -31,6 +33,9 @@ class Whole(FrameReward):
 
 class Unfinished(FrameReward):
     pass
+
+
+WORD = "warm"
 
 
 class Stranger:
@@ -66,7 +71,9 @@ def test_a_module_in_the_working_directory_is_found(write):
         ("mine", "write it as module:Class"),
         ("mine:", "write it as module:Class"),
         ("mine:Whale", "mine has no Whale: did you mean 'Whole'"),
-        ("mine:Stranger", "is not a Reward: derive it from vader.rewards.base.Reward"),
+        ("mine:Stranger", "is not a Reward: derive it from vader.FrameReward or vader.Reward"),
+        ("mine:leap", "is a function: write a class that is derived from vader.FrameReward or vader.Reward"),
+        ("mine:WORD", "is a str: write a class that is derived from vader.FrameReward or vader.Reward"),
         ("mine:Unfinished", "lacks score_frames"),
         ("no_such_module:X", "no module 'no_such_module' here"),
         ("mine.sub:X", "no module 'mine.sub'"),
@@ -84,6 +91,16 @@ def test_mistakes_are_one_line(write, spec, message):
         load_object(spec, "reward", Reward)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("base", [Algorithm, Guidance, Metric, Reward, Technique, VideoModel])
+def test_every_contract_is_told_by_a_name_that_is_public(write, base):
+    write("mine", MODULE)
+    with pytest.raises(UserError) as caught:
+        load_object("mine:Stranger", "part", base)
+    public = re.findall(r"vader\.(\w+)", str(caught.value))
+    assert public
+    assert all(issubclass(getattr(vader, name), base) for name in public)
 
 
 def test_a_function_is_found(write):

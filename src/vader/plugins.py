@@ -16,7 +16,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -67,22 +67,31 @@ def find_class(name: str, kind: str, built_in: Mapping[str, type[T] | str], base
     return load_object(found, kind, base) if isinstance(found, str) else found
 
 
-def load_object(spec: str, kind: str, base: type[T]) -> type[T]:
+def load_object(spec: str, kind: str, base: type[T], *others: type[T]) -> type[T]:
     """The class that `spec` ("module:Class") names.
 
     Args:
         kind: what it is to be, for the error: "reward", "model", ...
-        base: the class it must derive from.
+        base: the contract that it must derive from, or from one of the others.
 
     Raises:
         UserError: no such module or class, the module fails on import, or the class does not meet the contract.
     """
     found = _found(spec, kind, "Class", inspect.isclass)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{kind} {spec!r} is not a {base.__name__}: derive it from {base.__module__}.{base.__name__}")
+    if not (isinstance(found, type) and issubclass(found, (base, *others))):
+        raise UserError(f"{kind} {spec!r} is {_not_one_of(found, (base, *others))}")
     if missing := _abstract(found):
         raise UserError(f"{kind} {spec!r} lacks {', '.join(missing)}: {base.__name__} asks for it")
     return found
+
+
+def _not_one_of(found: object, bases: Sequence[type]) -> str:
+    """What was found in place of a class of one of these contracts, and what to write, by their public names."""
+    public = " or ".join(f"vader.{name}" for base in bases for name in getattr(base, "derived_from", [base.__name__]))
+    if isinstance(found, type):
+        return f"not a {' or '.join(base.__name__ for base in bases)}: derive it from {public}"
+    what = "function" if inspect.isroutine(found) else type(found).__name__
+    return f"a {what}: write a class that is derived from {public}"
 
 
 def load_function(spec: str, kind: str) -> Callable[..., Any]:
@@ -191,10 +200,14 @@ def _abstract(cls: type) -> list[str]:
 
 # ---- failing ----
 
+MOST_LINES = 5  # of an error's message that are told
+
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message that says something, with those after it where it ends in mid-sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    whole = next((i for i, line in enumerate(lines[:MOST_LINES]) if not line.endswith((":", ","))), MOST_LINES - 1)
+    return " ".join(lines[: whole + 1]) or type(error).__name__
 
 
 def told(error: BaseException) -> str:

@@ -54,9 +54,7 @@ def reason(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    headline = len(lines) > 1 and lines[0].endswith(":")  # the next line says what is wrong
-    return f"{lines[0]} {lines[1]}" if headline else one_line(error)
+    return one_line(error)
 
 
 def require_regular(path: Path, what: str) -> None:

@@ -106,7 +106,7 @@ def save_adapter(
     return path
 
 
-def _prefix(component: str) -> str:
+def key_prefix(component: str) -> str:
     """What diffusers' files begin their keys with: of an expert, the name of the first one."""
     return re.sub(r"_\d+$", "", component)
 
@@ -114,7 +114,7 @@ def _prefix(component: str) -> str:
 def _folded(module: nn.Module, component: str) -> dict[str, Tensor]:
     weights = {}
     for name, layer in lora_layers(module).items():
-        key = f"{_prefix(component)}.{name}"
+        key = f"{key_prefix(component)}.{name}"
         weights[f"{key}.lora_A.weight"] = factor_a(layer).detach().cpu().contiguous()
         weights[f"{key}.lora_B.weight"] = (factor_b(layer) * layer.scaling[NAME]).detach().cpu().contiguous()
     return weights
@@ -135,7 +135,7 @@ def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> d
     return {
         "format": "pt",
         "vader": json.dumps(ours),
-        "lora_adapter_metadata": json.dumps({f"{_prefix(component)}.{key}": value for key, value in theirs.items()}),
+        "lora_adapter_metadata": json.dumps({f"{key_prefix(component)}.{key}": value for key, value in theirs.items()}),
     }
 
 
@@ -174,13 +174,13 @@ class AdapterFile:
 
     def state(self, component: str) -> dict[str, Tensor]:
         """One network's weights by `<module path>.lora_A.weight` (and B)."""
-        prefix = f"{_prefix(component)}." if "component" in self.ours else f"{component}."
+        prefix = f"{key_prefix(component)}." if "component" in self.ours else f"{component}."
         return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
 
     def alpha(self, component: str, rank: int) -> float:
         """The alpha that is not in the weights, as diffusers' training scripts leave it; else the rank."""
         theirs = self._said("lora_adapter_metadata")
-        alpha = theirs.get(f"{_prefix(component)}.lora_alpha", theirs.get(f"{component}.lora_alpha", rank))
+        alpha = theirs.get(f"{key_prefix(component)}.lora_alpha", theirs.get(f"{component}.lora_alpha", rank))
         if not isinstance(alpha, int | float) or not math.isfinite(alpha):
             raise UserError(f"adapter {str(self.path)!r} says that its alpha is {alpha!r}, which is no number")
         return alpha

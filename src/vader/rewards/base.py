@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class Reward(nn.Module):
         sensible_range: where real videos score, for plots and targets.
     """
 
+    derived_from: ClassVar[tuple[str, ...]] = ("FrameReward", "Reward")  # the public names to derive one's own from
     needs: Needs = AllFrames()
     framewise: bool = False
     sensible_range: tuple[float, float] = (0.0, 1.0)

@@ -60,12 +60,8 @@ def _metric_class(name: str) -> type[Metric] | None:
             known = nearest(name, [*BUILT_IN, *rewards], "your own as module:Name")
             raise UserError(f"unknown metric {name!r}: {known}")
         return None
-    found = load_object(name, "metric", object)
-    if issubclass(found, Metric):
-        return found
-    if issubclass(found, Reward):
-        return None
-    raise UserError(f"metric {name!r} is neither a Metric nor a Reward: derive it from {Metric.__module__}.Metric")
+    found = load_object(name, "metric", Metric, Reward)
+    return found if issubclass(found, Metric) else None
 
 
 def metric_names() -> dict[str, str]:
