@@ -17,11 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import vader
 from factories import make_tiny_modelscope
 from vader.errors import UserError
+from vader.models import load_into
 from vader.networks import adapter as adapters
 from vader.networks import adapter_files as files
 from vader.networks.measure import count_parameters
+from vader.tools.export import loading_lines
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -179,7 +182,7 @@ def test_diffusers_own_loader_reads_the_file(unet, folder, tmp_path):
 
 def test_load_into_a_diffusers_pipeline(unet, folder, tmp_path):
     files.save_adapter(adapted(unet), tmp_path, "unet", {})
-    pipe = files.load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
+    pipe = load_into(TextToVideoSDPipeline.from_pretrained(folder), tmp_path)
     torch.testing.assert_close(run(pipe.unet), run(unet), atol=0, rtol=0)
 
 
@@ -263,9 +266,32 @@ def test_diffusers_loads_the_files_of_both_experts(experts, tmp_path):
     assert_same_outputs(in_pipeline(pipe), experts)
 
 
+def test_the_lines_that_an_export_prints_load_it_into_networks_of_diffusers(experts, tmp_path):
+    files.save_adapters(experts, tmp_path, {"family": "my_wan:Wan"})
+    *lines, ours = loading_lines(tmp_path)
+    networks = make_experts()
+    for line in lines:
+        exec(line.removeprefix("into one of diffusers: "), dict(networks))
+    assert_same_outputs(networks, experts)
+    pipe = wan_pipeline()
+    exec(ours.removeprefix("into any network: "), {"vader": vader, "pipe": pipe})
+    assert_same_outputs(in_pipeline(pipe), experts)
+
+
+def test_of_a_network_that_diffusers_cannot_load_into_an_export_prints_one_line(unet, folder, tmp_path):
+    files.save_adapter(adapted(unet), tmp_path, "unet", {"family": "modelscope"})
+    (line,) = loading_lines(tmp_path)
+    assert line == f'into any network: vader.load_into(unet, "{tmp_path}")'
+    other = fresh(folder)
+    exec(line.removeprefix("into any network: "), {"vader": vader, "unet": other})
+    torch.testing.assert_close(run(other), run(unet), atol=0, rtol=0)
+    files.save_adapter(unet, tmp_path, "unet", {"family": "mine"})
+    assert loading_lines(tmp_path)[0].endswith(', weight_name="pytorch_lora_weights.safetensors", prefix="unet")')
+
+
 def test_a_folder_is_loaded_into_all_denoisers_or_a_pipeline(experts, tmp_path):
     files.save_adapters(experts, tmp_path, {})
-    assert_same_outputs(in_pipeline(files.load_into(wan_pipeline(), tmp_path)), experts)
+    assert_same_outputs(in_pipeline(load_into(wan_pipeline(), tmp_path)), experts)
     others = make_experts()
     files.load_adapters(others, tmp_path)
     assert_same_outputs(others, experts)

@@ -170,7 +170,14 @@ def test_report_and_export(run, studio, capsys):
     (run / "report.html").unlink()
     assert main(["report", "runs/studio-calm"]) == 0
     assert "studio-calm" in (run / "report.html").read_text()
+    capsys.readouterr()
     assert main(["export", "runs/studio-calm", "--adapter", "--out", "exported"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "exported/pytorch_lora_weights.safetensors",
+        'into one of diffusers: transformer.load_lora_adapter("exported", '
+        'weight_name="pytorch_lora_weights.safetensors")',
+        'into any network: vader.load_into(transformer, "exported")',
+    ]
     weights = load_file(studio / "exported/pytorch_lora_weights.safetensors")
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == {
         "transformer.into.lora_A.weight": (16, 8),

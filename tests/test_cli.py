@@ -164,7 +164,8 @@ def test_train_hands_over_the_recipe_and_prints_the_closing_lines(capsys, monkey
         def lines(self) -> list[str]:
             return ["before: 1", "after: 2"]
 
-    def run(recipe: Recipe, runs: Path, dry_run: bool) -> Result | None:
+    def run(recipe: Recipe, runs: Path, dry_run: bool, folder: Path | None) -> Result | None:
+        assert folder is None
         calls.append((recipe, runs, dry_run))
         return None if dry_run else Result()
 

@@ -24,6 +24,7 @@ from vader.recipe import load_recipe
 from vader.runs.folder import RunFolder
 from vader.solvers import Solver
 from vader.solvers.scheduler_config import solver_from_config
+from vader.training.before import check_recipe
 from vader.training.trainer import Run, build_run, next_batch, train
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -31,7 +32,7 @@ SETTINGS = ("algorithm={name: ddpo}", "sampling.eta=1")
 
 
 def toy_run(folder: Path, *overrides: str) -> Run:
-    run = build_run(toy_recipe(*SETTINGS, *overrides), RunFolder(folder / "toy"))
+    run = build_run(check_recipe(toy_recipe(*SETTINGS, *overrides)), RunFolder(folder / "toy"))
     generator = torch.Generator().manual_seed(5)
     for parameter in run.engine.parameters:  # not at zero, where half of the gradients are
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -258,7 +259,7 @@ def plain_run(tmp_path_factory, few_prompts) -> Path:
 
 
 def test_neighbours_in_a_batch_share_their_prompt(tmp_path, few_prompts):
-    run = build_run(toy_recipe(*WHOLE, few_prompts), RunFolder(tmp_path / "toy"))
+    run = build_run(check_recipe(toy_recipe(*WHOLE, few_prompts)), RunFolder(tmp_path / "toy"))
     prompts = [prompt for step in range(1, 4) for prompt in next_batch(run, step).prompts]
     assert prompts[::2] == prompts[1::2]
     assert {prompt.text for prompt in prompts[:6]} == set(FEW_PROMPTS.split("\n"))

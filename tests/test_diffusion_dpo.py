@@ -28,6 +28,7 @@ from vader.models.modelscope import ModelScope
 from vader.networks.adapter import adapter_disabled
 from vader.nouns import Known, Prompt, VideoSize, as_prompts
 from vader.runs.folder import RunFolder
+from vader.training.before import check_recipe
 from vader.training.trainer import Run, build_run, next_batch, train
 
 DPO = "algorithm={name: diffusion_dpo, updates: 2, pairs: 3, capacity: 6}"
@@ -91,7 +92,7 @@ def test_latents_that_are_known_have_no_error():
 
 
 def dpo_run(folder: Path, *overrides: str) -> Run:
-    return build_run(toy_recipe(DPO, *overrides), RunFolder(folder / "toy"))
+    return build_run(check_recipe(toy_recipe(DPO, *overrides)), RunFolder(folder / "toy"))
 
 
 def test_a_fresh_adapter_s_loss_is_log_2_and_a_step_makes_the_winner_preferred(tmp_path):
@@ -255,7 +256,7 @@ def test_keys_without_effect_on_a_preference_file_are_refused(videos, override, 
     path = write_pairs(videos / "pairs.jsonl", [GOOD])
     recipe = toy_recipe(f"algorithm={{name: diffusion_dpo, preferences: {path}}}", override)
     with pytest.raises(UserError, match=message):
-        build_run(recipe, RunFolder(videos / "toy"))
+        build_run(check_recipe(recipe), RunFolder(videos / "toy"))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,10 @@ def test_mistakes_in_a_preference_file_are_found_before_the_model_is_loaded(vide
     monkeypatch.setattr(ToyModel, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     path = write_pairs(videos / "pairs.jsonl", rows)
     with pytest.raises(UserError, match=message):
-        build_run(toy_recipe(f"algorithm={{name: diffusion_dpo, preferences: {path}}}"), RunFolder(videos / "toy"))
+        build_run(
+            check_recipe(toy_recipe(f"algorithm={{name: diffusion_dpo, preferences: {path}}}")),
+            RunFolder(videos / "toy"),
+        )
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ REPLACED = {  # of these, only what they would be called with is checked
 }
 
 
+QUICK = [
+    "train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
+    "evaluation={every: 1, videos: 1, shown: 1, batch: 1, metrics: [{name: judge}]}",
+]  # fmt: skip
+
+
 # ---------------------------------------------------------------- the commands
 
 
@@ -57,7 +63,7 @@ def commands_of(page: Path) -> Iterator[str]:
         lines = block.replace("\\\n", " ").splitlines()
         yield from (" ".join(re.sub(r"(^|\s)# .*", "", line).split()) for line in lines)
     sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    for quoted in re.findall(r"`((?:vader|make|pip|accelerate|python) [^`]+)`", sentences):
+    for quoted in re.findall(r"`((?:vader|make|pip|accelerate|torchrun|python) [^`]+)`", sentences):
         yield " ".join(quoted.split())
 
 
@@ -86,9 +92,8 @@ OTHERS = [command for command in COMMANDS if shlex.split(command)[0] != "vader"]
 def folder(tmp_path_factory) -> Path:
     """What a reader has by the time they come to a command: runs, videos, pictures, files of their own."""
     root = tmp_path_factory.mktemp("reader")
-    quick = ["train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
-             "evaluation={every: 1, videos: 1, shown: 1, batch: 1}"]  # fmt: skip
-    assert main(["train", "tiny", *quick, "--runs", str(root / "runs")]) == 0
+    assert main(["train", "tiny", *QUICK, "--runs", str(root / "runs")]) == 0
+    shutil.copytree(root / "runs" / "tiny", root / "elsewhere" / "renamed")
     checkpoints = root / "runs" / "tiny" / "checkpoints"
     shutil.copytree(checkpoints / step_name(1), checkpoints / step_name(10))
     for name in ("tiny-ddpo", "tiny-dpo"):
@@ -147,7 +152,8 @@ def arguments_of(command: str) -> list[str]:
     """The command's arguments, globs expanded, cut short by `SHORT`."""
     words = shlex.split(command)[1:]
     expanded = [one for word in words for one in (sorted(glob.glob(word)) if "*" in word else [word])]
-    return [*expanded, *SHORT.get(words[0], [])]
+    short = SHORT.get(words[0], [])
+    return [*expanded, *(short[:1] if words[1].endswith("/recipe.yaml") else short)]  # a run goes on where it lies
 
 
 def recipe_of(words: list[str]) -> str | None:
@@ -193,7 +199,13 @@ def test_what_is_spoken_of_exists(command, capsys):
 @pytest.mark.parametrize("command", OTHERS)
 def test_commands_of_other_programs(command):
     program, *words = shlex.split(command)
-    how = {"make": _is_target, "pip": _installs_this, "accelerate": _launches_vader, "python": _is_script}
+    how = {
+        "make": _is_target,
+        "pip": _installs_this,
+        "accelerate": _launches_vader,
+        "torchrun": _launches_vader,
+        "python": _is_script,
+    }
     how[program](words)
 
 
@@ -222,6 +234,28 @@ def _is_script(words: list[str]) -> None:
     """`test_benchmarks.py` runs the scripts; here, that there is one and that it knows the options."""
     text = (ROOT / words[0]).read_text()
     assert all(f'"{word}"' in text for word in words if word.startswith("--"))
+
+
+# ---------------------------------------------------------------- the page on Python
+
+
+def test_the_page_on_python_runs(reader, monkeypatch):
+    """All its code in one go, the training cut short; the fields that it explains are those that the run has."""
+    page = (ROOT / "docs" / "python.md").read_text()
+    monkeypatch.setattr(
+        "vader.recipe.load_recipe",
+        lambda source, overrides=(): load_recipe(source, [*overrides, *(QUICK if source == "tiny" else [])]),
+    )
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert (reader / "runs/mine/adapter").is_dir()
+    assert names["videos"].shape == (2, 8, 3, 32, 32)
+    assert names["score"].total is not None
+    assert [step for step, _ in names["curve"]] == [0, 1]
+    written = {field for line in names["lines"] for field in line}
+    rows = re.findall(r"^\| (`.+?) \|", page, re.MULTILINE)
+    assert {field for row in rows for field in re.findall(r"`(\w+)`", row)} == written
 
 
 # ---------------------------------------------------------------- what pages promise

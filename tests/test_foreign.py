@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import vader.cli.train
 from vader.cli import main
 from vader.errors import RunError, UserError
-from vader.files.foreign import explained, reading, reason, require_regular
+from vader.files.foreign import reading, reason, require_regular
 from vader.files.hub import TINY_WEIGHTS, load_config, weight_variant
 from vader.models import load_model
 from vader.models.base import VideoModel
 from vader.nouns import VideoSize, as_prompts
+from vader.plugins import explained, own_line
 from vader.rewards import load_reward
 from vader.sampling.videos import sample_videos
 
@@ -57,6 +58,7 @@ def refusal(load) -> str:
             RuntimeError("Error(s) in loading state_dict:\n\tsize mismatch\n\tmore"),
             "Error(s) in loading state_dict: size mismatch",
         ),
+        (ValueError("None of:\n(1) a file,\n (2) a folder.\nmore"), "None of: (1) a file, (2) a folder."),
         (RuntimeError("Weights only load failed ... set `weights_only=False`"), "it holds something else than tensors"),
         (RuntimeError("weights_only: GLOBAL os.system was not"), "it holds code (os.system), which is never run"),
     ],
@@ -332,12 +334,29 @@ def test_debug_shows_where_an_error_arose(monkeypatch, capsys):
 
 
 def test_an_error_that_nobody_has_foreseen_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("vader.recipe.files._find", None)
+    assert main(["train", "tiny"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vader: TypeError: 'NoneType' object is not callable (files.py, line ")
+    assert line.endswith("this is a fault of vader, please report it with what 'vader --debug ...' shows")
+
+
+def test_an_error_in_code_of_ones_own_is_no_fault_of_the_package(monkeypatch, capsys):
     def broken(*arguments, **options):
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr("vader.recipe.load_recipe", broken)
-    assert vader.cli.train
-    assert main(["train", "tiny"]) == 1
+    assert main(["train", "tiny"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("vader: ZeroDivisionError: division (test_foreign.py, line ")
-    assert line.endswith("this is a fault of vader, please report it with what 'vader --debug ...' shows")
+    assert re.fullmatch(
+        r"vader: your own code fails with ZeroDivisionError: division \(test_foreign\.py, line \d+\)", line
+    )
+
+
+@pytest.mark.parametrize("place", ["site-packages", "dist-packages"])
+def test_what_is_installed_is_no_code_of_ones_own(tmp_path, place):
+    (tmp_path / place).mkdir()
+    file = tmp_path / place / "library.py"
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("1 / 0", str(file), "exec"), {})
+    assert own_line(caught.value) != "library.py, line 1"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from toy_runs import TOY, adapter, metrics, toy_recipe
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
-from vader.errors import Stopped
+from vader.errors import RunError, Stopped
 from vader.evaluation.held_out import HeldOut
 from vader.networks.adapter_files import FILE_NAME
 from vader.runs.folder import ADAPTER
@@ -89,6 +89,50 @@ def test_the_longer_run_is_the_run_of_the_folder(tmp_path, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
+# ---- moved and renamed ----
+
+
+@pytest.fixture
+def moved(tmp_path) -> Path:
+    """A run of three steps, elsewhere and under another name; its recipe came with overrides."""
+    train(toy_recipe("train.steps=3", "optimizer.lr=0.02"), tmp_path / "runs")
+    (tmp_path / "moved").mkdir()
+    return (tmp_path / "runs/toy").rename(tmp_path / "moved/toy 9")
+
+
+@pytest.mark.parametrize("runs", [[], ["--runs", "moved"]])
+def test_a_run_goes_on_where_it_lies_by_its_own_recipe(tmp_path, capsys, monkeypatch, moved, runs):
+    monkeypatch.chdir(tmp_path)
+    train(toy_recipe("train.steps=4", "optimizer.lr=0.02"), "planned")
+    longer = ["train", "moved/toy 9/recipe.yaml", "train.steps=4", "--trust-code", *runs]
+    capsys.readouterr()
+    assert main(longer) == 0
+    assert "report:  moved/toy 9/report.html" in capsys.readouterr().out
+    assert_same(moved, tmp_path / "planned/toy")
+    assert main(longer) == 0
+    assert "moved/toy 9 is finished already" in capsys.readouterr().out
+    assert list(tmp_path.glob("*/toy/recipe.yaml")) == [tmp_path / "planned/toy/recipe.yaml"]
+
+
+def test_from_within_its_folder_a_run_goes_on_too(monkeypatch, capsys, moved):
+    monkeypatch.chdir(moved)
+    assert main(["train", "recipe.yaml", "--trust-code"]) == 0
+    assert ". is finished already" in capsys.readouterr().out
+
+
+def test_a_run_s_recipe_under_another_name_is_a_new_run(tmp_path, capsys, moved):
+    asked = ["train", str(moved / "recipe.yaml"), "--trust-code", "--runs", str(tmp_path / "new")]
+    assert main(asked) == 2
+    assert capsys.readouterr().err == (
+        f"vader: {moved} is a run, which goes on where it lies: leave out --runs, or give a new run of its recipe a "
+        "name=...\n"
+    )
+    before = content(moved)
+    assert main([*asked, "name=again", "train.steps=1"]) == 0
+    assert (tmp_path / "new/again/adapter").is_dir()
+    assert content(moved) == before
+
+
 # ---- an adapter and a report at any time ----
 
 
@@ -138,7 +182,7 @@ def leave(path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(HeldOut, "summary", fail)
         else:
             die_at(patch, steps + 1, fail)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(RunError, match="your own code fails with ZeroDivisionError"):
             train(toy_recipe("optimizer.lr=0.5"), path)
 
 
@@ -214,7 +258,7 @@ def test_what_went_back_goes_on_from_there(tmp_path, whole):
     damage_line(stopped_at(5, tmp_path, "train.keep_checkpoints=3"), 5)
     with pytest.MonkeyPatch.context() as patch:
         die_at(patch, 4, lambda: {}["killed"])
-        with pytest.raises(KeyError, match="killed"):
+        with pytest.raises(RunError, match="killed"):
             train(toy_recipe("train.keep_checkpoints=3"), tmp_path)
     train(toy_recipe("train.keep_checkpoints=3"), tmp_path)
     assert metrics(tmp_path / "toy") == metrics(whole)

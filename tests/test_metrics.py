@@ -190,7 +190,11 @@ def test_built_in_metrics_have_a_line_each(capsys):
         ({"name": "gold", "task": "beauty"}, "metric 'gold': task is 'beauty'"),
         ({"name": "gold", "tsak": "looks"}, "metric 'gold' has no option 'tsak': did you mean 'task'?"),
         ({"name": "hps", "weight": 2.0}, "reward 'hps' has no option 'weight'"),
-        ({"name": "test_metrics:Other"}, "'test_metrics:Other' is neither a Metric nor a Reward"),
+        (
+            {"name": "test_metrics:Other"},
+            "'test_metrics:Other' is not a Metric or Reward: derive it from vader.Metric",
+        ),
+        ({"name": "test_metrics:clip_of"}, "'test_metrics:clip_of' is a function: write a class that is derived from "),
         ({"name": "test_metrics:Nothing"}, "'Nothing' measures nothing: Nothing needs per_video or over_set"),
     ],
 )
@@ -200,8 +204,29 @@ def test_mistakes(part, message):
 
 
 def test_figures_are_one_a_video():
-    with pytest.raises(UserError, match=r"metric 'Wrong' gave figures of shape \[2\] for 1 videos"):
+    said = r"metric 'Wrong' gave shape \[2\] from `per_video`: it should be \[1\], one number for each video"
+    with pytest.raises(UserError, match=said):
         build({"name": "test_metrics:Wrong"}).per_video(clip_of([0.5]), [Prompt("x")])
+
+
+class Whole(Metric):
+    """Numbers of other kinds than float tensors."""
+
+    def per_video(self, clip, prompts):
+        return {"bright": clip.frames.mean(dim=(1, 2, 3, 4)) > 0.4, "frames": torch.full((len(prompts),), 2)}
+
+    def over_set(self, clips, prompts):
+        return {"tensor": clips[0].frames.mean(), "count": len(clips)}
+
+
+def test_figures_may_be_numbers_of_any_kind():
+    metrics, clip = build({"name": "test_metrics:Whole"}), clip_of([0.25, 0.5])
+    found = metrics.per_video(clip, [Prompt("x")] * 2)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "Whole/bright": [0.0, 1.0],
+        "Whole/frames": [2.0, 2.0],
+    }
+    assert metrics.over_set([clip[:1], clip[1:]], [Prompt("x")] * 2) == {"Whole/tensor": 0.25, "Whole/count": 2.0}
 
 
 # ---- processes ----

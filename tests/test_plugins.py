@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
 from pydantic import Field, PositiveInt
 
+import vader
+from toy_runs import TOY
+from vader import Algorithm, Guidance, Metric, Technique, VideoModel
+from vader.algorithms.reward_gradient import RewardGradient
+from vader.cli import main
 from vader.errors import UserError
 from vader.plugins import Part, checked_options, complete, instantiate, load_function, load_object
 from vader.rewards import FrameReward, Reward
@@ -27,6 +33,9 @@ class Whole(FrameReward):
 
 class Unfinished(FrameReward):
     pass
+
+
+WORD = "warm"
 
 
 class Stranger:
@@ -62,7 +71,9 @@ def test_a_module_in_the_working_directory_is_found(write):
         ("mine", "write it as module:Class"),
         ("mine:", "write it as module:Class"),
         ("mine:Whale", "mine has no Whale: did you mean 'Whole'"),
-        ("mine:Stranger", "is not a Reward: derive it from vader.rewards.base.Reward"),
+        ("mine:Stranger", "is not a Reward: derive it from vader.FrameReward or vader.Reward"),
+        ("mine:leap", "is a function: write a class that is derived from vader.FrameReward or vader.Reward"),
+        ("mine:WORD", "is a str: write a class that is derived from vader.FrameReward or vader.Reward"),
         ("mine:Unfinished", "lacks score_frames"),
         ("no_such_module:X", "no module 'no_such_module' here"),
         ("mine.sub:X", "no module 'mine.sub'"),
@@ -80,6 +91,16 @@ def test_mistakes_are_one_line(write, spec, message):
         load_object(spec, "reward", Reward)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("base", [Algorithm, Guidance, Metric, Reward, Technique, VideoModel])
+def test_every_contract_is_told_by_a_name_that_is_public(write, base):
+    write("mine", MODULE)
+    with pytest.raises(UserError) as caught:
+        load_object("mine:Stranger", "part", base)
+    public = re.findall(r"vader\.(\w+)", str(caught.value))
+    assert public
+    assert all(issubclass(getattr(vader, name), base) for name in public)
 
 
 def test_a_function_is_found(write):
@@ -257,3 +278,88 @@ def test_complete_fills_in_every_default_as_json():
 
     assert complete(policy, {"k": 2}) == {"k": 2, "steps": [3]}
     assert complete(Bare, {}) == {}
+
+
+# ---- parts that fail ----
+
+BEFORE = {  # what a recipe has, and what is said before the run starts
+    "evaluation.metrics=[{name: 'broken_parts:Divides'}]": "metric 'Divides' fails in per_video: ZeroDivisionError: "
+    "division by zero (broken_parts.py, line 14)",
+    "evaluation.metrics=[{name: 'broken_parts:DividesSets'}]": "metric 'DividesSets' fails in over_set: "
+    "ZeroDivisionError: division by zero (broken_parts.py, line 19)",
+    "evaluation.metrics=[{name: 'broken_parts:Text'}]": "metric 'Text' gave a str: let it return a tensor [2] from "
+    "`per_video`, one number for each video",
+    "evaluation.metrics=[{name: 'broken_parts:OneText'}]": "metric 'OneText/words' gave a str from `over_set`: let it "
+    "return one number for all videos, or several by name",
+    "evaluation.metrics=[{name: 'broken_parts:Unprepared'}]": "metric 'Unprepared' fails in prepare: AttributeError: "
+    "'Unprepared' object has no attribute 'network' (broken_parts.py, line 41)",
+    "evaluation.metrics=[{name: 'broken_parts:Unmade'}]": "metric 'broken_parts:Unmade' does not load: KeyError: 'a' "
+    "(broken_parts.py, line 49)",
+    "algorithm.policy={name: 'broken_parts:forgetful'}": "policy 'broken_parts:forgetful' fails: KeyError: 'steps' "
+    "(broken_parts.py, line 56)",
+    "algorithm.policy={name: 'broken_parts:no_generator'}": "policy 'broken_parts:no_generator' fails: IndexError: "
+    "list index out of range (broken_parts.py, line 60)",
+    "sampling.guidance={name: 'broken_parts:Refuses'}": "guidance 'Refuses' fails in check: ZeroDivisionError: "
+    "division by zero (broken_parts.py, line 70)",
+    "memory=[{name: 'broken_parts:Enters'}]": "memory technique 'Enters' fails in gradient_step: ZeroDivisionError: "
+    "division by zero (broken_parts.py, line 79)",
+    "memory=[{name: 'broken_parts:Packs'}]": "memory technique 'Packs' fails in gradient_step: AttributeError: "
+    "'Tensor' object has no attribute 'nowhere' (broken_parts.py, line 84)",
+    "memory=[{name: 'broken_parts:Prepares'}]": "memory technique 'Prepares' fails in prepare: KeyError: 'unet' "
+    "(broken_parts.py, line 89)",
+    "algorithm={name: 'broken_parts:Unready'}": "algorithm 'Unready' fails in __init__: AttributeError: 'NoSettings' "
+    "object has no attribute 'rate' (broken_parts.py, line 100)",
+    "prompts.train=broken_parts:prompts": "prompt set 'broken_parts:prompts' fails with IndexError: list index out of "
+    "range (broken_parts.py, line 108)",
+}
+
+
+@pytest.mark.parametrize(("override", "said"), BEFORE.items())
+def test_a_part_that_fails_is_named_before_the_run_starts(tmp_path, capsys, override, said):
+    assert main(["train", str(TOY), override, "--runs", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err == f"vader: {said}\n"
+    assert not (tmp_path / "runs").exists()
+
+
+WITHIN = {  # what only the run itself can find, and what of it stays
+    "evaluation.metrics=[{name: 'broken_parts:Late'}]": "metric 'Late' fails in per_video: KeyError: 3 "
+    "(broken_parts.py, line 36); nothing was saved yet",
+    "sampling.guidance={name: 'broken_parts:Leads'}": "guidance 'Leads' fails in __call__: AttributeError: 'Passes' "
+    "object has no attribute 'strength' (broken_parts.py, line 65); nothing was saved yet",
+    "algorithm={name: 'broken_parts:Steps'}": "algorithm 'Steps' fails in step: AttributeError: 'Batch' object has no "
+    "attribute 'nothing' (broken_parts.py, line 94); the checkpoint of step 0 stays",
+}
+
+
+@pytest.mark.parametrize(("override", "said"), WITHIN.items())
+def test_a_part_that_fails_later_is_named_and_the_run_has_failed(tmp_path, capsys, override, said):
+    assert main(["train", str(TOY), override, "--runs", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"vader: {said}\n"
+
+
+def test_evaluate_tries_a_metric_first(tmp_path, capsys):
+    command = ["evaluate", "--recipe", str(TOY), "--videos", "1", "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--metric", "broken_parts:Text"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vader: metric 'Text' gave a str: let it return a tensor [2] from `per_video`")
+    assert "base: reward" not in captured.out
+
+
+def test_what_fails_in_a_hook_of_ones_own_is_no_fault_of_the_package(tmp_path, capsys, monkeypatch):
+    def step(self, engine, batch):
+        leaf = torch.ones(1, requires_grad=True)
+        leaf.register_hook(lambda gradient: {}["of mine"])
+        leaf.sum().backward()
+
+    monkeypatch.setattr(RewardGradient, "step", step)
+    assert main(["train", str(TOY), "--runs", str(tmp_path)]) == 1
+    line = r"vader: your own code fails with KeyError: 'of mine' \(test_plugins\.py, line \d+\); the checkpoint of "
+    assert re.fullmatch(line + "step 0 stays\n", capsys.readouterr().err)
+
+
+def test_a_fault_of_the_package_is_told_as_one(tmp_path, capsys, monkeypatch):
+    """A built-in metric that fails, in the place where one of the user's own would be named."""
+    monkeypatch.setattr("vader.evaluation.metrics.judge.judge_prompts", None)
+    assert main(["train", str(TOY), "evaluation.metrics=[{name: judge}]", "--runs", str(tmp_path)]) == 1
+    said = "vader: TypeError: 'NoneType' object is not callable (judge.py, line 18): this is a fault of vader"
+    assert capsys.readouterr().err.startswith(said)

@@ -18,6 +18,7 @@ from vader.sampling import Walk, load_policy
 from vader.sampling.walk import Place
 from vader.scoring.choice import evaluation_groups
 from vader.scoring.scorer import Scorer
+from vader.training.before import check_recipe
 from vader.training.trainer import build_run, next_batch
 
 STEPS = 5
@@ -108,7 +109,9 @@ def test_the_pull_to_the_base_is_part_of_the_gradient(tmp_path, monkeypatch):
     """A step's gradient with weight w is that without, plus w times that of the mean distance."""
 
     def of(weight: float) -> torch.Tensor:
-        run = build_run(toy_recipe(f"algorithm.base_distance={weight}"), RunFolder(tmp_path / str(weight)))
+        run = build_run(
+            check_recipe(toy_recipe(f"algorithm.base_distance={weight}")), RunFolder(tmp_path / str(weight))
+        )
         generator = torch.Generator().manual_seed(5)
         for parameter in run.engine.parameters:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -134,7 +137,7 @@ EXPERTS = ("model.family=toy_walks:TwoExperts", "sampling.steps=6")
 
 
 def built(tmp_path, *overrides: str):
-    return build_run(toy_recipe(*EXPERTS, *overrides), RunFolder(tmp_path / "toy"))
+    return build_run(check_recipe(toy_recipe(*EXPERTS, *overrides)), RunFolder(tmp_path / "toy"))
 
 
 def test_a_policy_that_never_reaches_a_denoiser_is_refused_before_the_run(tmp_path):

@@ -169,9 +169,13 @@ def test_two_processes_with_shards_equal_one(folder):
     multiprocessing.spawn(compare_all, (str(folder), free_port()), nprocs=2)
 
 
-def test_one_process_cannot_share():
-    with pytest.raises(UserError, match=r"this is one alone: start more \(accelerate launch --num_processes 2"):
-        shard(nn.Linear(2, 2), CPU)
+@pytest.mark.parametrize(
+    ("device", "launcher"),
+    [("cpu", "torchrun --nproc-per-node 2"), ("cuda", "accelerate launch --num_processes 2")],
+)
+def test_one_process_cannot_share(device, launcher):
+    with pytest.raises(UserError, match=rf"this is one alone: start more \({launcher} -m vader train \.\.\.\), or"):
+        shard(nn.Linear(2, 2), torch.device(device))
 
 
 def test_an_old_torch_is_named(monkeypatch):

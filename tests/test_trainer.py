@@ -345,11 +345,49 @@ def test_a_folder_of_something_else(tmp_path, capsys):
         ("optimizer.lr=0.02", "optimizer.lr is 0.01 there and 0.02 here"),
         ("train.steps=5", "train.steps is 6 there and 5 here"),
         ("rewards.1.weight=0.25", "rewards.1.weight is 0.5 there and 0.25 here"),
+        ("train.micro_batch=2", "train.micro_batch is null there and 2 here"),
+        ("evaluation.metrics=[{name: judge}]", "evaluation.metrics.0.name is left out there and judge here"),
     ],
 )
 def test_the_folder_of_another_recipe(plain_run, capsys, no_model, override, difference):
     line = error_of(capsys, override, "--runs", str(plain_run.parent))
-    assert f"{plain_run} is the run of another recipe ({difference}): choose another name=..." in line
+    assert line == (
+        f"vader: {plain_run} is the run of another recipe ({difference}): to go on with it: vader train "
+        f"{plain_run}/recipe.yaml; for a new run choose another name=... or --runs\n"
+    )
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.policy={name: lastt}", "unknown policy 'lastt': did you mean 'last'?"),
+        ("algorithm.policy.k=99", "the policy's k is 99 but sampling.steps is 4: it can be at most that"),
+        ("model.family=modelscop", "unknown model 'modelscop': did you mean 'modelscope'?"),
+        ("model={family: modelscope, checkpoint: nope}", "checkpoint 'nope' is no folder here and no hub id"),
+        ("model={family: svd, checkpoint: tiny, options: {motion: 3}}", "model 'svd' has no option 'motion'"),
+        ("rewards=[{name: aesthetic, chekpoint: tiny}]", "reward 'aesthetic' has no option 'chekpoint'"),
+        ("rewards=[{name: hps_aesthetic, resise: squash}]", "reward 'hps' has no option 'resise'"),
+        ("evaluation.metrics=[{name: jugde}]", "unknown metric 'jugde': did you mean 'judge'?"),
+        ("evaluation.metrics=[{name: gold, tsak: looks}]", "metric 'gold' has no option 'tsak'"),
+        ("evaluation.metrics=[{name: hps, chekpoint: tiny}]", "reward 'hps' has no option 'chekpoint'"),
+        ("memory=[{name: recompte}]", "unknown memory technique 'recompte': did you mean 'recompute'?"),
+        ("sampling.guidance={name: cgf, scale: 2}", "unknown guidance 'cgf'"),
+        ("prompts.train=none.txt", "prompt file 'none.txt' does not exist"),
+        ("sampling={steps: 4, solver: dpm, eta: 1}", "dpm"),
+    ],
+)
+def test_a_mistake_is_told_before_the_folder_of_another_recipe(plain_run, capsys, override, message):
+    line = error_of(capsys, override, "--runs", str(plain_run.parent))
+    assert message in line
+    assert "another recipe" not in line
+
+
+def test_a_dry_run_tells_of_the_folder_of_another_recipe_and_goes_on(plain_run, capsys):
+    assert main(["train", str(TOY), "optimizer.lr=0.02", "--dry-run", "--runs", str(plain_run.parent)]) == 0
+    _, word, end = capsys.readouterr().out.splitlines()
+    assert word.startswith(f"{plain_run} is the run of another recipe (optimizer.lr is 0.01 there and 0.02 here): ")
+    assert end == "dry run: everything is in place, nothing was trained"
 
 
 def test_not_enough_disk(tmp_path, capsys, monkeypatch):

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vader.errors import UserError
+from vader.models import load_into
 from vader.models.videocrafter.lora import PREFIX, RELEASED, _expected_names, import_lora, read_lora
 from vader.models.videocrafter.names import to_diffusers
 from vader.models.videocrafter.networks import names_of_unet
 from vader.networks.adapter import merge_adapter
-from vader.networks.adapter_files import load_adapter, load_into, read_metadata
+from vader.networks.adapter_files import load_adapter, read_metadata
 from vader.tools.export import export_adapter
 from videocrafter_factories import make_networks
 

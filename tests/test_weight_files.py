@@ -11,7 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import nn
-from transformers import T5Config, T5EncoderModel
+from transformers import AutoTokenizer, ByT5Tokenizer, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from vader.errors import UserError
 from vader.files import hub
@@ -159,6 +159,21 @@ hub.load_network(AutoencoderKL, twin, "vae", torch.float32)
 def test_the_libraries_say_nothing_on_the_console():
     found = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True)
     assert (found.stdout, found.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("tokenizer", [AutoTokenizer, CLIPTokenizer, T5TokenizerFast])
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path, tokenizer):
+    """Some of transformers' classes fail without a vocabulary, others would take every word for unknown."""
+    (tmp_path / "tokenizer").mkdir()
+    for subfolder, where in (("absent", " (folder 'absent')"), ("tokenizer", " (folder 'tokenizer')"), ("", "")):
+        with pytest.raises(UserError) as caught:
+            hub.load_tokenizer(tokenizer, str(tmp_path), subfolder)
+        assert str(caught.value) == f"checkpoint {str(tmp_path)!r} has no tokenizer{where}"
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path):
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    assert len(hub.load_tokenizer(ByT5Tokenizer, str(tmp_path))) > 256
 
 
 # ---- where ----

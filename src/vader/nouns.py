@@ -48,8 +48,10 @@ class Prompt:
         return self.text
 
 
-def as_prompts(prompts: Sequence[str | Prompt]) -> list[Prompt]:
-    """Prompts, of which some may be plain texts."""
+def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
+    """Prompts, of which some may be plain texts; a single one is a list of one."""
+    if isinstance(prompts, str | Prompt):
+        prompts = [prompts]
     return [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 

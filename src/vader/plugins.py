@@ -16,8 +16,9 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
@@ -27,7 +28,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 from torch import nn
 
-from vader.errors import UserError, nearest
+from vader.errors import RunError, UserError, is_out_of_memory, nearest
 
 T = TypeVar("T")
 
@@ -66,22 +67,31 @@ def find_class(name: str, kind: str, built_in: Mapping[str, type[T] | str], base
     return load_object(found, kind, base) if isinstance(found, str) else found
 
 
-def load_object(spec: str, kind: str, base: type[T]) -> type[T]:
+def load_object(spec: str, kind: str, base: type[T], *others: type[T]) -> type[T]:
     """The class that `spec` ("module:Class") names.
 
     Args:
         kind: what it is to be, for the error: "reward", "model", ...
-        base: the class it must derive from.
+        base: the contract that it must derive from, or from one of the others.
 
     Raises:
         UserError: no such module or class, the module fails on import, or the class does not meet the contract.
     """
     found = _found(spec, kind, "Class", inspect.isclass)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{kind} {spec!r} is not a {base.__name__}: derive it from {base.__module__}.{base.__name__}")
+    if not (isinstance(found, type) and issubclass(found, (base, *others))):
+        raise UserError(f"{kind} {spec!r} is {_not_one_of(found, (base, *others))}")
     if missing := _abstract(found):
         raise UserError(f"{kind} {spec!r} lacks {', '.join(missing)}: {base.__name__} asks for it")
     return found
+
+
+def _not_one_of(found: object, bases: Sequence[type]) -> str:
+    """What was found in place of a class of one of these contracts, and what to write, by their public names."""
+    public = " or ".join(f"vader.{name}" for base in bases for name in getattr(base, "derived_from", [base.__name__]))
+    if isinstance(found, type):
+        return f"not a {' or '.join(base.__name__ for base in bases)}: derive it from {public}"
+    what = "function" if inspect.isroutine(found) else type(found).__name__
+    return f"a {what}: write a class that is derived from {public}"
 
 
 def load_function(spec: str, kind: str) -> Callable[..., Any]:
@@ -159,29 +169,6 @@ def _importable(places: Collection[Path]) -> Iterator[None]:
         sys.path[:] = [place for place in sys.path if place not in added]
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def told(error: BaseException) -> str:
-    """An error of a user's own code in one line: its class, its message, and the line of that code where it arose."""
-    where = own_line(error)
-    return f"{type(error).__name__}: {one_line(error)}{f' ({where})' if where else ''}"
-
-
-def own_line(error: BaseException) -> str | None:
-    """The innermost line of code that is no library's: "my_reward.py, line 12"; None if there is none."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_a_library(frame.filename)]
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else None
-
-
-def _of_a_library(file: str) -> bool:
-    """Whether code is installed, or Python's or this package's own."""
-    libraries = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
-    return file.startswith(("<", *libraries)) or "site-packages" in file
-
-
 def _found(spec: str, kind: str, noun: str, is_one: Callable[[Any], bool]) -> Any:
     """What `spec` names, a `noun` by what is expected; `is_one` tells which names of the module it could have been."""
     module_name, _, name = spec.partition(":")
@@ -211,6 +198,86 @@ def _abstract(cls: type) -> list[str]:
     return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
 
+# ---- failing ----
+
+MOST_LINES = 5  # of an error's message that are told
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, with those after it where it ends in mid-sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    whole = next((i for i, line in enumerate(lines[:MOST_LINES]) if not line.endswith((":", ","))), MOST_LINES - 1)
+    return " ".join(lines[: whole + 1]) or type(error).__name__
+
+
+def told(error: BaseException) -> str:
+    """An error of a user's own code in one line: its class, its message, and the line of that code where it arose."""
+    where = own_line(error)
+    return f"{type(error).__name__}: {one_line(error)}{f' ({where})' if where else ''}"
+
+
+def own_line(error: BaseException) -> str | None:
+    """The innermost line of code that is no library's: "my_reward.py, line 12"; None if there is none."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_a_library(frame.filename)]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else None
+
+
+def in_own_code(error: BaseException) -> str | None:
+    """A line on an error that passed through code of the user's own, if it did, where no contract has named the part:
+    a hook that torch calls, a property."""
+    return f"your own code fails with {told(error)}" if own_line(error) else None
+
+
+def _of_a_library(file: str) -> bool:
+    """Whether code is installed, or Python's or this package's own."""
+    libraries = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+    return file.startswith(("<", *libraries)) or not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Within, code of users' own may run, or networks of strangers: what it raises is a `UserError` that begins with
+    `what`. That the memory is full passes, as it is nobody's mistake.
+
+    Raises:
+        UserError: the block raised anything else but a `RunError`; a `UserError` passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError | RunError) or is_out_of_memory(error):
+            raise
+        raise UserError(f"{what}: {told(error)}") from error
+
+
+def explain_methods(cls: type, names: Collection[str], label: Callable[[Any], str]) -> None:
+    """Whatever these methods of a class raise is a `UserError` that names the part and the method.
+
+    Contracts ask for it when they are subclassed, so that wherever a part is called its failure is told alike.
+
+    Args:
+        cls: of its methods those are changed that it defines itself.
+        label: what a part is called, of its instance: "metric 'Mine'".
+    """
+    for name in names:
+        if inspect.isfunction(method := vars(cls).get(name)):
+            setattr(cls, name, _explained(method, label))
+
+
+def _explained(method: Callable[..., Any], label: Callable[[Any], str]) -> Callable[..., Any]:
+    @wraps(method)
+    def work(self: Any, *args: Any, **options: Any) -> Any:
+        with explained(f"{label(self)} fails in {method.__name__}"):
+            return method(self, *args, **options)
+
+    return work
+
+
+def is_built_in(cls: type) -> bool:
+    """Whether a class is this package's own, so that its failures are faults to report and no user's mistakes."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 # ---- options, checked against the signature ----
 
 
@@ -221,9 +288,12 @@ def instantiate(cls: type[T], label: str, options: Mapping[str, Any], beside: Co
         beside: keys that the part has in a recipe beside its options, for who misspells one of them.
 
     Raises:
-        UserError: an option is unknown, missing, or of the wrong type; the line starts with `label`.
+        UserError: an option is unknown, missing, or of the wrong type, or the constructor fails; the line starts with
+            `label`.
     """
-    return cls(**checked_options(cls, label, options, beside=beside))
+    checked = checked_options(cls, label, options, beside=beside)
+    with explained(f"{label} does not load"):
+        return cls(**checked)
 
 
 def checked_options(

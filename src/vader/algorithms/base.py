@@ -14,10 +14,11 @@ from typing import Annotated, Any, ClassVar
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError
-from vader.plugins import at_most
+from vader.plugins import at_most, explain_methods, is_built_in
 from vader.recipe import Recipe
 
 Count = Annotated[int, at_most(100_000, "no step has use for more")]  # of an algorithm's settings
+WORK = ("__init__", "step", "check", "without_gradient", "state_dict", "load_state_dict", "state_bytes")
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Algorithm(ABC):
     Settings: ClassVar[type] = NoSettings  # a dataclass: what the recipe's section may hold beside the name
     videos_per_prompt: int = 1  # so many neighbours in a batch have the same prompt
     differentiates: ClassVar[bool] = False  # whether rewards must have a gradient, and are refused without one
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if not is_built_in(cls):
+            explain_methods(cls, WORK, lambda algorithm: f"algorithm {type(algorithm).__name__!r}")
 
     def __init__(self, settings: Any, recipe: Recipe) -> None:
         """Raises `UserError` if settings and recipe contradict each other; nothing is loaded yet."""

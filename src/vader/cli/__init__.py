@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _fail(str(error), 1, error)
     except Exception as error:
-        return _fail(_fault(error), 1, error)
+        return _fail(*_unforeseen(error), error)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     return _fail("stopped by the keyboard", status) if status == INTERRUPTED else status or 0
@@ -58,15 +58,17 @@ def _forgive_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fault(error: Exception) -> str:
-    """What is said of an error that nobody has foreseen."""
-    from vader.plugins import one_line
+def _unforeseen(error: Exception) -> tuple[str, int]:
+    """What is said of an error that no room has foreseen, and the exit status: code of the user's own is theirs."""
+    from vader.plugins import in_own_code, one_line
 
     if is_out_of_memory(error):
-        return f"out of memory ({one_line(error)}): take a smaller video, batch or model"
+        return f"out of memory ({one_line(error)}): take a smaller video, batch or model", 1
+    if said := in_own_code(error):
+        return said, 2
     where = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__}: {one_line(error)} ({Path(where.filename).name}, line {where.lineno})"
-    return f"{what}: this is a fault of vader, please report it with what 'vader --debug ...' shows"
+    return f"{what}: this is a fault of vader, please report it with what 'vader --debug ...' shows", 1
 
 
 def _fail(message: str, status: int, error: Exception | None = None) -> int:

@@ -48,15 +48,18 @@ def export(
         raise UserError("export what? give one of --merged and --adapter")
     from vader.files.paths import check_out
     from vader.runs.adapters import find_adapter, run_of
-    from vader.tools.export import export_adapter, export_merged
+    from vader.tools.export import export_adapter, export_merged, loading_lines
 
     check_out(out)
     folder = run_of(run)
     if folder is None:
         raise _no_run(run)
     trained = find_adapter(run)
-    written = [export_merged(_base_model(folder, trust_code), trained, out)] if merged else export_adapter(trained, out)
-    print(*written, sep="\n")
+    if merged:
+        print(export_merged(_base_model(folder, trust_code), trained, out))
+    else:
+        written = export_adapter(trained, out)
+        print(*written, *loading_lines(written[0].parent), sep="\n")
 
 
 def _require_run(run: Path) -> None:

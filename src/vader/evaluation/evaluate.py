@@ -27,6 +27,7 @@ from vader.evaluation.formats import decimals, fixed, with_error
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
+from vader.evaluation.metrics.trial import try_metrics
 from vader.evaluation.plots import RUN_COLOURS, draw_lines, new_figure, save
 from vader.files.atomic import atomic_write
 from vader.models.base import VideoModel
@@ -164,6 +165,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     try_rewards(setup.scorer, prompts, gradient=False)
     device = setup.accelerator.device
     metrics.prepare(device, frozen_dtype(recipe.model.precision, device))
+    try_metrics(metrics, setup.scorer, prompts, len(prompts) * seeds)
     setup.model.prepare(prompts)
     if len(prompts) < videos:
         words.append(f"there are {len(prompts)} prompts, and not {videos}: each is taken once a seed")

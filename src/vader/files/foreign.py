@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from vader.errors import RunError, UserError, is_out_of_memory
-from vader.plugins import one_line, told
+from vader.errors import RunError, UserError
+from vader.plugins import one_line
 
 WEIGHTS = (".safetensors", ".bin")
 NOT_TENSORS = "it holds something else than tensors"
@@ -40,22 +40,6 @@ def reading(what: str) -> Iterator[None]:
             raise UserError(f"{what}: {reason(error)}") from error
 
 
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Within, code of users' own may run, or networks of strangers: what it raises is a `UserError` that begins with
-    `what`. That the memory is full passes, as it is nobody's mistake.
-
-    Raises:
-        UserError: the block raised anything else but a `RunError`; a `UserError` passes as it is.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError | RunError) or is_out_of_memory(error):
-            raise
-        raise UserError(f"{what}: {told(error)}") from error
-
-
 def reason(error: BaseException) -> str:
     """One line on what a library says about a file, less its advice on how to read it all the same."""
     message = str(error)
@@ -70,9 +54,7 @@ def reason(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    headline = len(lines) > 1 and lines[0].endswith(":")  # the next line says what is wrong
-    return f"{lines[0]} {lines[1]}" if headline else one_line(error)
+    return one_line(error)
 
 
 def require_regular(path: Path, what: str) -> None:

@@ -35,6 +35,8 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
 PATIENCE = 5  # seconds that the hub has for an answer
 TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # what a tokenizer's folder has of words, by the library
+BYTES = 256  # as many words have tokenizers that need no vocabulary
 # Of counts in settings, by the end of their names: beyond any network's, and making so many would not end.
 MOST = {"layers": 1000, "depth": 1000, "blocks": 1000, "per_block": 1000, "extra_ids": 100_000}
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")  # of weight files, transformers' and diffusers'
@@ -324,11 +326,24 @@ def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str = "") -> An
     """A tokenizer of transformers; code that it brings is never run.
 
     Raises:
-        UserError: it cannot be read, or counts in its settings are beyond any tokenizer's.
+        UserError: there is none, it cannot be read, or counts in its settings are beyond any tokenizer's.
     """
-    if Path(source, subfolder, TOKENIZER_CONFIG).is_file():
+    folder = Path(source, subfolder)
+    if (folder / TOKENIZER_CONFIG).is_file():
         load_config(source, subfolder, TOKENIZER_CONFIG)
-    return from_pretrained(tokenizer, source, subfolder or "tokenizer", subfolder=subfolder, trust_remote_code=False)
+    wordless = Path(source).is_dir() and not any(path for name in VOCABULARIES for path in folder.glob(name))
+    none = UserError(f"checkpoint {source!r} has no tokenizer{f' (folder {subfolder!r})' if subfolder else ''}")
+    try:
+        found = from_pretrained(
+            tokenizer, source, subfolder or "tokenizer", subfolder=subfolder, trust_remote_code=False
+        )
+    except UserError as error:
+        if wordless:
+            raise none from error
+        raise
+    if wordless and len(found) < BYTES:  # some classes make one without a vocabulary, which takes all words for unknown
+        raise none
+    return found
 
 
 def from_pretrained(cls: type[Any], source: str | None, part: str, **options: Any) -> Any:

@@ -1,9 +1,9 @@
 """Base models: the contract (`base`), one module a family, and the registry that loads them by name."""
 
 from vader.files import quiet as _quiet  # noqa: F401 (before a family loads what warns on being loaded)
+from vader.models.adapters import load_adapter, load_into
 from vader.models.base import VideoModel
 from vader.models.registry import load_model, model_names
 from vader.models.videocrafter import lora as _lora  # noqa: F401 (registers its files wherever adapters are loaded)
-from vader.networks.adapter_files import load_adapter, load_into
 
 __all__ = ["VideoModel", "load_adapter", "load_into", "load_model", "model_names"]

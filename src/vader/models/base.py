@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,22 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.files.foreign import explained
 from vader.files.images import check_pictures
 from vader.nouns import Audio, Condition, Prompt, VideoSize
+from vader.plugins import explain_methods
 
 WORK = ("prepare", "encode", "denoise", "decode_unclamped", "encode_video")
-
-
-def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, whose failures are `UserError`s: settings that no loader minds may not fit the network's work."""
-
-    @wraps(method)
-    def work(self: VideoModel, *args: Any, **options: Any) -> Any:
-        with explained(f"model {self.family or type(self).__name__!r} fails in {method.__name__}"):
-            return method(self, *args, **options)
-
-    return work
 
 
 def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
@@ -82,11 +70,10 @@ class VideoModel(ABC):
     scheduler: Mapping[str, Any]
 
     def __init_subclass__(cls, **more: Any) -> None:
-        """Whatever a family's own networks raise in their work is one line that names the family and the work."""
+        """Whatever a family's own networks raise in their work is one line that names the family and the work: settings
+        that no loader minds may not fit it, so that this holds for the built-in families too."""
         super().__init_subclass__(**more)
-        for name in WORK:
-            if name in vars(cls):
-                setattr(cls, name, _explained(vars(cls)[name]))
+        explain_methods(cls, WORK, lambda model: f"model {model.family or type(model).__name__!r}")
 
     @classmethod
     @abstractmethod

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from vader.files.foreign import explained
 from vader.models.base import VideoModel
-from vader.plugins import checked_options, find_class
+from vader.plugins import checked_options, explained, find_class
 
 FAMILIES = {
     "modelscope": "vader.models.modelscope:ModelScope",

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ from vader.networks.adapter import (
 from vader.version import __version__
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-Target = TypeVar("Target")
 Content = tuple[dict[str, Tensor], dict[str, str]]  # weights as in our files, and a header as theirs
 _formats: dict[str, Callable[[Path], Content]] = {}
 
@@ -107,7 +106,7 @@ def save_adapter(
     return path
 
 
-def _prefix(component: str) -> str:
+def key_prefix(component: str) -> str:
     """What diffusers' files begin their keys with: of an expert, the name of the first one."""
     return re.sub(r"_\d+$", "", component)
 
@@ -115,7 +114,7 @@ def _prefix(component: str) -> str:
 def _folded(module: nn.Module, component: str) -> dict[str, Tensor]:
     weights = {}
     for name, layer in lora_layers(module).items():
-        key = f"{_prefix(component)}.{name}"
+        key = f"{key_prefix(component)}.{name}"
         weights[f"{key}.lora_A.weight"] = factor_a(layer).detach().cpu().contiguous()
         weights[f"{key}.lora_B.weight"] = (factor_b(layer) * layer.scaling[NAME]).detach().cpu().contiguous()
     return weights
@@ -136,7 +135,7 @@ def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> d
     return {
         "format": "pt",
         "vader": json.dumps(ours),
-        "lora_adapter_metadata": json.dumps({f"{_prefix(component)}.{key}": value for key, value in theirs.items()}),
+        "lora_adapter_metadata": json.dumps({f"{key_prefix(component)}.{key}": value for key, value in theirs.items()}),
     }
 
 
@@ -175,13 +174,13 @@ class AdapterFile:
 
     def state(self, component: str) -> dict[str, Tensor]:
         """One network's weights by `<module path>.lora_A.weight` (and B)."""
-        prefix = f"{_prefix(component)}." if "component" in self.ours else f"{component}."
+        prefix = f"{key_prefix(component)}." if "component" in self.ours else f"{component}."
         return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
 
     def alpha(self, component: str, rank: int) -> float:
         """The alpha that is not in the weights, as diffusers' training scripts leave it; else the rank."""
         theirs = self._said("lora_adapter_metadata")
-        alpha = theirs.get(f"{_prefix(component)}.lora_alpha", theirs.get(f"{component}.lora_alpha", rank))
+        alpha = theirs.get(f"{key_prefix(component)}.lora_alpha", theirs.get(f"{component}.lora_alpha", rank))
         if not isinstance(alpha, int | float) or not math.isfinite(alpha):
             raise UserError(f"adapter {str(self.path)!r} says that its alpha is {alpha!r}, which is no number")
         return alpha
@@ -289,19 +288,6 @@ def _check_family(file: AdapterFile, family: str) -> None:
     known = family and isinstance(said, str) and ":" not in said  # of a model of the user's own the layers decide
     if known and said != family:
         raise UserError(f"adapter {str(file.path)!r} was trained on a model of the family {said!r}, not {family!r}")
-
-
-def load_into(target: Target, path: Path | str) -> Target:
-    """Attaches an adapter to a diffusers pipeline or a network of it: `load_into(pipe, "runs/x/adapter")`.
-
-    Raises:
-        UserError: as `load_adapters`.
-    """
-    if isinstance(target, nn.Module):
-        load_adapter(target, path)
-    else:
-        load_adapters({name: part for name, part in vars(target).items() if isinstance(part, nn.Module)}, path)
-    return target
 
 
 def _listed(components: Mapping[str, Any]) -> str:

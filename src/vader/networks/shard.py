@@ -81,8 +81,10 @@ def _settings(network: nn.Module, device: torch.device) -> dict[str, Any]:
 def _mesh(device: torch.device) -> DeviceMesh:
     """All processes in a row."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        # Without a GPU, accelerate's launcher starts one process, whatever number it is told.
+        launcher = "torchrun --nproc-per-node 2" if device.type == "cpu" else "accelerate launch --num_processes 2"
         raise UserError(
             "memory technique 'shard' shares weights out over several processes, and this is one alone: "
-            "start more (accelerate launch --num_processes 2 -m vader train ...), or leave it out"
+            f"start more ({launcher} -m vader train ...), or leave it out"
         )
     return init_device_mesh(device.type, (distributed.get_world_size(),))

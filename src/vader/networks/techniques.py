@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from vader.errors import UserError
-from vader.plugins import Part, find_class, instantiate
+from vader.plugins import Part, explain_methods, explained, find_class, instantiate, is_built_in
 
 TECHNIQUES = {
     "offload_activations": "vader.networks.offload:OffloadActivations",
@@ -52,10 +52,19 @@ class Role:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+def _label(technique: Technique) -> str:
+    return f"memory technique {type(technique).__name__!r}"
+
+
 class Technique:
     """One way to need less memory. Options are the constructor's arguments; both methods may do nothing."""
 
     stage: ClassVar[Stage] = Stage.RECOMPUTE
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if not is_built_in(cls):
+            explain_methods(cls, ("prepare", "gradient_step"), _label)
 
     def prepare(self, network: nn.Module, role: Role) -> None:
         """Changes a network in place, once, after its adapter is attached.
@@ -77,8 +86,23 @@ class Techniques(tuple[Technique, ...]):
         """All of theirs, the first outermost."""
         with ExitStack() as stack:
             for technique in self:
-                stack.enter_context(technique.gradient_step())
+                with explained(f"{_label(technique)} fails in gradient_step"):
+                    stack.enter_context(technique.gradient_step())
             yield
+
+    def try_out(self, device: torch.device) -> None:
+        """One multiplication and its backward pass within each technique of the user's own, before a run starts.
+
+        Raises:
+            UserError: one fails, which it names.
+        """
+        for technique in self:
+            if not is_built_in(type(technique)):
+                with explained(f"{_label(technique)} fails in gradient_step"), torch.enable_grad():
+                    with technique.gradient_step():
+                        number = torch.ones(1, device=device, requires_grad=True)
+                        product = number * number
+                    product.backward()
 
 
 def load_techniques(parts: Sequence[Part]) -> Techniques:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from vader.errors import UserError, nearest
 from vader.files.paths import user_path
 from vader.nouns import Prompt, as_prompts
-from vader.plugins import is_code, load_function, one_line
+from vader.plugins import is_code, load_function, told
 from vader.prompts.files import READERS, read_folder
 
 __all__ = ["Prompt", "check_texts", "load_prompts", "prompt_set", "prompt_set_names", "with_negative"]
@@ -111,7 +111,7 @@ def _from_function(spec: str) -> list[Prompt]:
     try:
         prompts = function()
     except Exception as error:  # the function is the user's: anything may go wrong in it
-        raise UserError(f"prompt set {spec!r} fails with {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(f"prompt set {spec!r} fails with {told(error)}") from error
     if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str | Prompt) for prompt in prompts):
         raise UserError(f"prompt set {spec!r} returns no list of prompts: texts, or vader.Prompt")
     if not prompts:

@@ -124,8 +124,9 @@ def first_difference(there: Recipe, here: Recipe) -> str | None:
     """The first key by dotted path in which two recipes differ, with both values; None where they are equal."""
     ours, theirs = (dict(_flat(recipe.model_dump(mode="json"))) for recipe in (here, there))
     for key in [*ours, *theirs]:
-        if ours.get(key) != theirs.get(key):
-            return f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
+        there_and_here = [in_one_line(side[key]) if key in side else "left out" for side in (theirs, ours)]
+        if there_and_here[0] != there_and_here[1]:
+            return f"{key} is {there_and_here[0]} there and {there_and_here[1]} here"
     return None
 
 

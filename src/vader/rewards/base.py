@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class Reward(nn.Module):
         sensible_range: where real videos score, for plots and targets.
     """
 
+    derived_from: ClassVar[tuple[str, ...]] = ("FrameReward", "Reward")  # the public names to derive one's own from
     needs: Needs = AllFrames()
     framewise: bool = False
     sensible_range: tuple[float, float] = (0.0, 1.0)
@@ -146,3 +148,11 @@ class RewardMix(Reward):
     def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         """All rewards of the same clip, each on all of its frames."""
         return self.total({name: reward.score(clip, prompts) for name, reward in self.items()})
+
+
+def as_mix(reward: Reward, name: str | None = None) -> RewardMix:
+    """A mix as it is, any other reward frozen as the only one of a mix, under its class's name if it is given none."""
+    if isinstance(reward, RewardMix):
+        return reward
+    named = name or type(reward).__name__
+    return RewardMix({named: reward.freeze()}, {named: 1.0})

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from vader.files.foreign import explained
 from vader.files.hub import together
-from vader.plugins import find_class, instantiate
+from vader.plugins import checked_options, find_class, instantiate
 from vader.rewards.base import Reward, RewardMix
 from vader.rewards.needs import Sees, seeing
+
+BESIDE = ("weight", "sees")  # keys of a reward in a recipe that are no options
 
 
 class RewardPart(Protocol):
@@ -74,8 +75,14 @@ def load_reward(name: str, **options: Any) -> Reward:
     if name in MIXES:
         return build_mix([Named(name, options=options)])
     cls = reward_class(name)
-    with explained(f"reward {name!r} does not load"):
-        return instantiate(cls, f"reward {name!r}", options, beside=("weight", "sees")).freeze()
+    return instantiate(cls, f"reward {name!r}", options, beside=BESIDE).freeze()
+
+
+def check_rewards(parts: Sequence[RewardPart]) -> None:
+    """Raises `UserError` if there is no reward of a name or it does not take an option; loads no weights."""
+    for part in parts:
+        for one in _expanded(part):
+            checked_options(reward_class(one.name), f"reward {one.name!r}", one.options, beside=BESIDE)
 
 
 def build_mix(parts: Sequence[RewardPart], load: Callable[..., Reward] = load_reward) -> RewardMix:

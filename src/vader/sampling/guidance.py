@@ -17,10 +17,9 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from vader.errors import UserError, nearest
-from vader.files.foreign import explained
 from vader.models.base import VideoModel
 from vader.nouns import Condition, Prompt, map_latents
-from vader.plugins import find_class, instantiate
+from vader.plugins import explain_methods, explained, find_class, instantiate, is_built_in
 
 Scale = Annotated[float, Field(ge=1.0)]
 
@@ -61,6 +60,11 @@ class Passes:
 
 class Guidance(ABC):
     """A strategy; its options are its constructor's."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if not is_built_in(cls):
+            explain_methods(cls, ("__call__", "check"), lambda guidance: f"guidance {type(guidance).__name__!r}")
 
     @property
     def two_branches(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from vader.errors import UserError, nearest
 from vader.nouns import flat, map_latents
-from vader.plugins import checked_options, load_function
+from vader.plugins import checked_options, explained, load_function
 from vader.sampling.walk import Walk
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -248,4 +248,20 @@ def load_policy(name: str, options: Mapping[str, Any]) -> Policy:
     if ":" not in name and name not in POLICIES:
         raise UserError(f"unknown policy {name!r}: {nearest(name, POLICIES, 'your own as module:function')}")
     function = POLICIES[name] if name in POLICIES else load_function(name, "policy")
-    return partial(function, **checked_options(function, f"policy {name!r}", options, ("walk", "generator")))
+    policy = partial(function, **checked_options(function, f"policy {name!r}", options, ("walk", "generator")))
+    return policy if name in POLICIES else _explained(name, policy)
+
+
+def _explained(name: str, policy: Policy) -> Policy:
+    """A user's policy, whose failures are `UserError`s, whether it is called or asked for its next view."""
+
+    def own(walk: Walk, generator: Generator) -> Iterator[View]:
+        with explained(f"policy {name!r} fails"):
+            found = policy(walk, generator)
+        return views(found) if isinstance(found, Iterator) else found
+
+    def views(found: Iterator[View]) -> Iterator[View]:
+        with explained(f"policy {name!r} fails"):
+            yield from found
+
+    return own

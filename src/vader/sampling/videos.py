@@ -71,7 +71,7 @@ def _check_levels(schedule: Schedule) -> None:
 @torch.no_grad()
 def sample_videos(
     model: VideoModel,
-    prompts: Sequence[str | Prompt],
+    prompts: str | Prompt | Sequence[str | Prompt],
     size: VideoSize,
     steps: int = 25,
     guidance: Guidance | float = 1.0,
@@ -80,27 +80,29 @@ def sample_videos(
     batch: int = 8,
     images: Tensor | None = None,
 ) -> Tensor:
-    """Samples one video a prompt: float32 `[B, F, 3, H, W]` in [0, 1], on the CPU.
+    """Samples one video a prompt, or one of a single prompt: float32 `[B, F, 3, H, W]` in [0, 1], on the CPU.
 
     Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry. A video's
     noise depends on the seed and its place among the prompts alone, not on how they are batched. The other arguments
     are those of `make_sampler`.
 
     Raises:
-        UserError: as `make_sampler`, a prompt does not fit the model, or a video holds nan.
+        UserError: as `make_sampler`, there is no prompt or one does not fit the model, or a video holds nan.
     """
     sampler = make_sampler(model, size, steps, guidance, solver)
-    shape, prompts = model.noise_shape(size), as_prompts(prompts)
-    model.check_prompts(prompts, pictured=images is not None)
-    model.prepare(prompts)
+    shape, asked = model.noise_shape(size), as_prompts(prompts)
+    if not asked:
+        raise UserError("there is no prompt to sample a video of: give at least one")
+    model.check_prompts(asked, pictured=images is not None)
+    model.prepare(asked)
     videos = []
-    for start in range(0, len(prompts), batch):
+    for start in range(0, len(asked), batch):
         some = slice(start, start + batch)
-        condition = model.encode(prompts[some], size, None if images is None else images[some])
-        noise = Noise(shape, seed, "sample", 0, range(len(prompts))[some], model.device)
+        condition = model.encode(asked[some], size, None if images is None else images[some])
+        noise = Noise(shape, seed, "sample", 0, range(len(asked))[some], model.device)
         walk = Walk(sampler, condition, noise)
         videos.append(model.decode(walk.frozen(len(walk)).latents).cpu())
-        _check_videos(videos[-1], prompts[some])
+        _check_videos(videos[-1], asked[some])
     return torch.cat(videos)
 
 

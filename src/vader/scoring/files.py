@@ -20,7 +20,7 @@ from torch import Tensor
 from vader.errors import UserError
 from vader.files.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, frame_rate, stream_frames
 from vader.nouns import Clip, Prompt, VideoSize, as_prompts
-from vader.rewards.base import FrameReward, Reward, RewardMix
+from vader.rewards.base import FrameReward, Reward, RewardMix, as_mix
 from vader.rewards.contract import scored, scored_frames
 from vader.rewards.needs import PerSecond
 
@@ -91,9 +91,9 @@ def _listed_prompts(path: Path) -> dict[str, str]:
 
 
 def score_files(
-    paths: Sequence[str | Path],
-    mix: RewardMix,
-    prompts: Sequence[str | Prompt],
+    paths: str | Path | Sequence[str | Path],
+    reward: Reward,
+    prompts: str | Prompt | Sequence[str | Prompt],
     max_frames: int | None = None,
     on_score: Callable[[FileScore], None] | None = None,
     chunk: int = CHUNK,
@@ -101,8 +101,8 @@ def score_files(
     """Scores each file against its prompt, without gradient, on the device where the rewards are.
 
     Args:
-        paths: video files or folders of frames.
-        mix: the rewards.
+        paths: video files or folders of frames, or a single one.
+        reward: one, or a mix of several.
         prompts: one for each path.
         max_frames: score at most so many frames a video, spread evenly; None for all.
         on_score: called after each file, to show progress.
@@ -112,12 +112,12 @@ def score_files(
         UserError: paths and prompts differ in number, or a reward needs more of the prompts than there is. Errors of
             single files are in their `FileScore`.
     """
-    if len(paths) != len(prompts):
-        raise UserError(f"{len(paths)} videos need as many prompts, got {len(prompts)}: give one prompt for each")
-    told = as_prompts(prompts)
+    videos, told, mix = [paths] if isinstance(paths, str | Path) else paths, as_prompts(prompts), as_mix(reward)
+    if len(videos) != len(told):
+        raise UserError(f"{len(videos)} videos need as many prompts, got {len(told)}: give one prompt for each")
     mix.check_prompts(told)
     scores = []
-    for path, prompt in zip(paths, told, strict=True):
+    for path, prompt in zip(videos, told, strict=True):
         scores.append(_score_file(Path(path), mix, prompt, max_frames, chunk))
         if on_score is not None:
             on_score(scores[-1])

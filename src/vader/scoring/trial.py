@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
 import torch
+from torch import Tensor
 
-from vader.nouns import Audio, Clip, Prompt
+from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.randomness import generator
 from vader.rewards.base import Reward
 from vader.rewards.contract import try_reward
@@ -43,15 +44,20 @@ def _shown(group: Group, chunk: int) -> Iterator[tuple[str, Reward, int]]:
 
 
 def _clip(scorer: Scorer, group: Group, frames: int) -> Clip:
-    """Random pixels, darker from video to video, and where it is listened to the sound of random latents."""
-    size, device = scorer.size, scorer.model.device
+    """Random pixels, and where it is listened to the sound of random latents."""
+    pixels = random_pixels(scorer.size, frames).to(scorer.model.device)
+    return Clip(pixels, group.times[:, :frames], random_sound(scorer) if group.heard else None)
+
+
+def random_pixels(size: VideoSize, frames: int) -> Tensor:
+    """Two videos `[2, frames, 3, H, W]` on the CPU, the second one darker."""
     pixels = torch.rand((VIDEOS, frames, 3, size.height, size.width), generator=generator(0, "trial"))
-    pixels /= torch.arange(1, VIDEOS + 1).view(-1, 1, 1, 1, 1)
-    return Clip(pixels.to(device), group.times[:, :frames], _sound(scorer) if group.heard else None)
+    return pixels / torch.arange(1, VIDEOS + 1).view(-1, 1, 1, 1, 1)
 
 
 @torch.no_grad()
-def _sound(scorer: Scorer) -> Audio:
+def random_sound(scorer: Scorer) -> Audio:
+    """Of two videos, on the model's device."""
     model = scorer.model
     noise = Noise(model.noise_shape(scorer.size), 0, "trial", 0, range(VIDEOS), model.device)
     return model.decode_audio(noise.draw("latents"))

@@ -17,8 +17,17 @@ from vader.files.lock import new_folder
 from vader.files.paths import user_path
 from vader.files.weights import save_tensors
 from vader.models.base import VideoModel
+from vader.models.registry import FAMILIES
 from vader.networks.adapter import merge_adapters
-from vader.networks.adapter_files import FILE_NAME, AdapterFile, file_name, is_foreign, load_adapters, read_adapters
+from vader.networks.adapter_files import (
+    FILE_NAME,
+    AdapterFile,
+    file_name,
+    is_foreign,
+    key_prefix,
+    load_adapters,
+    read_adapters,
+)
 from vader.networks.measure import weight_bytes
 
 HEADROOM = 1.05  # settings and headers beside the weights
@@ -61,6 +70,28 @@ def export_adapter(adapter: Path | str, out_dir: Path | str) -> list[Path]:
     with new_folder(out) as temporary:
         _check_room(out, sum(file.path.stat().st_size for file in files))
         return [out / _copy(file, temporary).name for file in files]
+
+
+def loading_lines(folder: Path) -> list[str]:
+    """What to write in Python to use an exported adapter: by this package, and where diffusers knows how, without it.
+
+    Of the built-in families' networks, diffusers' own loader knows none (as of 0.42).
+    """
+    files = read_adapters(folder)
+    where = json.dumps(str(folder), ensure_ascii=False)
+    target = files[0].components[0] if len(files) == 1 else "pipe"
+    ours = f"into any network: vader.load_into({target}, {where})"
+    if files[0].ours.get("family") in FAMILIES:
+        return [ours]
+    return [*(f"into one of diffusers: {_diffusers_line(file, where)}" for file in files), ours]
+
+
+def _diffusers_line(file: AdapterFile, where: str) -> str:
+    """A network is not told the file's name by its folder, as a pipeline is; its keys may begin with another word."""
+    component = file.components[0]
+    prefix = key_prefix(component)
+    told = "" if prefix == "transformer" else f", prefix={json.dumps(prefix)}"  # diffusers' default
+    return f"{component}.load_lora_adapter({where}, weight_name={json.dumps(file.path.name)}{told})"
 
 
 def _copy(file: AdapterFile, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from vader.algorithms.base import Algorithm, Metrics
 from vader.errors import RunError, UserError, is_out_of_memory
+from vader.plugins import in_own_code
 from vader.recipe import Recipe
 from vader.runs.checkpoints import Checkpoints, Progress
 from vader.runs.folder import step_of
@@ -50,12 +51,21 @@ def failures_told(recipe: Recipe, checkpoints: Checkpoints) -> Iterator[None]:
     """Within, what ends a run that has begun is a `RunError` that says what stays: a part's mistake, no memory."""
     try:
         yield
-    except UserError as error:
-        raise RunError(f"{error}; {_stays(checkpoints)}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except RunError:
+        raise
+    except Exception as error:
+        if (what := _said(error, recipe)) is None:  # a fault of this package
             raise
-        raise RunError(f"out of memory: {memory_advice(recipe)}; {_stays(checkpoints)}") from error
+        raise RunError(f"{what}; {_stays(checkpoints)}") from error
+
+
+def _said(error: Exception, recipe: Recipe) -> str | None:
+    """What is said of an error that is no fault of this package; None if it is one."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"out of memory: {memory_advice(recipe)}"
+    return in_own_code(error)
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from vader import randomness
-from vader.algorithms import load_algorithm, resolved
+from vader.algorithms import resolved
 from vader.algorithms.base import Algorithm, Metrics
 from vader.engine.batch import Batch
-from vader.engine.build import build_engine, check_guidance, video_size
+from vader.engine.build import build_engine, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
@@ -34,21 +34,30 @@ from vader.evaluation.formats import with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
+from vader.evaluation.metrics.trial import try_metrics
 from vader.evaluation.report import write_report
 from vader.files.atomic import WriteError, atomic_folder, remove
-from vader.files.paths import is_writable
 from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
 from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
 from vader.nouns import Prompt
-from vader.prompts import load_prompts, with_negative
-from vader.recipe import Recipe, dump_recipe, first_difference, library_versions, load_recipe
+from vader.recipe import Recipe, dump_recipe, library_versions
 from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, Progress, check_space
-from vader.runs.folder import RunFolder, steps_in
-from vader.runs.log import Line, MetricsLog, read_lines
+from vader.runs.folder import RunFolder
+from vader.runs.log import Line, MetricsLog
 from vader.runs.reader import read_run
 from vader.scoring.trial import try_rewards
+from vader.training.before import (
+    Checked,
+    another_recipe,
+    check_folder,
+    check_recipe,
+    has_trained,
+    is_done,
+    occupied,
+    same_recipe,
+)
 from vader.training.failures import failures_told, memory_told, never_trained, skipped_too_often, trained_nothing
 from vader.training.progress import Display
 from vader.training.summary import summary
@@ -99,13 +108,16 @@ class Run:
         return self.engine.accelerator
 
 
-def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> TrainResult | None:
+def train(
+    recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False, *, folder: Path | str | None = None
+) -> TrainResult | None:
     """Aligns a model after a recipe, or continues the run of that recipe.
 
     Args:
         recipe: see `vader.recipe.load_recipe`.
         runs: the folder of runs; this one's is `runs/<recipe.name>`.
         dry_run: check and load everything, train nothing, write nothing; returns None.
+        folder: this run's own, where it is another one: of a run that was moved or renamed.
 
     Returns:
         The finished run; of a run that was finished before, what it left.
@@ -114,22 +126,25 @@ def train(recipe: Recipe, runs: Path | str = "runs", dry_run: bool = False) -> T
         UserError: something in the recipe, its files or the run's folder is not right; nothing was started.
         RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
     """
-    recipe, folder = resolved(recipe), RunFolder(Path(runs) / recipe.name)
-    check_folder(recipe, folder)
-    if folder.finished and load_recipe(str(folder.recipe), trust_code=True).train.steps == recipe.train.steps:
-        with folder.held():  # and so rid of what a killed end has left
-            return replace(read_result(folder), finished_before=True)
+    recipe, place = resolved(recipe), RunFolder(Path(runs) / recipe.name if folder is None else Path(folder))
+    if is_done(recipe, place):
+        with place.held():  # and so rid of what a killed end has left
+            return replace(read_result(place), finished_before=True)
+    checked = check_recipe(recipe)
+    check_folder(place)
     if dry_run:
-        _announce(_built(recipe, folder))
+        _announce(_built(checked, place), occupied(recipe, place))
         return None
-    with folder.held():
-        _run(_built(recipe, folder))
-    return read_result(folder)
+    if said := occupied(recipe, place):
+        raise UserError(said)
+    with place.held():
+        _run(_built(checked, place))
+    return read_result(place)
 
 
-def _built(recipe: Recipe, folder: RunFolder) -> Run:
-    with memory_told(recipe):
-        return build_run(recipe, folder)
+def _built(checked: Checked, folder: RunFolder) -> Run:
+    with memory_told(checked.recipe):
+        return build_run(checked, folder)
 
 
 def _run(run: Run) -> None:
@@ -151,10 +166,10 @@ def _run(run: Run) -> None:
         _finish(run)
 
 
-def _announce(run: Run) -> None:
-    """Says what the run is and what it runs on."""
+def _announce(run: Run, word: str | None = None) -> None:
+    """Says what the run is and what it runs on, and a word more."""
     if run.accelerator.is_main_process:
-        print(*summary(run.engine), sep="\n")
+        print(*summary(run.engine), *([word] if word else []), sep="\n")
 
 
 def _loop(run: Run, display: Display, stop: list[int], restored: bool) -> None:
@@ -227,19 +242,14 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
 # ---- building ----
 
 
-def build_run(recipe: Recipe, folder: RunFolder) -> Run:
-    """Builds all that a run needs, what is quick to check first; writes nothing.
+def build_run(checked: Checked, folder: RunFolder) -> Run:
+    """Builds all that a run needs; writes nothing.
 
     Raises:
         UserError: a part of the recipe cannot be had here, or does not fit the others.
     """
-    train_prompts, test_prompts = (
-        with_negative(load_prompts(name), recipe.sampling.negative)
-        for name in (recipe.prompts.train, recipe.prompts.test)
-    )
-    model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
-    check_guidance(recipe, [*train_prompts, *test_prompts])
-    algorithm = load_algorithm(recipe)
+    recipe, algorithm = checked.recipe, checked.algorithm
+    train_prompts, test_prompts = checked.train_prompts, checked.test_prompts
     metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
     metrics, words = metrics.suited(test_prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio)
@@ -249,12 +259,14 @@ def build_run(recipe: Recipe, folder: RunFolder) -> Run:
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
+    try_metrics(metrics, engine.scorer, test_prompts, _fewest_videos(recipe))
+    engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
         words += held_out_words(recipe, len(test_prompts))
         print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, recipe.train.checkpoint_every)
-    if recipe.adapter.init is not None and not _has_trained(folder):
+    if recipe.adapter.init is not None and not has_trained(folder):
         warm_start(engine, recipe.adapter.init)
     log = MetricsLog(folder.metrics)
     return Run(recipe, folder, engine, algorithm, metrics, train_prompts, test_prompts, checkpoints, log, Progress())
@@ -289,6 +301,12 @@ def held_out_words(recipe: Recipe, prompts: int) -> list[str]:
     return words
 
 
+def _fewest_videos(recipe: Recipe) -> int:
+    """How many videos the smallest of a run's evaluations has."""
+    settings = recipe.evaluation
+    return min(settings.videos, settings.final_videos or settings.videos)
+
+
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
     """Adapter and its file, AdamW's two moments, the algorithm's state: in each checkpoint kept and the next one."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
@@ -296,40 +314,6 @@ def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) 
 
 
 # ---- the run's folder ----
-
-
-def check_folder(recipe: Recipe, run: RunFolder) -> None:
-    """Raises `UserError` if the folder cannot be written, is no run's, or is a run's of another recipe.
-
-    A run that has not trained a step may be replaced, and one may be trained for more steps than it was.
-    """
-    folder = run.path
-    if not is_writable(folder, "the run's folder"):
-        raise run.unwritable()
-    if run.empty:
-        return
-    if not run.recipe.is_file():
-        raise UserError(f"{folder} holds files and no run: choose another name=... or --runs")
-    difference = _difference(run, recipe)
-    if difference is not None and _has_trained(run):
-        raise UserError(
-            f"{folder} is the run of another recipe ({difference}): "
-            "choose another name=... or --runs, or remove that folder"
-        )
-
-
-def _difference(run: RunFolder, recipe: Recipe) -> str | None:
-    """The first key in which a run's recipe is another one; that it is to train for more steps is none."""
-    there = load_recipe(str(run.recipe), trust_code=True)
-    if there.train.steps < recipe.train.steps:
-        there = there.model_copy(update={"train": there.train.model_copy(update={"steps": recipe.train.steps})})
-    return first_difference(there, recipe)
-
-
-def _has_trained(run: RunFolder) -> bool:
-    """Whether there is more in a run's folder than what it was before its first step."""
-    steps = [line["step"] for line in read_lines(run.metrics) if line is not None]
-    return run.trained or any(step > 0 for step in (*steps, *steps_in(run.checkpoints)))
 
 
 def _open_folder(run: Run) -> None:
@@ -345,9 +329,9 @@ def _write_recipe(run: Run) -> None:
     """Clears away a run that this one replaces, and the adapter of one that goes on beyond its end."""
     folder = run.folder
     if folder.recipe.is_file():
-        if first_difference(load_recipe(str(folder.recipe), trust_code=True), run.recipe) is None:
+        if same_recipe(folder, run.recipe):
             return
-        if (difference := _difference(folder, run.recipe)) is not None:
+        if (difference := another_recipe(folder, run.recipe)) is not None:
             run.checkpoints.left_out.append(f"a run of another recipe that had not trained a step ({difference})")
             folder.forget()
         remove(folder.adapter)

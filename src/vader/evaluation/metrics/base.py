@@ -9,15 +9,18 @@ Shapes: B videos; clips are whole videos on the CPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vader.errors import UserError
 from vader.nouns import Clip, Prompt, VideoSize
+from vader.plugins import explain_methods, is_built_in
+from vader.rewards.base import BrokenContract, require_scores
 
-Value = TypeVar("Value", Tensor, float)
+WORK = ("per_video", "over_set", "check", "prepare")
 
 
 class Aside(UserError):
@@ -32,6 +35,11 @@ class Metric:
     """
 
     audio: bool = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if not is_built_in(cls):
+            explain_methods(cls, WORK, lambda metric: f"metric {type(metric).__name__!r}")
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor | dict[str, Tensor]:
         """Figures of B videos and their prompts: `[B]`, or several such by name."""
@@ -94,32 +102,48 @@ class HeldOutMetrics:
             metric.prepare(device, dtype)
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Every figure of B videos, each `[B]`. Raises `UserError` if a metric gives another number of them."""
+        """Every figure of B videos, each `[B]`. Raises `UserError` if a metric gives anything else."""
         found: dict[str, Tensor] = {}
         for name, metric in self._per_video.items():
-            found |= _flat(name, metric.per_video(clip, prompts))
-        for name, values in found.items():
-            if values.shape != (len(prompts),):
-                raise UserError(
-                    f"metric {name!r} gave figures of shape {list(values.shape)} for {len(prompts)} videos: "
-                    "per_video gives one number a video"
-                )
+            for figure, values in _flat(name, metric.per_video(clip, prompts)).items():
+                found[figure] = _numbers(figure, values, len(prompts))
         return found
 
     def over_set(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> dict[str, float]:
-        """Every figure of a set of videos."""
+        """Every figure of a set of videos. Raises `UserError` if a metric gives anything but numbers."""
         found: dict[str, float] = {}
         for name, metric in self._over_set.items():
-            found |= _flat(name, metric.over_set(clips, prompts))
-        return {name: float(value) for name, value in found.items()}
+            for figure, value in _flat(name, metric.over_set(clips, prompts)).items():
+                found[figure] = _number(figure, value)
+        return found
 
 
 def _has(metric: Metric, method: str) -> bool:
     return getattr(type(metric), method) is not getattr(Metric, method)
 
 
-def _flat(name: str, found: Value | dict[str, Value]) -> dict[str, Any]:
+def _flat(name: str, found: object) -> dict[str, object]:
     """One figure under the metric's name, several under `name/figure`."""
     if isinstance(found, dict):
         return {f"{name}/{figure}": value for figure, value in found.items()}
     return {name: found}
+
+
+def _numbers(figure: str, values: object, count: int) -> Tensor:
+    """What `per_video` gave as a figure, `[count]`; truth values and integers are numbers, too."""
+    if isinstance(values, Tensor) and not values.is_floating_point():
+        values = values.float()
+    try:
+        return require_scores(values, count, "per_video", "video")
+    except BrokenContract as error:
+        raise UserError(f"metric {figure!r} {error}") from error
+
+
+def _number(figure: str, value: object) -> float:
+    """What `over_set` gave as a figure."""
+    if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1):
+        return float(value)
+    given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise UserError(
+        f"metric {figure!r} gave {given} from `over_set`: let it return one number for all videos, or several by name"
+    )

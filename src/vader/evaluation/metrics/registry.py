@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from vader.errors import UserError, nearest
 from vader.evaluation.metrics.base import HeldOutMetrics, Metric
 from vader.evaluation.metrics.reward import RewardMetric
-from vader.plugins import Part, instantiate, load_object
+from vader.plugins import Part, checked_options, instantiate, load_object
 from vader.rewards.base import Reward
-from vader.rewards.registry import load_reward, part_names, reward_names
+from vader.rewards.registry import Named, check_rewards, load_reward, part_names, reward_names
 
 BUILT_IN = {
     "judge": "vader.evaluation.metrics.judge:Judge",
@@ -33,6 +33,16 @@ def build_metrics(parts: Sequence[Part], chunk: int) -> HeldOutMetrics:
     return HeldOutMetrics({name: _load(name, part, chunk) for name, part in zip(names, parts, strict=True)})
 
 
+def check_metrics(parts: Sequence[Part]) -> None:
+    """Raises `UserError` if there is no metric or reward of a name or it does not take an option; loads no weights."""
+    for part in parts:
+        found = _metric_class(part.name)
+        if found is None:
+            check_rewards([Named(part.name, options=part.options)])
+        else:
+            checked_options(found, f"metric {part.name!r}", part.options)
+
+
 def _load(name: str, part: Part, chunk: int) -> Metric:
     found = _metric_class(part.name)
     if found is not None:
@@ -50,12 +60,8 @@ def _metric_class(name: str) -> type[Metric] | None:
             known = nearest(name, [*BUILT_IN, *rewards], "your own as module:Name")
             raise UserError(f"unknown metric {name!r}: {known}")
         return None
-    found = load_object(name, "metric", object)
-    if issubclass(found, Metric):
-        return found
-    if issubclass(found, Reward):
-        return None
-    raise UserError(f"metric {name!r} is neither a Metric nor a Reward: derive it from {Metric.__module__}.Metric")
+    found = load_object(name, "metric", Metric, Reward)
+    return found if issubclass(found, Metric) else None
 
 
 def metric_names() -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vader.errors import UserError
 from vader.evaluation.metrics.base import Aside, Metric
 from vader.nouns import Clip, Prompt, VideoSize
-from vader.rewards.base import Reward, RewardMix
+from vader.rewards.base import Reward, as_mix
 from vader.scoring.clips import score_clip
 
 
@@ -22,7 +22,7 @@ class RewardMetric(Metric):
     """A frozen reward, or a mix's weighted sum, which is shown `chunk` images at once."""
 
     def __init__(self, name: str, reward: Reward, chunk: int = 1) -> None:
-        self.mix = reward if isinstance(reward, RewardMix) else RewardMix({name: reward.freeze()}, {name: 1.0})
+        self.mix = as_mix(reward, name)
         self.chunk, self.audio = chunk, self.mix.listens
         self.device, self.fps = torch.device("cpu"), 8
 
