@@ -30,7 +30,7 @@ from vader.engine.build import build_engine, check_guidance, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.formats import with_error
+from vader.evaluation.formats import in_console, with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -71,8 +71,8 @@ class TrainResult:
         already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
         return [
             *([already] if self.finished_before else []),
-            f"held-out reward before: {with_error(*self.before, 3)}",
-            f"held-out reward after:  {with_error(*self.after, 3)}",
+            f"held-out reward before: {in_console(with_error(*self.before, 3))}",
+            f"held-out reward after:  {in_console(with_error(*self.after, 3))}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
             f"adapter: {', '.join(map(str, folder.adapter_files))}",
             f"report:  {folder.report}",
