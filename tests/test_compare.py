@@ -129,7 +129,7 @@ def test_what_does_not_compare_is_said(runs, tmp_path):
     assert f"Reward: 0.5 {TIMES} hps" in text
     assert "different prompts" not in text
     assert [len(group) for group in by_rewards(read_entries([runs[0], other, runs[1]]))] == [2, 1]
-    charts = page.split('<div class="chart large">')[1:]
+    charts = page.split('<div class="chart large')[1:]
     assert [chart.split("</svg>")[0].count('<path class="line"') for chart in charts] == [2, 2, 2, 1, 1, 1]
 
 

@@ -30,7 +30,7 @@ from vader.engine.build import build_engine, check_guidance, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.formats import in_console, with_error
+from vader.evaluation.formats import counted, in_console, with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -471,7 +471,7 @@ def _evaluate(run: Run, display: Display) -> None:
     """Held-out prompts under fixed noise: figures and the scores of each video into files, some videos beside them."""
     settings, step = run.recipe.evaluation, run.progress.step
     count = _videos(run, step)
-    display.stage(f"scoring {count} held-out videos")
+    display.stage(f"scoring {counted(count, 'held-out video')}")
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
