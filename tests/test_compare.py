@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.charts import held_out_series
 from vader.evaluation.compare import by_rewards, compare_runs, comparison_page, curves_over, read_entries, table_of
-from vader.evaluation.formats import TIMES, counted, with_error
+from vader.evaluation.formats import MINUS, TIMES, counted, with_error
 from vader.files.video import write_mp4
 from vader.runs.reader import read_run
 
@@ -89,6 +90,36 @@ def test_command_writes_a_page_and_two_plots(runs, tmp_path, capsys):
     assert str(out / "compare.html") in capsys.readouterr().out
 
 
+def printed_table(out: str) -> list[list[list[str]]]:
+    """The cells of each block of a table in a console, with the heads."""
+    lines = [line for line in out.splitlines() if line[:1] in tuple("┃│┏")]
+    blocks = "\n".join(lines).split("┏")[1:]
+    return [[[c.strip() for c in re.split("[┃│]", line)[1:-1]] for line in one.splitlines()[1:]] for one in blocks]
+
+
+def test_a_terminal_has_room_for_a_figure_a_line(tmp_path, capsys, monkeypatch):
+    """Eight runs on 80 columns: those that do not fit beside the others come below, and no number is broken."""
+    runs = [write_run(tmp_path / f"run-{i}", [0.5, -0.0655 - i / 100]) for i in range(8)]
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    blocks = printed_table(out)
+    assert max(len(line) for line in out.splitlines() if not line.startswith("/")) <= 80
+    head, rows = table_of(read_entries(runs))
+    assert [[line[0] for line in block] for block in blocks] == [head] * len(blocks)
+    told = [list(column) for block in blocks for column in list(zip(*block, strict=True))[1:]]
+    assert told == [[cell.replace(MINUS, "-") for cell in row] for row in rows]
+    assert told[1][3:5] == ["-0.075 ± 0.140", "-0.576"]
+
+
+def test_a_pipe_gets_the_same_table(runs, tmp_path, capsys):
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    (block,) = printed_table(capsys.readouterr().out)
+    assert block[:2] == [["run", "fast", "slow"], ["algorithm", "reward_gradient", "ddpo"]]
+    assert block[3] == ["after", "6.50 ± 0.14", "4.25 ± 0.14"]
+
+
 def test_what_does_not_compare_is_said(runs, tmp_path):
     other = write_run(tmp_path / "other", [0.2, 0.3], "rewards.0.name=hps", "rewards.0.weight=0.5")
     page = comparison_page(read_entries([*runs, other]))
@@ -98,7 +129,7 @@ def test_what_does_not_compare_is_said(runs, tmp_path):
     assert f"Reward: 0.5 {TIMES} hps" in text
     assert "different prompts" not in text
     assert [len(group) for group in by_rewards(read_entries([runs[0], other, runs[1]]))] == [2, 1]
-    charts = page.split('<div class="chart large">')[1:]
+    charts = page.split('<div class="chart large')[1:]
     assert [chart.split("</svg>")[0].count('<path class="line"') for chart in charts] == [2, 2, 2, 1, 1, 1]
 
 

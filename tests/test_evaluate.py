@@ -82,6 +82,9 @@ def test_seeds_are_averaged_and_prompts_give_the_error(run):
     assert base.by_seed == pytest.approx([point.reward for point in alone])
     assert base.reward == pytest.approx(fmean(base.by_seed))
     assert base.figures["diversity/pixels"] > 0
+    (moved,) = evaluate_sources(build_bench(found.recipe, 3, 2, first_seed=4), sources_of_run(found)[:1])
+    assert moved.by_seed[0] == pytest.approx(alone[1].reward)
+    assert moved.by_seed[1] not in (pytest.approx(alone[0].reward), pytest.approx(alone[1].reward))
 
 
 def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):
@@ -113,7 +116,17 @@ def test_command_writes_json_plot_and_table(run, capsys):
     assert [point["name"] for point in content["points"]] == ["base", "step 2", "step 4", "step 6"]
     assert all(set(point["figures"]) == {"diversity/pixels"} for point in content["points"])
     assert (run / "evaluation" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
-    assert "diversity/pixels" in out
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert [len(line) for line in table] == [5, 5, 5, 5]  # a column a checkpoint
+    assert [line[0] for line in table] == ["reward", "Warmth", "Stillness", "diversity/pixels"]
+    by_figure = [point["figures"]["diversity/pixels"] for point in content["points"]]
+    assert list(map(float, table[-1][1:])) == pytest.approx(by_figure, abs=6e-4)
+
+
+def test_command_takes_the_seeds_that_are_asked_for(run, tmp_path, capsys):
+    seeds = ["--seeds", "2", "--first-seed", "100"]
+    assert main(["evaluate", str(run), "--videos", "1", *seeds, "--trust-code", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["seeds"] == [100, 101]
 
 
 def test_command_measures_by_further_metrics(run, tmp_path, capsys):
@@ -133,7 +146,7 @@ def test_command_takes_an_adapter_without_its_run(run, tmp_path, capsys):
     arguments = ["evaluate", "--adapter", str(run / "adapter"), "--recipe", str(TOY), "--videos", "2", "--seeds", "1"]
     assert main([*arguments, "--prompts", "tiny-train", "--out", str(tmp_path)]) == 0
     points = json.loads((tmp_path / "evaluation.json").read_text())["points"]
-    assert [point["name"] for point in points] == ["base", "adapter"]
+    assert [point["name"] for point in points] == ["base", str(run / "adapter")]
     assert points[1]["reward"] != points[0]["reward"]
 
 

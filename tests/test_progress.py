@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from run_factories import evaluation_line, train_line
 from toy_runs import TOY, toy_recipe
 from vader.cli import main
+from vader.runs.folder import step_name
 from vader.training import progress
 from vader.training.progress import Display, TimeLeft
+from vader.training.trainer import TrainResult
 
 RECIPE = toy_recipe("train.steps=20", "evaluation.every=5", "evaluation.videos=8", "evaluation.final_videos=40")
 
@@ -39,6 +42,20 @@ def test_a_log_hears_of_a_long_evaluation_but_not_of_a_short_one(monkeypatch, ca
             now[0] = seconds
             display.inside(f"after {seconds} s")
     assert capsys.readouterr().out.splitlines() == ["scoring 40 held-out videos", "after 31 s", "after 62 s"]
+
+
+def test_a_console_has_one_minus_sign(capsys, tmp_path):
+    with Display(RECIPE, 0, shown=True) as display:
+        display.train(train_line(1, reward=-0.0551, parts={}))
+        display.evaluation(evaluation_line(1, -0.0651, figures={"gold": -0.25}))
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/20  reward -0.055  1.80 s/step  left 0:34",
+        "step 1/20  held-out reward -0.065 ± 0.140 (64 videos)  gold -0.25",
+    ]
+    (tmp_path / "samples" / step_name(0)).mkdir(parents=True)
+    (tmp_path / "samples" / step_name(0) / "prompts.json").touch()
+    before, after, *_ = TrainResult(tmp_path, before=(-0.0651, 0.14), after=(-1.0, 0.14)).lines()
+    assert (before, after) == ("held-out reward before: -0.065 ± 0.140", "held-out reward after:  -1.000 ± 0.140")
 
 
 STEPS = {

@@ -28,7 +28,7 @@ from vader.runs.folder import ADAPTER
 from vader.runs.reader import read_run
 from vader.tinyworld.scenes import render, sample_scenes
 
-VOID = {"meta", "link", "input", "br", "path"}
+VOID = {"meta", "link", "input", "br", "wbr", "path"}
 PROMPTS = ["a red circle", 'the "last" <script>alert(1)</script> & one']
 
 
@@ -178,6 +178,7 @@ def test_figures_have_one_table_and_charts_of_their_own(bare_run):
     assert f"<td>{MINUS}1.5</td>" in page  # no colour judges it: of a figure such as damage less is better
     assert page.count("Figures, on held-out prompts") == 1
     assert "pickscore over steps" in page
+    assert "<h4>own/<wbr>set</h4>" in page  # a long name breaks there and stays in its card
 
 
 def test_charts_of_parts_go_by_the_names_in_the_metrics(bare_run):
@@ -413,6 +414,38 @@ def test_chart_places_points_and_breaks_lines_at_gaps():
     banded = line_chart([Series("b", "held-out", [0, 1], [2.0, 4.0], [1.0, 1.0], points=True)], "title", "x")
     assert 'class="band" d="M0.0 750.0L1000.0 250.0L1000.0 750.0L0.0 1250.0Z"' not in banded
     assert 'class="band" d="M0.0 500.0L1000.0 0.0L1000.0 500.0L0.0 1000.0Z"' in banded
+
+
+def test_a_chart_makes_room_for_its_longest_label(run):
+    chart = line_chart([Series("a", "train", [0, 1], [-0.1475, -0.1474])], "title", "x")
+    labels = re.findall(r'class="y-tick"[^>]*>([^<]+)<', chart)
+    assert f'style="--longest:{max(map(len, labels))}"' in chart
+    assert max(map(len, labels)) == len(f"{MINUS}0.14748")
+    left = re.findall(r"\.chart[.a-z]* \{[^}]*padding(?:-left)?: ([^;}]*)", page_of(run))
+    assert left == ["8px 4px 0 calc(var(--longest) * 1ch + 12px)"]  # and no rule for some charts has another
+
+
+@pytest.mark.parametrize(("values", "deep"), [([0.02, 0.08], True), ([0.08, 0.02], True), ([0.3, 0.5], False)])
+def test_a_value_below_a_low_point_moves_the_axis_away(values, deep):
+    chart = line_chart([Series("a", "held-out", [0, 4], values, points=True)], "title", "", "small", (0.0, 1.0))
+    assert ('class="chart small deep"' in chart) == deep
+    first, last = re.findall(r'class="value held-out ([^"]+)" style="[^"]+">([\d.]+)<', chart)
+    sides = ("left below", "right above") if values[0] < values[1] else ("left above", "right below")
+    assert (first, last) == tuple(zip(sides, map("{:.2f}".format, values), strict=True))
+
+
+def test_points_and_the_table_have_true_minus_signs(bare_run):
+    write_metrics(bare_run, evaluation_line(0, -0.1475), evaluation_line(1, -0.25))
+    page = page_of(bare_run)
+    assert f"<title>1: {MINUS}0.25</title>" in page
+    assert f"<td>{MINUS}0.1475</td>" in page
+    assert not re.search(r">-\d", page)
+
+
+def test_one_step_is_one_step(run):
+    (run / "samples" / "step-000004").rename(run / "samples" / "step-000001")
+    shutil.rmtree(run / "samples" / "step-000002")
+    assert "the same noise, before training and after 1 step;" in text_of(page_of(run))
 
 
 def test_formats():

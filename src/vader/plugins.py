@@ -82,7 +82,7 @@ def load_object(spec: str, kind: str, base: type[T], *others: type[T]) -> type[T
         raise UserError(f"{kind} {spec!r} is {_not_one_of(found, (base, *others))}")
     if missing := _abstract(found):
         raise UserError(f"{kind} {spec!r} lacks {', '.join(missing)}: {base.__name__} asks for it")
-    return found
+    return cast("type[T]", found)
 
 
 def _not_one_of(found: object, bases: Sequence[type]) -> str:

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from vader.cli.parts import AdapterOption, TrustCode, metric_part, model_section, print_wide, recipe_of, tell_left_out
+from vader.cli.parts import (
+    AdapterOption,
+    TrustCode,
+    metric_part,
+    model_section,
+    print_figures,
+    recipe_of,
+    tell_left_out,
+)
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -41,6 +48,10 @@ def evaluate(
     ] = None,
     videos: Annotated[int, typer.Option("--videos", min=1, help="How many prompts, from the first.")] = 16,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Videos of each prompt.")] = 2,
+    first_seed: Annotated[
+        int | None,
+        typer.Option("--first-seed", help="Of the noise; the others follow it. Default: the recipe's train.seed."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/evaluation, or evaluation without a run.")
     ] = None,
@@ -56,24 +67,18 @@ def evaluate(
     check_out(out)
     resolved, sources = _of_run(run, trust_code) if run else _of_adapter(adapter, recipe, model, trust_code)
     resolved = _asked(resolved, prompts, further)
-    from rich.table import Table
-
     from vader.evaluation.evaluate import build_bench, evaluate_sources, table, write_evaluation
     from vader.files.lock import held
 
     folder = out or (run / "evaluation" if run else Path("evaluation"))
     with held(folder):
-        bench = build_bench(resolved, videos, seeds)
+        bench = build_bench(resolved, videos, seeds, first_seed)
         print(*bench.words, sep="\n", end="\n" * bool(bench.words))
         points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
         written = write_evaluation(bench, points, folder)
     if gone := [one.name for one in sources if one.name not in {point.name for point in points}]:
         print(f"vader: the run has meanwhile removed, and so left out: {', '.join(gone)}", file=sys.stderr)
-    head, rows = table(points)
-    shown = Table(*map(escape, head))
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    print_wide(shown)
+    print_figures(*table(points))
     print(*written, sep="\n")
 
 

@@ -57,11 +57,14 @@ def _metrics() -> dict[str, str]:
 
 
 def _prompt_sets() -> dict[str, str]:
+    from vader.evaluation.formats import counted
     from vader.prompts import load_prompts, prompt_set_names
 
     sets = {name: load_prompts(name) for name in prompt_set_names()}
     labelled = {name: " with labels" if prompts[0].label else "" for name, prompts in sets.items()}
-    return {name: f'{len(prompts)} prompts{labelled[name]}, as "{prompts[0]}"' for name, prompts in sets.items()}
+    return {
+        name: f'{counted(len(prompts), "prompt")}{labelled[name]}, as "{prompts[0]}"' for name, prompts in sets.items()
+    }
 
 
 def _recipes() -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from vader.errors import UserError, nearest
 
@@ -122,6 +123,48 @@ def _parsed(kind: str, spec: str) -> dict[str, Any]:
     if not match or not all(equals for _, equals, _ in pairs):
         raise UserError(f"{kind} {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
     return {"name": match[1]} | {key: parse_value(value) for key, _, value in pairs}
+
+
+PIPED = 120  # characters that a table of figures is wide at most in a file or pipe
+
+
+def print_figures(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table turned over: a line a figure and a column a row, so that a terminal shows all of it.
+
+    Columns that do not fit side by side come below, under the figures' names again.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vader.evaluation.formats import in_console
+
+    console = Console()
+    room = (console.width if console.is_terminal else PIPED) - _width(head) - 1
+    columns = [[in_console(cell) for cell in row] for row in rows]
+    for some in _side_by_side(columns, room):
+        (labels, *lines) = zip(head, *some, strict=True)
+        table = Table(*map(escape, labels))
+        for cells in lines:
+            table.add_row(*map(escape, cells))
+        print_wide(table)
+
+
+def _side_by_side(columns: Iterable[Sequence[str]], room: int) -> Iterator[list[Sequence[str]]]:
+    """Neighbours for which there is room, and at least one."""
+    some: list[Sequence[str]] = []
+    for column in columns:
+        if some and sum(map(_width, [*some, column])) > room:
+            yield some
+            some = []
+        some.append(column)
+    yield some
+
+
+def _width(column: Sequence[str]) -> int:
+    """Of a column with its frame, in a console's characters."""
+    from rich.cells import cell_len
+
+    return max(map(cell_len, column)) + 3
 
 
 def print_wide(table: Table) -> None:

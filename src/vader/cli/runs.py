@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from vader.cli.parts import TrustCode, print_wide, tell_left_out
+from vader.cli.parts import TrustCode, print_figures, tell_left_out
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -94,8 +93,6 @@ def compare(
     ),
 ) -> None:
     """Compare runs on one page: reward over steps, reward queries and compute time, peak memory, a table."""
-    from rich.table import Table
-
     from vader.evaluation.compare import compare_runs, read_entries, table_of
     from vader.files.lock import held
     from vader.files.paths import check_out
@@ -104,10 +101,6 @@ def compare(
     entries = read_entries(runs)
     with held(out):
         written = compare_runs(runs, out)
-    head, rows = table_of(entries)
-    table = Table(*map(escape, head))
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_wide(table)
+    print_figures(*table_of(entries))
     print(*written, sep="\n")
     tell_left_out(entry.run for entry in entries)

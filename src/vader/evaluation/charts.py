@@ -34,6 +34,7 @@ class Series:
     values: bool = True
 
 
+LOW = {"large": 0.08, "small": 0.16}  # shares of a plot's height: a value below a lower point lies on the axis' labels
 COLUMNS = 2000  # of a plot: more than a screen shows
 Axis = Literal["step", "queries", "seconds"]
 AXES: dict[Axis, str] = {"step": "optimiser steps", "queries": "reward queries", "seconds": "compute time, seconds"}
@@ -114,13 +115,20 @@ def line_chart(
     ]
     frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
     lines = "".join(_drawn(one, frame) for one in series)
-    labels = _y_labels(y_ticks, frame) + _x_labels(x_ticks, frame) + "".join(_end_labels(one, frame) for one in series)
+    values = [value for one in series for value in _end_values(one)]
+    labels = _y_labels(y_ticks, frame) + _x_labels(x_ticks, frame) + "".join(one.label(frame) for one in values)
+    deep = " deep" if any(one.below and frame.up(one.y) < LOW[size] for one in values) else ""
     return (
-        f'<div class="chart {size}"><div class="plot">'
+        f'<div class="chart {size}{deep}" style="--longest:{max(len(plain(y)) for y in y_ticks)}"><div class="plot">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
         f"{_grid(y_ticks, frame)}{lines}</svg>{labels}</div>"
         f'<div class="x-label">{escape(x_label)}</div></div>'
     )
+
+
+def chart_card(title: str, chart: str) -> str:
+    """A chart under its title, which may break behind a slash."""
+    return f'<div class="card"><h4>{escape(title).replace("/", "/<wbr>")}</h4>{chart}</div>'
 
 
 def legend(series: Sequence[Series]) -> str:
@@ -201,7 +209,7 @@ def _band(series: Series, frame: _Frame) -> str:
 
 def _mark(x: float, y: float, frame: _Frame) -> str:
     """A dot: a line of no length with round ends, which stretching does not deform."""
-    return f'<path class="mark" d="M{frame.point(x, y)}h.01"><title>{x:g}: {y:.4g}</title></path>'
+    return f'<path class="mark" d="M{frame.point(x, y)}h.01"><title>{plain(x)}: {plain(y)}</title></path>'
 
 
 def _grid(y_ticks: Sequence[float], frame: _Frame) -> str:
@@ -216,18 +224,30 @@ def _x_labels(x_ticks: Sequence[float], frame: _Frame) -> str:
     return "".join(f'<span class="x-tick" style="left:{frame.across(x):.2%}">{plain(x)}</span>' for x in x_ticks)
 
 
-def _end_labels(series: Series, frame: _Frame) -> str:
-    """The first and the last value of a line of points, written on the side that the line does not take."""
+@dataclass(frozen=True)
+class _Value:
+    """A number beside a point: above or below it, reaching inwards from the left or the right."""
+
+    style: str
+    x: float
+    y: float
+    side: Literal["left", "right"]
+    below: bool
+
+    def label(self, frame: _Frame) -> str:
+        place = f"left:{frame.across(self.x):.2%};bottom:{frame.up(self.y):.2%}"
+        where = f"{self.style} {self.side} {'below' if self.below else 'above'}"
+        return f'<span class="value {where}" style="{place}">{fixed(self.y, decimals(frame.y))}</span>'
+
+
+def _end_values(series: Series) -> list[_Value]:
+    """The first and the last value of a line of points, on the side that the line does not take."""
     points = _stretch(series) if series.points and series.values else []
-    places = decimals(frame.y)
     if len(points) < 2:
-        return "".join(_value(x, y, places, f"{series.style} left above", frame) for x, y, _ in points)
+        return [_Value(series.style, x, y, "left", below=False) for x, y, _ in points]
     (x0, y0, _), (_, y1, _) = points[:2]
     (_, y2, _), (x3, y3, _) = points[-2:]
-    first = _value(x0, y0, places, f"{series.style} left {'below' if y1 > y0 else 'above'}", frame)
-    return first + _value(x3, y3, places, f"{series.style} right {'below' if y2 > y3 else 'above'}", frame)
-
-
-def _value(x: float, y: float, places: int, side: str, frame: _Frame) -> str:
-    place = f"left:{frame.across(x):.2%};bottom:{frame.up(y):.2%}"
-    return f'<span class="value {side}" style="{place}">{fixed(y, places)}</span>'
+    return [
+        _Value(series.style, x0, y0, "left", below=y1 > y0),
+        _Value(series.style, x3, y3, "right", below=y2 > y3),
+    ]

@@ -18,6 +18,7 @@ from vader.evaluation.charts import (
     AXES,
     Axis,
     Series,
+    chart_card,
     figure_names,
     held_out_series,
     is_share,
@@ -176,7 +177,7 @@ def _group(entries: Sequence[Entry], title: str) -> str:
 
 
 def _chart(series: Sequence[Series], label: str) -> str:
-    return f'<div class="card"><h4>over {label}</h4>{line_chart(series, f"Reward over {label}", label)}</div>'
+    return chart_card(f"over {label}", line_chart(series, f"Reward over {label}", label))
 
 
 def _videos(entries: Sequence[Entry]) -> str:
@@ -220,7 +221,7 @@ def _figure_chart(name: str, entries: Sequence[Entry]) -> str:
     if not drawn:
         return ""
     chart = line_chart(drawn, f"{name} over steps", "", "small", (0.0, 1.0) if is_share(name) else None)
-    return f'<div class="card"><h4>{escape(name)}</h4>{chart}</div>'
+    return chart_card(name, chart)
 
 
 def _figure_line(name: str, entry: Entry) -> Series:

@@ -119,8 +119,12 @@ def sources_of_run(run: Run) -> list[Source]:
 
 
 def sources_of_adapter(adapter: Path | None) -> list[Source]:
-    """The base model, and the adapter (`find_adapter`) if one is named. Raises `UserError` if it does not exist."""
-    return [BASE] if adapter is None else [BASE, Source("adapter", 0, _file_loader(find_adapter(adapter)))]
+    """The base model, and the adapter (`find_adapter`), called as it was given, if one is named.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    return [BASE] if adapter is None else [BASE, Source(str(adapter), 0, _file_loader(find_adapter(adapter)))]
 
 
 BASE = Source("base", 0, None)
@@ -143,13 +147,14 @@ def _file_loader(path: Path) -> Attach:
 # ---- evaluating ----
 
 
-def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
+def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None = None) -> Bench:
     """Loads the recipe's model, rewards and metrics; with several seeds, diversity is measured too.
 
     Args:
         recipe: says all but how much: sizes, sampling, rewards, metrics, and the prompts under `prompts.test`.
         videos: how many of the prompts are taken, from the first; all, if there are fewer.
-        seeds: how many videos of each; the first seed is the recipe's.
+        seeds: how many videos of each, under as many seeds of the noise that follow each other.
+        first_seed: the first of them; None is the recipe's, under which a run evaluates itself.
 
     Raises:
         UserError: a part of the recipe cannot be had here.
@@ -169,7 +174,8 @@ def build_bench(recipe: Recipe, videos: int, seeds: int) -> Bench:
     setup.model.prepare(prompts)
     if len(prompts) < videos:
         words.append(f"there are {len(prompts)} prompts, and not {videos}: each is taken once a seed")
-    return Bench(recipe, setup, metrics, prompts, range(recipe.train.seed, recipe.train.seed + seeds), words)
+    first = recipe.train.seed if first_seed is None else first_seed
+    return Bench(recipe, setup, metrics, prompts, range(first, first + seeds), words)
 
 
 def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:

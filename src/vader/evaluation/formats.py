@@ -29,6 +29,11 @@ def with_error(mean: float, error: float, places: int) -> str:
     return f"{fixed(mean, places)} ± {fixed(error, places)}" if error > 0 else fixed(mean, places)
 
 
+def in_console(text: str) -> str:
+    """A text of these numbers for a console: signs that can be typed, searched for and read back as numbers."""
+    return text.replace(MINUS, "-").replace(NONE, "-")
+
+
 def counted(count: int, noun: str) -> str:
     """ "1 video", "16 videos"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

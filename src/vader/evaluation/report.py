@@ -17,7 +17,7 @@ from statistics import fmean, median
 from string import Template
 from typing import Literal
 
-from vader.evaluation.charts import AXES, Series, figure_names, is_share, legend, line_chart, reward_series
+from vader.evaluation.charts import AXES, Series, chart_card, figure_names, is_share, legend, line_chart, reward_series
 from vader.evaluation.formats import TIMES, counted, decimals, duration, fixed, signed
 from vader.files.atomic import atomic_write
 from vader.recipe import Recipe
@@ -90,7 +90,8 @@ def _described(recipe: Recipe) -> str:
     return (
         f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards_in_words(recipe)} "
         f"by {_method(recipe)}. "
-        f"{video.frames} frames of {video.width} {TIMES} {video.height} pixels, LoRA of rank {recipe.adapter.rank}."
+        f"{counted(video.frames, 'frame')} of {video.width} {TIMES} {video.height} pixels, "
+        f"LoRA of rank {recipe.adapter.rank}."
     )
 
 
@@ -229,7 +230,7 @@ def pixel_class(recipes: Sequence[Recipe]) -> str:
 
 
 def _step_name(step: int) -> str:
-    return "before training" if step == 0 else f"after {step} steps"
+    return "before training" if step == 0 else f"after {counted(step, 'step')}"
 
 
 def _is_wide(recipe: Recipe) -> bool:
@@ -339,13 +340,13 @@ def _small_chart(name: str, series: list[Series]) -> str:
     if not drawn:
         return ""
     chart = line_chart(drawn, f"{name} over steps", "", "small", (0.0, 1.0) if is_share(name) else None)
-    return f'<div class="card"><h4>{escape(name)}</h4>{chart}</div>'
+    return chart_card(name, chart)
 
 
 def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     rows = "".join(
-        f"<tr><td>{e.step}</td><td>{e.queries:,}</td><td>{e.reward:.4f}</td><td>{e.stderr:.4f}</td><td>{e.std:.4f}</td>"
-        f"<td>{e.videos}</td><td>{duration(e.seconds)}</td></tr>"
+        f"<tr><td>{e.step}</td><td>{e.queries:,}</td><td>{fixed(e.reward, 4)}</td><td>{fixed(e.stderr, 4)}</td>"
+        f"<td>{fixed(e.std, 4)}</td><td>{e.videos}</td><td>{duration(e.seconds)}</td></tr>"
         for e in evaluations
     )
     heads = ("step", "queries", "reward", "std. error", "spread", "videos", "time")

@@ -23,7 +23,6 @@ from vader.engine.build import assemble, joined
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine
 from vader.errors import UserError
-from vader.files.foreign import explained
 from vader.models.base import VideoModel
 from vader.networks.offload import OffloadActivations
 from vader.networks.park import Park
@@ -32,6 +31,7 @@ from vader.nouns import Prompt
 from vader.planning.counter import Counter, Remembered, fused_attention
 from vader.planning.models import Drawn, load_model_shape
 from vader.planning.rewards import load_reward_shape
+from vader.plugins import explained
 from vader.prompts import load_prompts
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix

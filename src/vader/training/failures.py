@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from vader.algorithms.base import Algorithm, Metrics
 from vader.errors import RunError, UserError, is_out_of_memory
+from vader.evaluation.formats import counted
 from vader.plugins import in_own_code
 from vader.recipe import Recipe
 from vader.runs.checkpoints import Checkpoints, Progress
@@ -26,11 +27,14 @@ def trained_nothing(progress: Progress, metrics: Metrics, algorithm: Algorithm) 
 
 def skipped_too_often(progress: Progress, metrics: Metrics, algorithm: Algorithm) -> str:
     """What ends a run after `train.max_skipped` skipped steps in a row."""
-    steps, saved = progress.skipped_in_row, f"the adapter is saved as it was before them (step {progress.step})"
+    steps, saved = (
+        counted(progress.skipped_in_row, "step"),
+        f"the adapter is saved as it was before them (step {progress.step})",
+    )
     if _none(metrics):
         reason = algorithm.without_gradient(metrics)
-        return f"no gradient reached the adapter in {steps} steps in a row: {reason}; {saved}"
-    return f"{NOT_FINITE} in {steps} steps in a row; {saved}: try a lower optimizer.lr or model.precision=fp32"
+        return f"no gradient reached the adapter in {steps} in a row: {reason}; {saved}"
+    return f"{NOT_FINITE} in {steps} in a row; {saved}: try a lower optimizer.lr or model.precision=fp32"
 
 
 def _none(metrics: Metrics) -> bool:

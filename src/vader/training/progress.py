@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from vader.evaluation.formats import counted, with_error
+from vader.evaluation.formats import counted, in_console, with_error
 from vader.recipe import Recipe
 
 PATIENCE = 30.0  # seconds after which a log, too, hears how far a long step or evaluation is
@@ -122,7 +122,7 @@ class Display:
         self.time_left.evaluation(line["seconds"], line["videos"])
         self.heard = time.monotonic()
         found = "".join(f"  {name} {value:.2f}" for name, value in line.get("figures", {}).items())
-        reward, videos = with_error(line["reward"], line["stderr"], 3), counted(line["videos"], "video")
+        reward, videos = in_console(with_error(line["reward"], line["stderr"], 3)), counted(line["videos"], "video")
         self.console.print(f"step {line['step']}/{self.steps}  held-out reward {reward} ({videos}){found}")
 
 

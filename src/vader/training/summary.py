@@ -8,6 +8,7 @@ import torch
 
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Engine
+from vader.evaluation.formats import counted
 
 LARGE = 200_000_000  # weights that no CPU takes through a step in less than minutes
 
@@ -20,11 +21,12 @@ def summary(engine: Engine) -> Iterator[str]:
     trained = sum(parameter.numel() for parameter in engine.parameters)
     precision = str(frozen_dtype(recipe.model.precision, device)).removeprefix("torch.")
     processes = engine.accelerator.num_processes
+    videos, steps = counted(recipe.train.batch, "video"), counted(recipe.sampling.steps, "denoising step")
     yield (
         f"{recipe.name}: {recipe.model.family} on {_named(device)} in {precision}, "
         f"{processes} {'process' if processes == 1 else 'processes'}; "
-        f"{_short(trained)} of {_short(weights)} weights are trained; each step {recipe.train.batch} videos of "
-        f"{size.frames} frames of {size.height}x{size.width} in {recipe.sampling.steps} denoising steps"
+        f"{_short(trained)} of {_short(weights)} weights are trained; each step {videos} of "
+        f"{counted(size.frames, 'frame')} of {size.height}x{size.width} in {steps}"
     )
     if device.type == "cpu" and weights >= LARGE:
         yield f"there is no GPU here, and a model of {_short(weights)} weights needs one: steps will take very long"

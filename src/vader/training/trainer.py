@@ -30,7 +30,7 @@ from vader.engine.build import build_engine, video_size
 from vader.engine.device import frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
-from vader.evaluation.formats import with_error
+from vader.evaluation.formats import counted, in_console, with_error
 from vader.evaluation.held_out import evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -80,8 +80,8 @@ class TrainResult:
         already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
         return [
             *([already] if self.finished_before else []),
-            f"held-out reward before: {with_error(*self.before, 3)}",
-            f"held-out reward after:  {with_error(*self.after, 3)}",
+            f"held-out reward before: {in_console(with_error(*self.before, 3))}",
+            f"held-out reward after:  {in_console(with_error(*self.after, 3))}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
             f"adapter: {', '.join(map(str, folder.adapter_files))}",
             f"report:  {folder.report}",
@@ -455,7 +455,7 @@ def _evaluate(run: Run, display: Display) -> None:
     """Held-out prompts under fixed noise: figures and the scores of each video into files, some videos beside them."""
     settings, step = run.recipe.evaluation, run.progress.step
     count = _videos(run, step)
-    display.stage(f"scoring {count} held-out videos")
+    display.stage(f"scoring {counted(count, 'held-out video')}")
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,

@@ -79,7 +79,7 @@ class TextEmbedder:
         self, encoder: Part, tokenizer: Part, dtype: torch.dtype, max_length: int, eight_bit: bool = False
     ) -> None:
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError("model.options.text_8bit needs bitsandbytes: pip install bitsandbytes")
+            raise UserError('model.options.text_8bit needs bitsandbytes: pip install "vader-video[int8]"')
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.dtype = torch.bfloat16 if dtype == torch.float16 else dtype
