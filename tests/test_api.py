@@ -83,3 +83,9 @@ def test_a_model_s_denoisers_are_not_chosen_by_component(tmp_path: Path) -> None
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, vader, vader.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_empty_prompt_is_refused_before_anything_is_sampled() -> None:
+    size = vader.VideoSize(frames=4, height=8, width=8)
+    with pytest.raises(vader.UserError, match="a prompt is empty: write what its video is to show"):
+        vader.sample(ToyModel(), ["a red ball", " "], size)

@@ -16,6 +16,7 @@ import torch
 import vader
 from factories import make_tiny_modelscope
 from vader.cli import main
+from vader.cli.listing import LISTINGS
 from vader.errors import RunError, Stopped, UserError
 from vader.files.video import read_video, write_mp4
 from vader.models.registry import model_names
@@ -114,9 +115,9 @@ def test_help_imports_nothing_heavy():
 
 
 def test_python_m_vader_is_the_command():
-    ran = subprocess.run([sys.executable, "-m", "vader", "list"], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-m", "vader", "train"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "vader: Missing argument 'KIND'. See 'vader list --help'.\n"
+    assert ran.stderr == "vader: Missing argument 'recipe'. See 'vader train --help'.\n"
 
 
 # ---------------------------------------------------------------- exit statuses
@@ -128,7 +129,14 @@ def test_python_m_vader_is_the_command():
         (["trian"], "No such command 'trian'"),
         (["check"], "Missing command"),
         (["train"], "Missing argument 'recipe'"),
-        (["train", "tiny", "--fast"], "--fast"),
+        (
+            ["train", "tiny", "--stepz", "3"],
+            "--stepz. A recipe's keys are written KEY=VALUE, as in train.steps=80. See",
+        ),
+        (["train", "tiny", "--runz", "x"], "No such option: --runz. Did you mean --runs? See 'vader train"),
+        (["sample", "a dog", "--zzz"], "No such option: --zzz. See 'vader sample"),
+        (["sample", "a dog", "--guidance", "0.5"], ". See 'vader sample"),
+        (["list", "recipes", "rewards"], "(rewards). See 'vader list"),
         (["score", "x.mp4"], "Missing option '--reward'"),
         (["sample", "a dog", "--steps", "0"], "'--steps'"),
         (["sample", "a dog", "--steps", "many"], "'--steps'"),
@@ -205,6 +213,14 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["sample", "--file", "empty.txt"], "prompt file 'empty.txt' holds no prompts"),
         (["sample", "--file", "tiny-tset"], "did you mean 'tiny-test'?"),
         (["sample", "a dog", "--recipe", "tny"], "no recipe 'tny'"),
+        (
+            ["sample", "a dog", "--image", "s/0.mp4"],
+            "image 's/0.mp4' does not exist: give a picture, or a folder of pict",
+        ),
+        (["sample", "a dog", "--image", "x.mp4"], "image 'x.mp4' is no picture: its name must end in .png, .jpg"),
+        (["sample", "a dog", "--image", "tiny-pictures-test"], "image 'tiny-pictures-test' does not exist"),
+        (["sample", ""], "'modelscope' make a video of a text, but a prompt is empty: write what its video is to show"),
+        (["sample", "a dog", " \t"], "but a prompt is empty"),
         (["sample", "a dog", "--model", "modelscop:x"], "did you mean 'modelscope'?"),
         (["sample", "a dog", "--model", "modelscope"], "write family:checkpoint"),
         (["sample", "a dog", "--model", "modelscope:x", "--frames", "2"], "give --height, --width"),
@@ -264,6 +280,32 @@ def test_lists_start_with_the_names(capsys):
     for kind, name in expected.items():
         assert main(["list", kind]) == 0
         assert name in {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_a_bare_list_tells_what_can_be_listed(capsys):
+    assert main(["list"]) == 0
+    kinds = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(kinds) == list(LISTINGS)
+    assert kinds["policies"].startswith("Where the reward's gradient enters the chain, algorithm.policy")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("policies", "last", "(k=1) The last K steps; "),
+        ("policies", "direct_align", "(window=[0.1, 1.0], gap=0.1) The finished video"),
+        ("policies", "steps", "(steps=...) The steps that"),
+        ("policies", "full", "Every step"),
+        ("guidance", "interval", "(scale=..., start=0.0, end=0.5) Classifier-free"),
+        ("guidance", "none", "The conditional prediction alone"),
+        ("memory", "shard", "(rewards=false) Denoisers'"),
+        ("memory", "offload_activations", "Steps with a graph"),
+    ],
+)
+def test_parts_are_listed_with_their_options(capsys, kind, name, said):
+    assert main(["list", kind]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed[name].startswith(said)
 
 
 def test_recipes_are_listed_with_all_that_they_say_of_themselves(capsys):

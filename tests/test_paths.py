@@ -137,13 +137,25 @@ def test_the_nearest_of_a_word_is_what_has_it_as_a_part():
     assert nearest("dppo", ["ddpo", "reward_gradient"]) == "did you mean 'ddpo'?"
 
 
-def test_a_word_where_more_is_asked_for_than_there_is():
+def test_a_word_where_evaluations_differ_or_more_is_asked_for_than_there_is():
     recipe = load_recipe("tiny", ["evaluation.videos=3"])
-    assert held_out_words(recipe, 3) == ["evaluation.shown is 4, of 3 videos: all of them are shown"]
-    assert held_out_words(load_recipe("tiny"), 2) == [
-        "evaluation.videos is 16, of 2 prompts: some are sampled more than once"
+    ends = "step 0 and the end are evaluated on 64 held-out videos (evaluation.final_videos), "
+    assert held_out_words(recipe, 200) == [
+        f"{ends}the evaluations between on 3 (evaluation.videos)",
+        "evaluation.shown is 4 and evaluation.videos 3: all of these are shown",
     ]
-    assert held_out_words(load_recipe("tiny"), 200) == []
+    short = load_recipe("tiny", ["evaluation.videos=3", "train.steps=10"])
+    assert held_out_words(short, 200) == [f"{ends}and no step between"]
+    assert held_out_words(short, 1)[1:] == [
+        "evaluation.final_videos is 64, of 1 prompt: some are sampled more than once"
+    ]
+    for one in ("16", "null"):
+        assert held_out_words(load_recipe("tiny", [f"evaluation.final_videos={one}"]), 200) == []
+    few = load_recipe("tiny", ["evaluation.final_videos=null", "evaluation.videos=3"])
+    assert held_out_words(few, 2) == [
+        "evaluation.shown is 4 and evaluation.videos 3: all of these are shown",
+        "evaluation.videos is 3, of 2 prompts: some are sampled more than once",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -180,4 +192,4 @@ def test_prompts_of_ones_own_train_where_the_judge_knows_the_tiny_world_alone(ca
     assert main(["evaluate", "runs/tiny", "--videos", "2", "--seeds", "1"]) == 0
     words = capsys.readouterr().out
     assert "metric 'judge' steps aside" in words
-    assert "there are 1 prompts, and not 2: each is taken once a seed" in words
+    assert "of 2 prompts there are 1: each is taken once a seed" in words

@@ -250,7 +250,12 @@ def test_mistakes_in_files_are_one_line(tmp_path, name, content, message):
 def test_missing_pictures_are_errors(tmp_path):
     assert "missing.png' does not exist" in error_of(str(tmp_path / "missing.png"))
     assert "holds no pictures" in error_of(str(tmp_path))
-    assert "a folder of pictures that exists" in error_of(str(tmp_path / "missing"))
+    gone = error_of(str(tmp_path / "missing"))
+    wanted = "give a .txt, .csv or .jsonl file of prompts, or a folder of pictures"
+    assert gone == f"'{tmp_path / 'missing'}' does not exist: {wanted}"
+    (tmp_path / "a.yaml").touch()
+    assert "a.yaml' is of no kind that is read: give a .txt" in error_of(str(tmp_path / "a.yaml"))
+    assert "known: actions-test" in error_of("nothing-like-it")
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "# only a comment\n"])

@@ -181,12 +181,16 @@ def test_the_first_difference_names_its_key():
         ("evaluation.metrics=[{nme: judge}]", ["key 'evaluation.metrics.0.name' is missing", "expected a text"]),
         ("prompts.train=3", ["'prompts.train' is 3", "expected a text"]),
         ("adapter.alpha=0", ["'adapter.alpha' is 0", "expected a number above 0 or null"]),
-        ("adapter.targets=[1]", ["'adapter.targets' is [1]", "expected a list, each a text or null"]),
+        ("adapter.targets=[1]", ["'adapter.targets' is [1]", "expected a list of at least one, each a text or null"]),
+        ("adapter.targets=[]", ["'adapter.targets' is []: expected a list of at least one, each a text or null"]),
         ("optimizer.betas=[0.9]", ["'optimizer.betas' is [0.9]", "a list of 2, each a number from 0 below 1"]),
         ("optimizer.betas=[0.9, 1]", ["'optimizer.betas' is [0.9, 1]", "a list of 2, each a number from 0 below 1"]),
         ("rewards.0.sees=some", ["'rewards.0.sees' is \"some\"", "an integer above 0 or one of all"]),
         ("rewards.0.sees=[-1]", ["'rewards.0.sees' is [-1]", "each an integer from 0"]),
-        ("rewards=[]", ["'rewards' is []", "expected a list, each a part {name: ..., weight: ..., sees: ...}"]),
+        (
+            "rewards=[]",
+            ["'rewards' is []", "expected a list of at least one, each a part {name: ..., weight: ..., sees: ...}"],
+        ),
         ("rewards.0.weight=big", ["'rewards.0.weight' is \"big\"", "expected a number"]),
         (
             "rewards.0=aesthetic",
@@ -298,7 +302,18 @@ def test_a_misspelt_key_comes_before_what_is_missing_because_of_it():
 
 def test_unknown_recipe_names_the_nearest():
     assert "no recipe 'tny'" in error_of(source="tny")
-    assert "did you mean 'tiny'?" in error_of(source="recipes/tiny2.yaml")
+    assert error_of(source="recipes/tiny2.yaml") == (
+        "recipe file 'recipes/tiny2.yaml' does not exist: did you mean the built-in 'tiny'?"
+    )
+
+
+@pytest.mark.parametrize("source", ["nope.yaml", "a/b", "./nope"])
+def test_what_can_only_be_a_file_brings_no_list_of_names(source):
+    assert error_of(source=source) == (
+        f"recipe file {source!r} does not exist: give a file, or a name of 'vader list recipes'"
+    )
+    assert error_of(source="/") == "recipe file '/' is a folder: give a file"
+    assert "known: modelscope-actions" in error_of(source="zzz")
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ ERRORS = [
 ]
 ADVICE = (
     "try train.micro_batch=1, scoring.chunk=1, evaluation.batch=1, sampling.guidance_batched=false, "
-    "{name: recompute, of: layers} in memory, {name: offload_activations} in memory, "
-    "a smaller video, under another name=..."
+    "{name: recompute, of: layers} in memory, {name: park} in memory, {name: offload_activations} in memory, "
+    "a smaller video, under another name=...; 'vader plan' tells what fits a GPU"
 )
 
 

@@ -18,12 +18,18 @@ class Stopped(RunError):
     """A run that was asked to stop (Ctrl-C, SIGTERM), and saved where it was."""
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that an unknown one was probably meant to be: one that has it as a part, or reads almost so."""
+    known = sorted(known)
+    close = [one for one in known if word in one.split("_")] or get_close_matches(word, known, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
 def nearest(word: str, known: Iterable[str], beside: str = "") -> str:
     """A tail for an error about an unknown word: the closest known one, or all of them and what is allowed beside."""
     known = sorted(known)
-    close = [one for one in known if word in one.split("_")] or get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    if close := closest(word, known):
+        return f"did you mean {close!r}?"
     return f"known: {', '.join(known)}" + (f", or {beside}" if beside else "")
 
 

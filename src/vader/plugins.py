@@ -340,6 +340,14 @@ def complete(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str
     return whole
 
 
+def option_names(target: Callable[..., Any], reserved: Collection[str] = ()) -> list[str]:
+    """What a recipe can give a function, class or dataclass by name; `reserved` parameters are no options."""
+    return [name for name, p in _parameters(target).items() if name not in reserved and p.kind not in _REST]
+
+
+_REST = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     if getattr(target, "__init__", None) is nn.Module.__init__:  # by its signature it takes anything, in truth nothing
         return {}
@@ -359,7 +367,7 @@ def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
 def _check_names(
     parameters: Mapping[str, inspect.Parameter], label: str, options: Mapping[str, Any], beside: Collection[str]
 ) -> None:
-    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    named = {name: p for name, p in parameters.items() if p.kind not in _REST}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [name for name in options if name not in named]
     if unknown and not takes_any:

@@ -23,7 +23,7 @@ from vader.cli import train, plan, recipes, sample, score, runs, evaluation, rep
 
 # isort: on
 from vader.cli.root import app, debugging
-from vader.errors import RunError, Stopped, UserError, is_out_of_memory
+from vader.errors import RunError, Stopped, UserError, closest, is_out_of_memory
 from vader.files.lock import is_main_process
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which recent versions of typer carry inside themselves
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = get_command(app).main(arguments, prog_name="vader", standalone_mode=False)
     except UsageError as error:
-        where = error.ctx.command_path if error.ctx else "vader"
-        return _fail(f"{error.format_message()} See '{where} --help'.", 2)
+        return _fail(_misused(error), 2)
     except UserError as error:
         return _fail(str(error), 2, error)
     except Stopped as error:
@@ -49,6 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     return _fail("stopped by the keyboard", status) if status == INTERRUPTED else status or 0
+
+
+def _misused(error: Any) -> str:
+    """What is said of a usage error: what is wrong, what was meant or how a recipe's keys are given, where help is."""
+    context, said = error.ctx, error.format_message().rstrip()
+    if context is not None and hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        said = f"No such option: {error.option_name}{_instead(error.option_name, context.command.params)}"
+    stop = "" if said.endswith((".", "?")) else "."
+    return f"{said}{stop} See '{context.command_path if context else 'vader'} --help'."
+
+
+def _instead(option: str, parameters: Sequence[Any]) -> str:
+    """A sentence on the option that may have been meant, or, for a command with a recipe, on how its keys are given."""
+    known = [name[2:] for parameter in parameters for name in parameter.opts if name.startswith("--")]
+    if close := closest(option.lstrip("-"), known):
+        return f". Did you mean --{close}?"
+    if any(parameter.name == "overrides" for parameter in parameters):
+        return ". A recipe's keys are written KEY=VALUE, as in train.steps=80"
+    return ""
 
 
 def _forgive_characters() -> None:

@@ -102,9 +102,10 @@ def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path])
     """Texts, or pictures, or as many of the one as of the other."""
     from vader.nouns import as_prompts
     from vader.prompts import load_prompts
+    from vader.prompts.files import read_pictures
 
     texts = as_prompts([*prompts, *(load_prompts(file) if file else [])])
-    pictures = [picture for path in images for picture in load_prompts(str(path))]
+    pictures = [picture for path in images for picture in read_pictures(path)]
     if not texts and not pictures:
         raise UserError('nothing to sample: give prompts in quotes, as in vader sample "a dog runs", or --file FILE')
     if not texts or not pictures:

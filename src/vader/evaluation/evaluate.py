@@ -173,7 +173,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
     try_metrics(metrics, setup.scorer, prompts, len(prompts) * seeds)
     setup.model.prepare(prompts)
     if len(prompts) < videos:
-        words.append(f"there are {len(prompts)} prompts, and not {videos}: each is taken once a seed")
+        words.append(f"of {videos} prompts there are {len(prompts)}: each is taken once a seed")
     first = recipe.train.seed if first_seed is None else first_seed
     return Bench(recipe, setup, metrics, prompts, range(first, first + seeds), words)
 

@@ -38,6 +38,11 @@ def user_path(written: str | Path, what: str) -> Path:
     return path
 
 
+def is_path(written: str) -> bool:
+    """Whether this can only be meant as a path, and not as a built-in's name: it has a slash or a suffix."""
+    return "/" in written or "\\" in written or Path(written).suffix[1:2].isalpha()
+
+
 def read_text(path: Path, what: str) -> str:
     """The text of a regular UTF-8 file, lines ended by newlines.
 

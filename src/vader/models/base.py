@@ -120,6 +120,8 @@ class VideoModel(ABC):
             return f"start from images, but prompt {prompt.text!r} has none: use a set of pictures"
         if prompt.image is not None and not cls.takes_images:
             return f"take no images, but prompt {prompt.text!r} has one: use a set of texts"
+        if not cls.takes_images and not prompt.text.strip():
+            return "make a video of a text, but a prompt is empty: write what its video is to show"
         if prompt.last_image is not None and not cls.takes_last_image:
             return f"take no last image, but prompt {prompt.text!r} has one: leave it out"
         if prompt.negative and not cls.takes_negative:

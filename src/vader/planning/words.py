@@ -7,6 +7,7 @@ from shlex import quote
 from rich.table import Table
 
 from vader.errors import UserError
+from vader.evaluation.formats import counted
 from vader.planning.search import BESIDE, GIB, Plan
 from vader.planning.step import PRECISION, Forecast, forecast
 from vader.recipe import Recipe
@@ -25,7 +26,7 @@ def headline(recipe: Recipe) -> str:
     video, train = recipe.video, recipe.train
     precision = PRECISION if recipe.model.precision == "auto" else recipe.model.precision
     return (
-        f"{recipe.name}: a step of {train.batch} videos of {video.frames} frames of {video.height}x{video.width}, "
+        f"{recipe.name}: a step of {counted(train.batch, 'video')} of {counted(video.frames, 'frame')} of {video.height}x{video.width}, "
         f"{train.micro_batch or train.batch} at once, on one GPU in {precision}"
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vader.errors import UserError, nearest
-from vader.files.paths import user_path
+from vader.files.paths import is_path, short, user_path
 from vader.nouns import Prompt, as_prompts
 from vader.plugins import is_code, load_function, told
 from vader.prompts.files import READERS, read_folder
@@ -71,10 +71,15 @@ def load_prompts(spec: str) -> list[Prompt]:
         return read_folder(path)
     if is_code(spec):
         return _from_function(spec)
+    if path.exists() or is_path(spec):
+        problem = "is of no kind that is read" if path.exists() else "does not exist"
+        raise UserError(
+            f"{short(spec)} {problem}: give a .txt, .csv or .jsonl file of prompts, or a folder of pictures"
+        )
     hint = nearest(spec, prompt_set_names())
     raise UserError(
         f"no prompt set {spec!r}: give a built-in name, a .txt, .csv or .jsonl file, "
-        f"a folder of pictures that exists, or module:function; {hint}"
+        f"a folder of pictures, or module:function; {hint}"
     )
 
 

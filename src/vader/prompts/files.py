@@ -68,7 +68,7 @@ def read_image(path: Path) -> list[Prompt]:
         UserError: no such file.
     """
     if not path.is_file():
-        raise UserError(f"image {str(path)!r} does not exist")
+        raise UserError(f"image {str(path)!r} does not exist: give a picture, or a folder of pictures")
     return [Prompt(_words(path), image=path)]
 
 
@@ -82,6 +82,20 @@ def read_folder(path: Path) -> list[Prompt]:
     if not pictures:
         raise UserError(f"folder {str(path)!r} holds no pictures: it needs files that end in {', '.join(IMAGES)}")
     return [Prompt(_words(picture), image=picture) for picture in pictures]
+
+
+def read_pictures(path: Path) -> list[Prompt]:
+    """A picture, or the pictures of a folder, as `read_image` and `read_folder`.
+
+    Raises:
+        UserError: no such file or folder, it is no picture, or there is none in it.
+    """
+    path = user_path(path, "image")
+    if path.is_dir():
+        return read_folder(path)
+    if path.is_file() and path.suffix.lower() not in IMAGES:
+        raise UserError(f"image {str(path)!r} is no picture: its name must end in {', '.join(IMAGES)}")
+    return read_image(path)
 
 
 READERS: dict[str, Callable[[Path], list[Prompt]]] = {

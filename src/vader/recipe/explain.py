@@ -114,4 +114,5 @@ def _describe_section(node: dict[str, Any]) -> str:
 def _describe_list(node: dict[str, Any]) -> str:
     if "prefixItems" in node:
         return f"a list of {len(node['prefixItems'])}, each {_describe(node['prefixItems'][0])}"
-    return f"a list, each {_describe(node['items'])}"
+    least = " of at least one" if node.get("minItems") else ""
+    return f"a list{least}, each {_describe(node['items'])}"

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vader.errors import UserError, nearest
+from vader.errors import UserError, closest, nearest
 from vader.files.atomic import atomic_write
-from vader.files.paths import read_text, short, user_path
+from vader.files.paths import is_path, read_text, short, user_path
 from vader.plugins import is_code, look_beside, run_around
 from vader.recipe.explain import explain, shown
 from vader.recipe.moved import moved_keys
@@ -150,8 +150,12 @@ def parse_value(text: str) -> Any:
 
 def _find(source: str) -> Path:
     path = BUILT_IN / f"{source}.yaml" if source in recipe_names() else user_path(source, "recipe")
-    if not path.exists() or path.is_dir():
-        hint = nearest(Path(source).stem, recipe_names())
+    if not path.exists() and is_path(source):
+        meant = closest(path.stem, recipe_names())
+        instead = f"did you mean the built-in {meant!r}?" if meant else "give a file, or a name of 'vader list recipes'"
+        raise UserError(f"recipe file {short(source)} does not exist: {instead}")
+    if not path.exists() or (path.is_dir() and not is_path(source)):
+        hint = nearest(source, recipe_names())
         raise UserError(f"no recipe {source!r}: give a built-in name or the path of a YAML file; {hint}")
     return path
 

@@ -187,3 +187,8 @@ class EvaluationSection(Section):
     """How many are sampled at once."""
     metrics: tuple[Part, ...] = ()
     """Measured beside the reward, never trained on (vader list metrics)."""
+
+    @property
+    def videos_at_the_ends(self) -> int:
+        """How many at step 0 and at the end."""
+        return self.final_videos or self.videos

@@ -224,6 +224,8 @@ def _at_most(walk: Walk, name: str, value: int) -> None:
 
 # ---- by name ----
 
+GIVEN = ("walk", "generator")  # a policy's parameters that are no options
+
 POLICIES: dict[str, Callable[..., Iterator[View]]] = {
     "last": last,
     "full": full,
@@ -248,7 +250,7 @@ def load_policy(name: str, options: Mapping[str, Any]) -> Policy:
     if ":" not in name and name not in POLICIES:
         raise UserError(f"unknown policy {name!r}: {nearest(name, POLICIES, 'your own as module:function')}")
     function = POLICIES[name] if name in POLICIES else load_function(name, "policy")
-    policy = partial(function, **checked_options(function, f"policy {name!r}", options, ("walk", "generator")))
+    policy = partial(function, **checked_options(function, f"policy {name!r}", options, GIVEN))
     return policy if name in POLICIES else _explained(name, policy)
 
 

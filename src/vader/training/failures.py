@@ -97,6 +97,7 @@ def memory_advice(recipe: Recipe) -> str:
         "evaluation.batch=1": recipe.evaluation.batch > 1,
         "sampling.guidance_batched=false": recipe.sampling.guidance_batched,
         "{name: recompute, of: layers} in memory": techniques.get("recompute", {}).get("of", "blocks") == "blocks",
+        "{name: park} in memory": "park" not in techniques,
         "{name: offload_activations} in memory": "offload_activations" not in techniques,
         "a smaller video": True,
     }

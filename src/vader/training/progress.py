@@ -46,8 +46,7 @@ class TimeLeft:
     def _videos(self, step: int) -> int:
         """Held-out videos that are still to come after a step is trained and before it is evaluated."""
         regular = sum(at % self.evaluations.every == 0 for at in range(max(step, 1), self.steps))
-        last = self.evaluations.final_videos or self.evaluations.videos
-        return regular * self.evaluations.videos + last
+        return regular * self.evaluations.videos + self.evaluations.videos_at_the_ends
 
 
 def _clock(seconds: int) -> str:

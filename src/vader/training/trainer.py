@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -259,7 +260,7 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
-    try_metrics(metrics, engine.scorer, test_prompts, _fewest_videos(recipe))
+    try_metrics(metrics, engine.scorer, test_prompts, min(_held_out_counts(recipe).values()))
     engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
         words += held_out_words(recipe, len(test_prompts))
@@ -292,19 +293,28 @@ def warm_start(engine: Engine, init: str) -> None:
 
 
 def held_out_words(recipe: Recipe, prompts: int) -> list[str]:
-    """A word where more is asked for than there is: videos shown than sampled, videos than prompts."""
-    settings, words = recipe.evaluation, []
-    if settings.shown > settings.videos:
-        words.append(f"evaluation.shown is {settings.shown}, of {settings.videos} videos: all of them are shown")
-    if settings.videos > prompts:
-        words.append(f"evaluation.videos is {settings.videos}, of {prompts} prompts: some are sampled more than once")
+    """A word where not every evaluation has as many videos, and where more is asked for than there is: videos shown
+    than sampled, videos than prompts."""
+    shown, counts, words = recipe.evaluation.shown, _held_out_counts(recipe), []
+    if ends := counts.get("evaluation.final_videos"):
+        between = f"the evaluations between on {counts.get('evaluation.videos')} (evaluation.videos)"
+        rest = between if len(counts) > 1 else "and no step between"
+        videos = counted(ends, "held-out video")
+        words.append(f"step 0 and the end are evaluated on {videos} (evaluation.final_videos), {rest}")
+    (fewest, few), (most, many) = (one(counts.items(), key=itemgetter(1)) for one in (min, max))
+    if shown > few:
+        words.append(f"evaluation.shown is {shown} and {fewest} {few}: all of these are shown")
+    if many > prompts:
+        words.append(f"{most} is {many}, of {counted(prompts, 'prompt')}: some are sampled more than once")
     return words
 
 
-def _fewest_videos(recipe: Recipe) -> int:
-    """How many videos the smallest of a run's evaluations has."""
-    settings = recipe.evaluation
-    return min(settings.videos, settings.final_videos or settings.videos)
+def _held_out_counts(recipe: Recipe) -> dict[str, int]:
+    """How many videos there are in an evaluation, by the key that says so; only keys that count in this run."""
+    settings, ends = recipe.evaluation, recipe.evaluation.videos_at_the_ends
+    counts = {"evaluation.final_videos": ends} if ends != settings.videos else {}
+    only_ends = counts and settings.every >= recipe.train.steps
+    return counts if only_ends else counts | {"evaluation.videos": settings.videos}
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
@@ -448,7 +458,7 @@ def _videos(run: Run, step: int) -> int:
     """How many videos are evaluated at a step."""
     settings = run.recipe.evaluation
     at_the_ends = step in (0, run.recipe.train.steps)
-    return settings.final_videos if at_the_ends and settings.final_videos else settings.videos
+    return settings.videos_at_the_ends if at_the_ends else settings.videos
 
 
 def _evaluate(run: Run, display: Display) -> None:
