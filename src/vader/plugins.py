@@ -77,9 +77,9 @@ def load_object(spec: str, kind: str, base: type[T], *others: type[T]) -> type[T
     Raises:
         UserError: no such module or class, the module fails on import, or the class does not meet the contract.
     """
-    found = _found(spec, kind, "Class", inspect.isclass)
-    if not (isinstance(found, type) and issubclass(found, (base, *others))):
-        raise UserError(f"{kind} {spec!r} is {_not_one_of(found, (base, *others))}")
+    found, bases = _found(spec, kind, "Class", inspect.isclass), (base, *others)
+    if not (isinstance(found, type) and any(issubclass(found, one) for one in bases)):
+        raise UserError(f"{kind} {spec!r} is {_not_one_of(found, bases)}")
     if missing := _abstract(found):
         raise UserError(f"{kind} {spec!r} lacks {', '.join(missing)}: {base.__name__} asks for it")
     return cast("type[T]", found)
