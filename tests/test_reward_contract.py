@@ -206,9 +206,9 @@ def _raising_load(checkpoint: str, *, dtype: torch.dtype = torch.float32):
 def test_what_is_switched_already_is_not_advised():
     thrifty = toy_recipe(
         "train.micro_batch=1", "scoring.chunk=1", "evaluation.batch=1", "sampling.guidance_batched=false",
-        "memory=[{name: recompute, of: layers}, {name: offload_activations}]",
+        "memory=[{name: recompute, of: layers}, {name: park}, {name: offload_activations}]",
     )  # fmt: skip
-    assert memory_advice(thrifty) == "try a smaller video, under another name=..."
+    assert memory_advice(thrifty) == "try a smaller video, under another name=...; 'vader plan' tells what fits a GPU"
     by_layer = "{name: recompute, of: layers} in memory"
     for coarse in ("memory=[]", "memory=[{name: recompute}]"):
         assert by_layer in memory_advice(toy_recipe(coarse))

@@ -23,10 +23,11 @@ PHASES = {
 
 def headline(recipe: Recipe) -> str:
     """Of what the plan is."""
-    video, train = recipe.video, recipe.train
+    size, train = recipe.video, recipe.train
     precision = PRECISION if recipe.model.precision == "auto" else recipe.model.precision
+    videos, frames = counted(train.batch, "video"), counted(size.frames, "frame")
     return (
-        f"{recipe.name}: a step of {counted(train.batch, 'video')} of {counted(video.frames, 'frame')} of {video.height}x{video.width}, "
+        f"{recipe.name}: a step of {videos} of {frames} of {size.height}x{size.width}, "
         f"{train.micro_batch or train.batch} at once, on one GPU in {precision}"
     )
 
