@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "`of: layers`, two calls": (TWO, "memory=[{name: recompute, of: layers}]"),
     "`of: nested`, two calls": (TWO, "memory=[{name: recompute, of: nested}]"),
     "the same, offload": (TWO, "memory=[{name: recompute, of: nested}, {name: offload_activations}]"),
+    "the same, park": (TWO, "memory=[{name: recompute, of: nested}, {name: offload_activations}, {name: park}]"),
     "as the recipe ships": (),
 }
 
@@ -60,7 +61,7 @@ def measure(models: list[str]) -> Iterator[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     """The peaks in GiB as a table."""
     models = result["models"]
-    rows = [["one step, one video", *models], ["---"] * (len(models) + 1)]
+    rows = [["one step, one video, GiB", *models], ["---"] * (len(models) + 1)]
     rows += [[case, *(f"{models[model][case]['peak'] / GIB:.1f}" for model in models)] for case in CASES]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -31,6 +31,7 @@ import components
 import full_size
 import measuring
 import passes
+import plans
 import policies
 import rewards
 
@@ -432,3 +433,25 @@ def test_a_reward_that_is_not_measured(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["rewards.py", "hpss"])
     with pytest.raises(UserError, match="no reward 'hpss' is measured here: did you mean 'hps'"):
         rewards.main()
+
+
+# ---- plans.py ----
+
+
+def test_the_table_of_peaks_is_what_was_counted_and_keeps_what_the_recipes_promise():
+    result = json.loads((measuring.RESULTS / "plans.json").read_text())
+    assert plans.markdown(result) in (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
+    ships = {model: found["as the recipe ships"]["peak"] / 2**30 for model, found in result["models"].items()}
+    assert ships.pop("SVD 14x576x1024") <= 14  # and 1 beside tensors: a card of 16
+    assert max(ships.values()) <= 12
+    assert result["models"]["VideoCrafter2 12x320x512"]["the same, park"]["peak"] <= 8 * 2**30
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("model", plans.MODELS)
+@pytest.mark.parametrize("case", plans.CASES)
+def test_peaks_are_counted_as_they_were(model, case):
+    found = json.loads((measuring.RESULTS / "plans.json").read_text())["models"][model][case]
+    counted = plans.forecast(plans.recipe_of(model, case))
+    assert counted.peak == pytest.approx(found["peak"], rel=0.005)
+    assert counted.operations == pytest.approx(found["operations"], rel=0.005)
