@@ -121,10 +121,9 @@ def test_a_network_without_blocks_is_left_alone():
     assert checkpoint_blocks(nn.Sequential(nn.Linear(2, 2), nn.SiLU())) == 0
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
 def parked_step(recipe):
     """The gradient of a training step, and where rewards and encoders were when the denoiser's passes began."""
-    asked = load_recipe("tiny", ["sampling.steps=2", "algorithm.policy.k=1", "train.batch=2", *recipe])
+    asked = load_recipe("tiny-aesthetic", ["sampling.steps=2", "algorithm.policy.k=1", "train.batch=2", *recipe])
     engine, kept, there = build_engine(asked, Path("runs")), [], []
     engine.optimizer.register_step_pre_hook(
         lambda *_: kept.extend(parameter.grad.clone() for parameter in engine.parameters)
@@ -162,6 +161,7 @@ def test_what_is_parked_comes_as_a_copy_and_leaves_for_nothing():
     assert network.weight.data_ptr() == before
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
 def test_offloading_changes_no_gradient(unet, checkpointed):
     plain = gradients(unet)
     if checkpointed:

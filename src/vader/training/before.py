@@ -22,7 +22,7 @@ from vader.models.registry import model_class, model_options
 from vader.networks.techniques import load_techniques
 from vader.nouns import Prompt
 from vader.prompts import load_prompts, with_negative
-from vader.recipe import ModelSection, Recipe, first_difference, load_recipe
+from vader.recipe import Recipe, first_difference, load_recipe
 from vader.rewards.registry import check_rewards
 from vader.runs.folder import RunFolder, steps_in
 from vader.runs.log import read_lines
@@ -48,7 +48,7 @@ def check_recipe(recipe: Recipe) -> Checked:
         UserError: a name or an option of a part is wrong, prompts cannot be read or do not fit, there is no such
             checkpoint, or a size is beyond this machine.
     """
-    _check_model(recipe.model)
+    model_options(recipe.model.family, recipe.model.options)
     video_size(recipe)
     check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
     check_rewards(recipe.rewards)
@@ -60,13 +60,9 @@ def check_recipe(recipe: Recipe) -> Checked:
     )
     model_class(recipe.model.family).check_prompts([*train_prompts, *test_prompts])
     check_guidance(recipe, [*train_prompts, *test_prompts])
-    return Checked(recipe, load_algorithm(recipe), train_prompts, test_prompts)
-
-
-def _check_model(model: ModelSection) -> None:
-    model_options(model.family, model.options)
     with suppress(Missing):  # which is told together with what the rewards miss
-        model_class(model.family).locate(model.checkpoint)
+        model_class(recipe.model.family).locate(recipe.model.checkpoint)
+    return Checked(recipe, load_algorithm(recipe), train_prompts, test_prompts)
 
 
 # ---- the run's folder ----
