@@ -152,7 +152,7 @@ def test_counted_without_data_is_counted_with_it(name, memory):
     assert without.host == pytest.approx(real.host, rel=0.01)
     assert without.peaks.keys() == real.peaks.keys()
     for phase, size in real.peaks.items():
-        assert without.peaks[phase] == pytest.approx(size, rel=0.02), phase
+        assert without.peaks[phase] == pytest.approx(size, rel=0.03), phase
 
 
 EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": []}
