@@ -30,6 +30,7 @@ MEMORY = {
     "layers": "[{name: recompute, of: layers}]",
     "nested": "[{name: recompute, of: nested}]",
     "offload": "[{name: recompute, of: nested}, {name: offload_activations}]",
+    "park": "[{name: recompute, of: layers}, {name: park}]",
 }
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -129,6 +130,7 @@ def test_a_remembered_pass_reaches_as_high_and_works_as_much():
 QUICK = [
     ("tiny", "nothing"),
     ("tiny", "layers"),
+    ("tiny", "park"),
     ("tiny-videocrafter", "offload"),
     ("tiny-svd", "nested"),
     ("tiny-opensora", "blocks"),

@@ -76,7 +76,8 @@ def build_setup(recipe: Recipe, accelerator: Accelerator) -> Setup:
 def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
     """Model and rewards in their precision, on the CPU still: what shards them does so before they are moved."""
     dtype, size = frozen_dtype(recipe.model.precision, accelerator.device), video_size(recipe)
-    model_options(recipe.model.family, recipe.model.options)  # a wrong one ends the run before the rewards are read
+    # What is wrong here ends the run before the rewards are read.
+    model_options(recipe.model.family, recipe.model.options)
     check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
     load_recipe_guidance(recipe)
     _, mix = together(

@@ -53,11 +53,12 @@ class Place:
     """Where a network's weights are: on its device, or waiting."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.tensors = [*network.parameters(), *network.buffers()]
-        if any(isinstance(tensor, DTensor) for tensor in self.tensors):
+        if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
             raise UserError("memory techniques 'park' and 'shard' with rewards cannot go together: leave out one")
+        self.network = network
+        self.tensors: list[Tensor] = []  # known from the first time on: to be moved may have made others of them
+        self.copies: list[Tensor] = []
         self.waiting: list[tuple[Tensor, torch.device]] | None = None  # a copy of each tensor, and its device
-        self.copies: list[Tensor] | None = None
         for module in network.modules():
             module.register_forward_pre_hook(lambda module, inputs: self.come())
         reward: Any = network
@@ -74,7 +75,9 @@ class Place:
 
     def leave(self) -> None:
         if self.waiting is None:
-            self.copies = self.copies or [_in_cpu_memory(tensor.data) for tensor in self.tensors]
+            if not self.copies:
+                self.tensors = [*self.network.parameters(), *self.network.buffers()]
+                self.copies = [_in_cpu_memory(tensor.data) for tensor in self.tensors]
             self.waiting = [(copy, tensor.device) for copy, tensor in zip(self.copies, self.tensors, strict=True)]
             for tensor, copy in zip(self.tensors, self.copies, strict=True):
                 tensor.data = copy
