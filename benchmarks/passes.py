@@ -27,6 +27,7 @@ from vader.sampling.guidance import Guidance
 from vader.sampling.guidance import Passes as Guided
 from vader.sampling.noise import Noise
 from vader.sampling.policies import Policy
+from vader.sampling.rehearsal import NOBODY
 from vader.sampling.walk import Sampler, Walk
 from vader.scoring.choice import Group, Piece, blocks, pieces, training_groups
 from vader.solvers.scheduler_config import solver_from_config
@@ -99,7 +100,7 @@ class Asking(Guidance):
 def necessary_calls(policy: Policy, steps: int, generator: torch.Generator) -> tuple[list[Call], int]:
     """The predictions that a policy needs of each micro-batch, and how many views of them the reward sees."""
     solver, guidance = solver_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"}), Asking(steps)
-    sampler = Sampler(None, solver, solver.schedule(steps), guidance)  # type: ignore[arg-type]  # no model is asked
+    sampler = Sampler(NOBODY, solver, solver.schedule(steps), guidance)
     walk = Walk(sampler, Condition({"": torch.zeros(1)}, {}), Noise((1,), 0, "benchmark", 0, [0]))
     return guidance.asked, len(list(policy(walk, generator)))
 

@@ -26,7 +26,7 @@ from vader.networks.adapter import parameters_of
 from vader.nouns import Condition
 from vader.sampling import POLICIES, Noise, Policy, Sampler, View, Walk, load_policy
 from vader.sampling.policies import late_biased
-from vader.sampling.rehearsal import _Still, rehearse
+from vader.sampling.rehearsal import NOBODY, _Still, rehearse
 from vader.solvers.scheduler_config import solver_from_config
 
 STEPS, DRAWS = 20, 1500
@@ -37,7 +37,7 @@ STEPS, DRAWS = 20, 1500
 def drawn(name: str, chain: int = STEPS, draws: int = DRAWS, **options: Any) -> list[tuple[int, ...]]:
     """The steps with gradient in many draws, drawn as a run draws them: from one seed, step by step."""
     policy, solver = load_policy(name, options), solver_from_config(FLOW)
-    sampler = Sampler(None, solver, solver.schedule(chain), _Still())
+    sampler = Sampler(NOBODY, solver, solver.schedule(chain), _Still())
     found = []
     for draw in range(draws):
         active: list[int] = []

@@ -26,7 +26,7 @@ from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, Techniques, load_techniques
 from vader.nouns import Prompt, VideoSize
-from vader.recipe import Recipe
+from vader.recipe import PrefixSection, Recipe
 from vader.rewards.base import RewardMix
 from vader.rewards.registry import build_mix
 from vader.sampling.guidance import Guidance, check_negatives, load_guidance
@@ -137,6 +137,25 @@ def check_guidance(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
             raise UserError(
                 f"sampling.guidance_{key} is about the unconditional branch, and this guidance has none: leave it out"
             )
+
+
+def check_prefix(recipe: Recipe, differentiates: bool) -> None:
+    """Raises `UserError` if a key of `sampling.prefix` contradicts another, or has no effect.
+
+    Args:
+        differentiates: whether the recipe's algorithm has steps with gradient, so that others come before.
+    """
+    asked = recipe.sampling.prefix
+    start, end = asked.guidance
+    if asked != PrefixSection() and not differentiates:
+        raise UserError(
+            f"sampling.prefix is about the steps before those with gradient, and algorithm {recipe.algorithm.name!r} "
+            "has none: leave it out"
+        )
+    if start > end:
+        raise UserError(f"sampling.prefix.guidance is [{start:g}, {end:g}]: its start must not be above its end")
+    if (start, end) != (0.0, 1.0) and not load_recipe_guidance(recipe).two_branches:
+        raise UserError("sampling.prefix.guidance says where there is guidance, and here is none: leave it out")
 
 
 def build_solver(recipe: Recipe, model: VideoModel) -> Solver:

@@ -23,6 +23,7 @@ from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix
 from vader.sampling.noise import Noise
+from vader.sampling.prefix import Prefix
 from vader.sampling.walk import Sampler, Walk
 from vader.scoring.choice import Group, training_groups
 from vader.scoring.scorer import Scorer
@@ -91,6 +92,7 @@ class Engine(Setup):
         return self.walk(
             batch.prompts, self.recipe.train.seed, "train", batch.step, batch.indices,
             phases=self.clock, on_gradient=on_gradient, gradient_step=self.memory.gradient_step,
+            prefix=Prefix(**dict(self.recipe.sampling.prefix)),
         )  # fmt: skip
 
     @property

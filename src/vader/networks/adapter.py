@@ -161,6 +161,34 @@ def _distributed_as(weight: Tensor, update: Tensor) -> Tensor:
     return distribute_tensor(update, weight.device_mesh, weight.placements)
 
 
+@contextmanager
+def adapter_merged(module: nn.Module) -> Iterator[None]:
+    """Within, the adapter is in the weights: the same numbers but for rounding (1e-6), by fewer operations.
+
+    That goes for float32 weights; in half precision the rounding would be half of what an adapter changes, and sharded
+    ones are not here whole: such layers stay as they are. Within, there is no graph to the adapter, and it must not
+    be switched off.
+    """
+    layers = [layer for layer in lora_layers(module).values() if _may_merge(layer)]
+    frozen = [layer.get_base_layer().weight.data for layer in layers]
+    with torch.no_grad():
+        merged = [weight + layer.get_delta_weight(NAME) for layer, weight in zip(layers, frozen, strict=True)]
+    try:
+        for layer, weight in zip(layers, merged, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer, weight in zip(layers, frozen, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.enable_adapters(True)
+
+
+def _may_merge(layer: Any) -> bool:
+    weight = layer.get_base_layer().weight
+    return weight.dtype == torch.float32 and not isinstance(weight.data, DTensor) and not layer.disable_adapters
+
+
 # ---- exact state, for checkpoints ----
 
 
@@ -253,6 +281,15 @@ def adapters_disabled(denoisers: Mapping[str, nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for denoiser in denoisers.values():
             stack.enter_context(adapter_disabled(denoiser))
+        yield
+
+
+@contextmanager
+def adapters_merged(denoisers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within, every denoiser has its adapter in its weights, as `adapter_merged` says."""
+    with ExitStack() as stack:
+        for denoiser in denoisers.values():
+            stack.enter_context(adapter_merged(denoiser))
         yield
 
 

@@ -17,11 +17,12 @@ from vader.recipe.files import (
 )
 from vader.recipe.pages import commented, starting_recipe
 from vader.recipe.schema import Recipe
-from vader.recipe.sections import ModelSection, RewardSection, SamplingSection, VideoSection
+from vader.recipe.sections import ModelSection, PrefixSection, RewardSection, SamplingSection, VideoSection
 
 __all__ = [
     "BUILT_IN",
     "ModelSection",
+    "PrefixSection",
     "Recipe",
     "RewardSection",
     "SamplingSection",

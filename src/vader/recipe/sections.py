@@ -60,6 +60,15 @@ class VideoSection(Section):
     """Frames a second, for files and for models that are told."""
 
 
+class PrefixSection(Section):
+    """How training gets to the steps with gradient; evaluations take the whole way."""
+
+    every: Annotated[int, at_most(1_000, "models know a thousand noise levels")] = 1
+    """One prediction leads over so many steps."""
+    guidance: tuple[Share, Share] = (0.0, 1.0)
+    """Between these shares of the chain there is guidance, from 0 at its noise to 1 at its end."""
+
+
 class SamplingSection(Section):
     """How videos are sampled; auto is the checkpoint's own."""
 
@@ -81,6 +90,8 @@ class SamplingSection(Section):
     """Both branches at once (faster), or one after the other (less memory)."""
     guidance_detach_uncond: bool = False
     """No gradient through the unconditional branch."""
+    prefix: PrefixSection = PrefixSection()
+    """How training gets to the steps with gradient."""
 
 
 class RewardSection(Part):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from vader.sampling.walk import Sampler, Walk
 from vader.solvers.scheduler_config import solver_from_config
 
 DRAWS = 100  # of a policy's random choices: enough that a step it may reach is hardly missed
+NOBODY: Any = SimpleNamespace(denoisers={})  # in a model's place where none is asked
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
 
@@ -33,7 +36,7 @@ def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> frozenset[int]:
         UserError: its options do not fit such a chain, or what it shows the reward carries no gradient.
     """
     solver, reached = solver_from_config(FLOW), set[int]()
-    sampler = Sampler(None, solver, solver.schedule(steps), _Still())  # type: ignore[arg-type]  # no model is asked
+    sampler = Sampler(NOBODY, solver, solver.schedule(steps), _Still())
     condition = Condition({"": torch.zeros(1)}, {})
     for draw in range(draws):
         noise = Noise((1,), 0, "rehearsal", draw, [0])

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from vader.models.base import VideoModel
+from vader.networks.adapter import adapters_merged
 from vader.nouns import Condition, map_latents
 from vader.sampling.guidance import Guidance, Passes
 from vader.sampling.noise import Noise
+from vader.sampling.prefix import EXACT, Prefix
 from vader.solvers import Level, Schedule, Solver, Step
 
 UNIT = 1e-3  # small: a solver that clips clean estimates is linear there
@@ -80,6 +82,7 @@ class Walk:
     Attributes:
         on_gradient: told of every prediction with graph: `(walk, step, latents, prediction)`.
         gradient_step: a context around every prediction with graph (activations that wait elsewhere).
+        prefix: how `frozen` gets to where gradient begins.
     """
 
     sampler: Sampler
@@ -88,6 +91,7 @@ class Walk:
     phases: Phases = untimed
     on_gradient: Callable[[Walk, int, Any, Any], object] | None = None
     gradient_step: Callable[[], AbstractContextManager[Any]] = nullcontext
+    prefix: Prefix = EXACT
 
     def __len__(self) -> int:
         return len(self.sampler.schedule)
@@ -98,14 +102,14 @@ class Walk:
 
     # ---- one prediction ----
 
-    def predict(self, i: int, latents: Any) -> Any:
-        """The guided prediction for (unscaled) latents at step i."""
+    def predict(self, i: int, latents: Any, guided: bool = True) -> Any:
+        """The prediction for (unscaled) latents at step i, with guidance or the conditional one alone."""
         sampler, here = self.sampler, self.start_of(i)
         scaled = map_latents(lambda x: x * here.input_scale, latents)
         time = torch.tensor(here.time, dtype=torch.float64).to(_first(latents))
         share = i / len(self)
         passes = Passes(sampler.model, scaled, time, self.condition, share, sampler.batched, sampler.detach_uncond)
-        return sampler.guidance(passes)
+        return sampler.guidance(passes) if guided else passes.cond()
 
     def step(self, at: Place, grad: bool = True, weight: float = 1.0, carry: float = 1.0) -> Place:
         """One denoising step.
@@ -141,23 +145,23 @@ class Walk:
             self.on_gradient(self, at.i, seen, prediction)
         return map_latents(lambda x: scale_gradient(x, weight), prediction)
 
-    def advance(self, at: Place, prediction: Any) -> Place:
-        """Where a prediction leads from a place, by one step."""
-        solver, memory = self.sampler.solver, at.memory
+    def advance(self, at: Place, prediction: Any, end: int | None = None) -> Place:
+        """Where a prediction leads from a place, by the solver's rule: one step on, or to where step `end` starts."""
+        solver, memory, end = self.sampler.solver, at.memory, at.i + 1 if end is None else end
         fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
-        here, there = self.start_of(at.i), self.sampler.schedule.ends[at.i]
+        here, there = self.start_of(at.i), self.sampler.schedule.ends[end - 1]
         if isinstance(at.latents, Tensor):
-            return self._stepped(at.i, solver.step(at.latents, prediction, here, there, fresh, memory))
+            return self._stepped(end, solver.step(at.latents, prediction, here, there, fresh, memory))
         steps = {
             name: solver.step(x, prediction[name], here, there, fresh and fresh[name], memory and memory[name])
             for name, x in at.latents.items()
         }
-        return self._stepped(at.i, _joined(steps))
+        return self._stepped(end, _joined(steps))
 
-    def _stepped(self, i: int, done: Step) -> Place:
-        """The place after step i; what is known is in its place in all latents that policies and rewards may see."""
+    def _stepped(self, end: int, done: Step) -> Place:
+        """The place before step `end`; what is known is in its place in all latents that policies and rewards see."""
         following, clean, mean = map(self.kept, (done.next, done.clean, done.mean))
-        return Place(i + 1, following, done.memory, clean, mean, done.std)
+        return Place(end, following, done.memory, clean, mean, done.std)
 
     # ---- several ----
 
@@ -175,10 +179,10 @@ class Walk:
             return _last(at, self.places(at, end, active, weight, carry))
 
     def frozen(self, end: int) -> Place:
-        """From the noise to where step `end` starts, without gradient."""
-        with self.phases("sample"), torch.no_grad():
+        """From the noise to where step `end` starts, without gradient, as the prefix says."""
+        with self.phases("sample"), torch.no_grad(), adapters_merged(self.sampler.model.denoisers):
             start = self.start()
-            return _last(start, self.places(start, end))
+            return _last(start, self.prefix.places(self, start, end))
 
     def path(self) -> list[Place]:
         """Every place from the noise to the end, without gradient."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vader.algorithms import load_algorithm
 from vader.algorithms.base import Algorithm
-from vader.engine.build import check_guidance, video_size
+from vader.engine.build import check_guidance, check_prefix, video_size
 from vader.errors import UserError
 from vader.evaluation.metrics.registry import check_metrics
 from vader.files.hub import Missing
@@ -62,7 +62,9 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_guidance(recipe, [*train_prompts, *test_prompts])
     with suppress(Missing):  # which is told together with what the rewards miss
         model_class(recipe.model.family).locate(recipe.model.checkpoint)
-    return Checked(recipe, load_algorithm(recipe), train_prompts, test_prompts)
+    algorithm = load_algorithm(recipe)
+    check_prefix(recipe, algorithm.differentiates)
+    return Checked(recipe, algorithm, train_prompts, test_prompts)
 
 
 # ---- the run's folder ----
