@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,10 @@ from vader.sampling.guidance import Guidance
 from vader.sampling.guidance import Passes as Guided
 from vader.sampling.noise import Noise
 from vader.sampling.policies import Policy
-from vader.sampling.rehearsal import NOBODY
+from vader.sampling.prefix import EXACT, Prefix
 from vader.sampling.walk import Sampler, Walk
 from vader.scoring.choice import Group, Piece, blocks, pieces, training_groups
+from vader.solvers import Schedule
 from vader.solvers.scheduler_config import solver_from_config
 
 Run = Callable[[], Any]
@@ -56,10 +57,10 @@ def necessary_passes(engine: Engine, algorithm: RewardGradient, batch: Batch) ->
     micro = next(engine.micro_batches(batch))
     repeats = len(batch.prompts) // len(micro.prompts)
     generator = randomness.generator(engine.recipe.train.seed, "policy", batch.step)
-    needed, views = necessary_calls(algorithm.policy, engine.recipe.sampling.steps, generator)
+    walk = engine.training_walk(micro)
+    needed, views = necessary_calls(algorithm.policy, engine.recipe.sampling.steps, generator, walk.prefix)
     if algorithm.settings.base_distance:
         needed += [Call(call.i, grad=False, through=False) for call in needed if call.grad]
-    walk = engine.training_walk(micro)
     return [
         Pass("encoder", repeats, encoding(engine.model, micro.prompts, engine.size)),
         *denoiser_passes(walk, needed, repeats),
@@ -72,11 +73,12 @@ def necessary_passes(engine: Engine, algorithm: RewardGradient, batch: Batch) ->
 
 
 class Call(NamedTuple):
-    """One guided prediction at step i: whether with gradient to the adapter, and on through the latents."""
+    """One prediction at step i: whether with gradient to the adapter, and on through the latents; whether guided."""
 
     i: int
     grad: bool
     through: bool
+    guided: bool = True
 
     @property
     def name(self) -> str:
@@ -86,23 +88,37 @@ class Call(NamedTuple):
 
 
 class Asking(Guidance):
-    """Predicts nothing, and notes what it is asked."""
+    """A model and its guidance in one: predicts nothing, and notes what it is asked."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.asked = steps, list[Call]()
+    denoisers: ClassVar[dict[str, nn.Module]] = {}
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.times, self.asked = [level.time for level in schedule.starts], list[Call]()
 
     def __call__(self, passes: Guided) -> Tensor:
+        return self._noted(passes.latents, passes.time, guided=True)
+
+    def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The conditional prediction alone: what guidance would not ask for."""
+        return self._noted(latents, time, guided=False)
+
+    def _noted(self, latents: Tensor, time: Tensor, guided: bool) -> Tensor:
+        i = min(range(len(self.times)), key=lambda one: abs(self.times[one] - float(time)))
         grad = torch.is_grad_enabled()
-        self.asked.append(Call(round(passes.share * self.steps), grad, grad and passes.latents.requires_grad))
-        return 0.0 * passes.latents + torch.zeros((), requires_grad=grad)
+        self.asked.append(Call(i, grad, grad and latents.requires_grad, guided))
+        return 0.0 * latents + torch.zeros((), requires_grad=grad)
 
 
-def necessary_calls(policy: Policy, steps: int, generator: torch.Generator) -> tuple[list[Call], int]:
+def necessary_calls(
+    policy: Policy, steps: int, generator: torch.Generator, prefix: Prefix = EXACT
+) -> tuple[list[Call], int]:
     """The predictions that a policy needs of each micro-batch, and how many views of them the reward sees."""
-    solver, guidance = solver_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"}), Asking(steps)
-    sampler = Sampler(NOBODY, solver, solver.schedule(steps), guidance)
-    walk = Walk(sampler, Condition({"": torch.zeros(1)}, {}), Noise((1,), 0, "benchmark", 0, [0]))
-    return guidance.asked, len(list(policy(walk, generator)))
+    solver = solver_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    schedule = solver.schedule(steps)
+    asking: Any = Asking(schedule)
+    noise = Noise((1,), 0, "benchmark", 0, [0])
+    walk = Walk(Sampler(asking, solver, schedule, asking), Condition({"": torch.zeros(1)}, {}), noise, prefix=prefix)
+    return asking.asked, len(list(policy(walk, generator)))
 
 
 # ---- bare calls: of ModelScope's networks directly, of another family's through its contract's one call ----
@@ -157,7 +173,7 @@ class Listener:
 def branches(walk: Walk, call: Call, latents: Tensor) -> list[Branch]:
     listener: Any = Listener(walk.sampler.model)
     with torch.set_grad_enabled(call.grad):
-        replace(walk, sampler=replace(walk.sampler, model=listener)).predict(call.i, latents)
+        replace(walk, sampler=replace(walk.sampler, model=listener)).predict(call.i, latents, call.guided)
     return listener.asked
 
 

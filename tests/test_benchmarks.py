@@ -128,6 +128,8 @@ def assert_bare_passes_are_the_step(step, image_tower):
         ("algorithm.policy={name: bridge, k: 3}", "algorithm.base_distance=0.1"),
         ("algorithm.policy={name: direct_align}",),
         ("algorithm.policy={name: full}", "sampling.guidance={name: interval, scale: 3.0}"),
+        ("sampling.prefix={every: 2}",),
+        ("sampling.prefix={guidance: [0.0, 0.5]}", "algorithm.base_distance=0.1", "sampling.steps=4"),
     ],
     ids=lambda overrides: " ".join(overrides) or "default",
 )
