@@ -139,7 +139,7 @@ def test_the_nearest_of_a_word_is_what_has_it_as_a_part():
 
 def test_a_word_where_evaluations_differ_or_more_is_asked_for_than_there_is():
     recipe = load_recipe("tiny", ["evaluation.videos=3"])
-    ends = "step 0 and the end are evaluated on 64 held-out videos (evaluation.final_videos), "
+    ends = "step 0 and the end are evaluated on 32 held-out videos (evaluation.final_videos), "
     assert held_out_words(recipe, 200) == [
         f"{ends}the evaluations between on 3 (evaluation.videos)",
         "evaluation.shown is 4 and evaluation.videos 3: all of these are shown",
@@ -147,7 +147,7 @@ def test_a_word_where_evaluations_differ_or_more_is_asked_for_than_there_is():
     short = load_recipe("tiny", ["evaluation.videos=3", "train.steps=10"])
     assert held_out_words(short, 200) == [f"{ends}and no step between"]
     assert held_out_words(short, 1)[1:] == [
-        "evaluation.final_videos is 64, of 1 prompt: some are sampled more than once"
+        "evaluation.final_videos is 32, of 1 prompt: some are sampled more than once"
     ]
     for one in ("16", "null"):
         assert held_out_words(load_recipe("tiny", [f"evaluation.final_videos={one}"]), 200) == []

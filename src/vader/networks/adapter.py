@@ -186,7 +186,8 @@ def adapter_merged(module: nn.Module) -> Iterator[None]:
 
 def _may_merge(layer: Any) -> bool:
     weight = layer.get_base_layer().weight
-    return weight.dtype == torch.float32 and not isinstance(weight.data, DTensor) and not layer.disable_adapters
+    whole = isinstance(weight, nn.Parameter) and not isinstance(weight.data, DTensor)
+    return whole and weight.dtype == torch.float32 and not layer.disable_adapters
 
 
 # ---- exact state, for checkpoints ----
