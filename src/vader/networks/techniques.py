@@ -21,6 +21,7 @@ from vader.errors import UserError
 from vader.plugins import Part, explain_methods, explained, find_class, instantiate, is_built_in
 
 TECHNIQUES = {
+    "compile": "vader.networks.compile:Compile",
     "offload_activations": "vader.networks.offload:OffloadActivations",
     "park": "vader.networks.park:Park",
     "quantize": "vader.networks.quantize:Quantize",

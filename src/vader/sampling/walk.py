@@ -102,7 +102,7 @@ class Walk:
         """The guided prediction for (unscaled) latents at step i."""
         sampler, here = self.sampler, self.start_of(i)
         scaled = map_latents(lambda x: x * here.input_scale, latents)
-        time = torch.tensor(here.time, dtype=torch.float64).to(_first(latents))
+        time = _first(latents).new_full((), here.time)  # filled there: a copy would wait for the device
         share = i / len(self)
         passes = Passes(sampler.model, scaled, time, self.condition, share, sampler.batched, sampler.detach_uncond)
         return sampler.guidance(passes)
