@@ -7,7 +7,6 @@ by block of 256 numbers; tensors of less than 4096 numbers keep theirs in float3
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +30,6 @@ def build_optimizer(
     check_optimizer(section)
     settings: dict[str, Any] = section.model_dump(include={"lr", "betas", "weight_decay", "eps"})
     if section.eight_bit:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that are not for optimisers
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **settings)

@@ -52,7 +52,7 @@ def _try_out(device: torch.device) -> None:
     """
     from torch import _dynamo as dynamo  # takes seconds to load
 
-    dynamo.config.recompile_limit = max(VARIANTS, dynamo.config.recompile_limit)
+    dynamo.config.cache_size_limit = max(VARIANTS, dynamo.config.cache_size_limit)
     for name in ("torch._dynamo", "torch._functorch", "torch._inductor"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
