@@ -1,7 +1,7 @@
 """The optimiser of the adapters: AdamW (arXiv 1711.05101), as a recipe's `optimizer` section sets it.
 
-On CUDA it steps in one kernel. With `eight_bit` its moments are kept in 8 bits (arXiv 2110.02861, by bitsandbytes), block
-by block of 256 numbers; tensors of less than 4096 numbers keep theirs in float32.
+On CUDA it steps in one kernel. With `eight_bit` its moments are kept in 8 bits (arXiv 2110.02861, by bitsandbytes),
+with a scale for each 256 numbers; tensors of fewer than 4096 numbers keep theirs in float32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compilation (torch.compile) of the denoisers' layers, one by one: fewer and larger kernels, the same numbers.
 
-In goes a denoiser, it leaves with the same layers, whose forward is compiled when it is first called, and again for other
-shapes, with a graph or without, and with the adapter on or off. Layers that are alike share what was compiled. Whole
-networks would take far longer, and the hooks of sharding and parking lie between their blocks.
+In goes a denoiser, it leaves with the same layers, whose forward is compiled when it is first called, and again for
+other shapes, with a graph or without, and with the adapter on or off. Layers that are alike share what was compiled.
+Whole networks would take far longer, and the hooks of sharding and parking lie between their blocks.
 """
 
 from __future__ import annotations

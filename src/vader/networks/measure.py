@@ -18,8 +18,8 @@ def weight_dtype(network: nn.Module) -> torch.dtype:
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """What its parameters and buffers take in this process's memory: of sharded ones, this process's part."""
-    return sum(_local(tensor).nbytes for tensor in (*network.parameters(), *network.buffers()))
+    """What its parameters take in this process's memory: of sharded ones, this process's part."""
+    return sum(_local(parameter).nbytes for parameter in network.parameters())
 
 
 def _local(parameter: Tensor) -> Tensor:

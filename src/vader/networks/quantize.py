@@ -1,8 +1,8 @@
 """Quantisation: frozen weights wait in 8 bits, and become the layer's own type again for as long as it works.
 
 In goes a network with its adapter, it leaves with the same modules, whose frozen linear and convolution layers within
-its blocks hold codes and a scale for each of their outputs. Unlike every other technique it changes numbers: the weights
-are rounded, once, before the run (docs/memory.md says by how much). All that is computed is in the layer's own type.
+its blocks hold codes and a scale for each of their outputs. Unlike every other technique it changes numbers: it rounds
+weights, once, before the run (docs/memory.md says by how much). All that is computed is in the layer's own type.
 """
 
 from __future__ import annotations
@@ -95,12 +95,13 @@ class Quantized(nn.Module):
     codes: Tensor
     scales: Tensor
     working: torch.dtype
-    bias: Tensor | None
+    bias: Any
 
-    @property
-    def weight(self) -> Tensor:
+    def whole(self) -> Tensor:
         """Codes are exact in every working type; their product with the scales is rounded to it once."""
         return self.codes.to(self.working).mul_(self.scales)
+
+    weight: Any = property(whole)
 
     def forward(self, x: Tensor) -> Tensor:
         return Result.apply(x, self)
@@ -137,7 +138,7 @@ class QuantizedLinear(Quantized, nn.Linear):
 
 class _QuantizedConvolution(Quantized):
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: Any
     dilation: tuple[int, ...]
     groups: int
 

@@ -198,7 +198,7 @@ def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
 
 
 def _state_bytes(engine: Engine) -> int:
-    """Of the trained weights with the optimiser's state; what several weights share, as tables of codes, counts once."""
+    """Of the trained weights with the optimiser's state; what several share, as a table of codes, counts once."""
     tensors = [tensor for one in engine.parameters for tensor in (one, *engine.optimizer.state[one].values())]
     sizes = {id(tensor): tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()}
     return sum(sizes.values())
