@@ -9,6 +9,7 @@ The public API; everything else is a room behind it. Names are imported when fir
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,9 @@ _HOMES = {
 }
 
 __all__ = list(_HOMES)
+
+# Where it is installed, diffusers and peft load it, and on CPUs it warns of kernels that it does not need.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

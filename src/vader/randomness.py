@@ -25,4 +25,7 @@ def normal(
 ) -> Tensor:
     """Standard normal noise for the videos `indices` of the global batch: float32 `[len(indices), *shape]`."""
     draws = [torch.randn(*shape, generator=generator(seed, purpose, step, index)) for index in indices]
-    return torch.stack(draws).to(device)
+    noise = torch.stack(draws)
+    if torch.device(device).type == "cuda":  # a plain copy would wait until the device has done all it was given
+        return noise.pin_memory().to(device, non_blocking=True)
+    return noise.to(device)

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine, Setup
+from vader.engine.optimizer import build_optimizer
 from vader.errors import UserError
 from vader.files.hub import together
 from vader.models.base import VideoModel
@@ -52,15 +53,13 @@ def assemble(recipe: Recipe, setup: Setup, memory: Techniques, device: torch.dev
     """The engine of a setup, which is moved to a device: adapters attached, networks prepared, an optimiser for them.
 
     Raises:
-        UserError: an adapter or a memory technique does not fit the networks.
+        UserError: an adapter or a memory technique does not fit the networks, or the optimiser is not installed.
     """
     attach_fresh(recipe, setup.model)
     prepare(_networks(setup, device), memory)
     _moved(setup, device)
-    parameters, settings = parameters_of(setup.model.denoisers), recipe.optimizer
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps
-    )
+    parameters = parameters_of(setup.model.denoisers)
+    optimizer = build_optimizer(recipe.optimizer, parameters, device)
     half = frozen_dtype(recipe.model.precision, device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     return Engine(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vader.errors import UserError, nearest
+from vader.networks.quantize import Quantized
 from vader.randomness import generator
 
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -143,7 +144,13 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_adapter(module: nn.Module) -> nn.Module:
-    """Adds the adapter to the weights (in float32, then rounded to theirs) and leaves a plain network, in place."""
+    """Adds the adapter to the weights (in float32, then rounded to theirs) and leaves a plain network, in place.
+
+    Raises:
+        UserError: the weights are quantised, and would have to be rounded to 8 bits once more.
+    """
+    if any(isinstance(layer.get_base_layer(), Quantized) for layer in lora_layers(module).values()):
+        raise UserError("an adapter cannot be merged into quantised weights: load the model without 'quantize'")
     for name, layer in lora_layers(module).items():
         base = layer.get_base_layer()
         update = layer.get_delta_weight(NAME).float()

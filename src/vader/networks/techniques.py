@@ -1,8 +1,8 @@
 """The contract of a memory technique: a part of a recipe's `memory` list, built in or `module:Name`.
 
 In goes the recipe's list, out come `Techniques`: what is done to each network before a run (`vader.networks.prepare`),
-and what surrounds every denoising step that has a graph. No technique changes a number. Bring your own: subclass
-`Technique`.
+and what surrounds every denoising step that has a graph. No technique but `quantize` changes a number. Bring your own:
+subclass `Technique`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from vader.errors import UserError
 from vader.plugins import Part, explain_methods, explained, find_class, instantiate, is_built_in
 
 TECHNIQUES = {
+    "compile": "vader.networks.compile:Compile",
     "offload_activations": "vader.networks.offload:OffloadActivations",
     "park": "vader.networks.park:Park",
+    "quantize": "vader.networks.quantize:Quantize",
     "recompute": "vader.networks.recompute:Recompute",
     "shard": "vader.networks.shard:Shard",
 }
@@ -31,10 +33,11 @@ TECHNIQUES = {
 class Stage(IntEnum):
     """Where in the written order a technique acts on a network; `prepare` says why this order."""
 
-    RECOMPUTE = 1
-    COMPILE = 2
-    SHARD = 3
-    PARK = 4
+    QUANTIZE = 1
+    RECOMPUTE = 2
+    COMPILE = 3
+    SHARD = 4
+    PARK = 5
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,13 @@ def load_techniques(parts: Sequence[Part]) -> Techniques:
     """The techniques that a recipe lists, in the order of their stages, whatever the order of the list.
 
     Raises:
-        UserError: no such technique or option, or one is there twice.
+        UserError: no such technique or option, one is there twice, or two cannot go together.
     """
     counts = Counter(part.name for part in parts)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise UserError(f"memory names {twice[0]!r} twice: once is enough")
+    if counts["quantize"] and counts["shard"]:
+        raise UserError("memory techniques 'quantize' and 'shard' cannot go together yet: leave out one")
     return Techniques(sorted(map(_load, parts), key=lambda technique: technique.stage))
 
 

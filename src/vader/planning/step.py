@@ -24,6 +24,7 @@ from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine
 from vader.errors import UserError
 from vader.models.base import VideoModel
+from vader.networks.compile import Compile
 from vader.networks.offload import OffloadActivations
 from vader.networks.park import Park
 from vader.networks.techniques import Stage, Technique, Techniques, load_techniques
@@ -81,7 +82,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
         algorithm.check(engine)
         _fill(engine)
         weights = _weights(engine, counter)
-        adapter = sum(_state_bytes(engine))
+        adapter = _state_bytes(engine)
         with explained("the training step cannot be walked through without data"), counter, fused_attention(counter):
             algorithm.step(engine, batch)
     operations = counter.operations * recipe.train.batch // len(batch.prompts)
@@ -147,7 +148,7 @@ class CountedOffload(Technique):
 
 
 def _techniques(recipe: Recipe, counter: Counter) -> Techniques:
-    found = load_techniques(recipe.memory)
+    found = [one for one in load_techniques(recipe.memory) if not isinstance(one, Compile)]  # there is nothing to run
     if any(technique.stage is Stage.SHARD for technique in found):
         raise UserError("memory shares the networks over several GPUs, and a plan is for one: leave out 'shard'")
     counted = (CountedOffload(counter) if isinstance(one, OffloadActivations) else one for one in found)
@@ -196,7 +197,8 @@ def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
     return found
 
 
-def _state_bytes(engine: Engine) -> Iterator[int]:
-    for parameter in engine.parameters:
-        yield parameter.nbytes
-        yield from (value.nbytes for value in engine.optimizer.state[parameter].values() if value.dim())
+def _state_bytes(engine: Engine) -> int:
+    """Of the trained weights with the optimiser's state; what several share, as a table of codes, counts once."""
+    tensors = [tensor for one in engine.parameters for tensor in (one, *engine.optimizer.state[one].values())]
+    sizes = {id(tensor): tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()}
+    return sum(sizes.values())

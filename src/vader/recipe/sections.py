@@ -160,6 +160,8 @@ class OptimizerSection(Section):
     """Epsilon."""
     max_grad_norm: PositiveFloat = 1.0
     """The adapter's gradient is clipped to this norm."""
+    eight_bit: bool = False
+    """Keep AdamW's two moments in 8 bits; needs bitsandbytes."""
 
 
 class TrainSection(Section):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from vader.algorithms import load_algorithm
 from vader.algorithms.base import Algorithm
 from vader.engine.build import check_guidance, check_prefix, video_size
+from vader.engine.optimizer import check_optimizer
 from vader.errors import UserError
 from vader.evaluation.metrics.registry import check_metrics
 from vader.files.hub import Missing
@@ -54,6 +55,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_rewards(recipe.rewards)
     check_metrics(recipe.evaluation.metrics)
     load_techniques(recipe.memory)
+    check_optimizer(recipe.optimizer)
     train_prompts, test_prompts = (
         with_negative(load_prompts(name), recipe.sampling.negative)
         for name in (recipe.prompts.train, recipe.prompts.test)
