@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from toy_runs import toy_recipe
 from toy_walks import FLOW, SIZE, make_model, make_walk
@@ -20,6 +21,7 @@ from vader.networks.adapter import (
     lora_layers,
     parameters_of,
 )
+from vader.networks.quantize import quantize_blocks
 from vader.recipe import changed
 from vader.sampling import Noise, Walk, load_guidance, load_policy
 from vader.sampling.prefix import EXACT, Prefix
@@ -131,6 +133,16 @@ def test_half_precision_keeps_its_adapters_beside():
     with adapter_merged(layer):
         assert torch.equal(layer[0].get_base_layer().weight, weight)
         assert torch.equal(layer(x), expected)
+
+
+def test_quantised_weights_keep_their_adapters_beside():
+    walk = single_walk()
+    network = walk.sampler.model.denoiser
+    assert quantize_blocks(nn.Sequential(nn.ModuleList([network]))) > 0
+    found = walk.frozen(9).latents
+    assert torch.equal(found, walk.path()[-1].latents)
+    with adapters_disabled(walk.sampler.model.denoisers):
+        assert not torch.allclose(found, walk.frozen(9).latents)
 
 
 def test_the_base_model_samples_without_adapters():

@@ -173,8 +173,8 @@ def adapter_merged(module: nn.Module) -> Iterator[None]:
     """Within, the adapter is in the weights: the same numbers but for rounding (1e-6), by fewer operations.
 
     That goes for float32 weights; in half precision the rounding would be half of what an adapter changes, and sharded
-    ones are not here whole: such layers stay as they are. Within, there is no graph to the adapter, and it must not
-    be switched off.
+    or quantised ones are not here whole: such layers stay as they are. Within, there is no graph to the adapter, and it
+    must not be switched off.
     """
     layers = [layer for layer in lora_layers(module).values() if _may_merge(layer)]
     frozen = [layer.get_base_layer().weight.data for layer in layers]
@@ -192,9 +192,10 @@ def adapter_merged(module: nn.Module) -> Iterator[None]:
 
 
 def _may_merge(layer: Any) -> bool:
-    weight = layer.get_base_layer().weight
-    whole = isinstance(weight, nn.Parameter) and not isinstance(weight.data, DTensor)
-    return whole and weight.dtype == torch.float32 and not layer.disable_adapters
+    base = layer.get_base_layer()
+    if layer.disable_adapters or isinstance(base, Quantized):
+        return False
+    return base.weight.dtype == torch.float32 and not isinstance(base.weight.data, DTensor)
 
 
 # ---- exact state, for checkpoints ----
