@@ -18,7 +18,6 @@ from reward_factories import make_head, make_tiny_clip
 from vader.algorithms import load_algorithm
 from vader.errors import UserError
 from vader.models.opensora.vae import OpenSoraVAE
-from vader.models.registry import load_model
 from vader.recipe import load_recipe
 from vader.rewards.registry import BUILT_IN
 from vader.runs.folder import RunFolder
@@ -35,8 +34,11 @@ import plans
 import policies
 import rewards
 
+from vader.planning import measured
 from vader.planning import models as random_models
 from vader.planning import rewards as random_rewards
+from vader.planning.models import load_model_shape
+from vader.planning.step import META
 
 RECIPE = """
 name: small
@@ -133,7 +135,7 @@ def assert_bare_passes_are_the_step(step, image_tower):
 )
 def test_bare_passes_are_what_a_step_calls(recipe_path, overrides):
     """The overhead ratio leaves nothing out."""
-    step = measuring.TrainingStep.of(load_recipe(recipe_path, overrides))
+    step = measured.TrainingStep.of(load_recipe(recipe_path, overrides))
     assert_bare_passes_are_the_step(step, step.engine.reward.rewards["aesthetic"].image)
 
 
@@ -159,8 +161,8 @@ def test_necessary_calls_of_policies():
 def test_a_result_is_whole(recipe_path, tmp_path):
     recipe = load_recipe(recipe_path)
     device, result = components.measure(recipe, rounds=1)
-    assert set(result["seconds"]) == {*measuring.PHASES, "other", "total"}
-    assert set(result["peak_memory"]) == {*measuring.PHASES, "total"}
+    assert set(result["seconds"]) == {*measured.PHASES, "other", "total"}
+    assert set(result["peak_memory"]) == {*measured.PHASES, "other", "total"}
     assert {name: one["count"] for name, one in result["passes"].items()} == {
         "encoder": 1, "denoiser, no gradient": 3, "denoiser, gradient to adapter": 1,
         "decoder": 1, "reward": 1, "optimiser": 1,
@@ -181,11 +183,11 @@ def test_a_result_is_whole(recipe_path, tmp_path):
 def test_a_new_peak_forgets_the_old_one():
     cpu, size = torch.device("cpu"), 2**28
     torch.ones(size // 4)  # comes and goes
-    measuring.reset_peak(cpu)
-    present = measuring.present_bytes(cpu)
-    assert measuring.peak_bytes(cpu) - present < size / 4
+    measured.reset_peak(cpu)
+    present = measured.present_bytes(cpu)
+    assert measured.peak_bytes(cpu) - present < size / 4
     torch.ones(size // 4)
-    assert measuring.peak_bytes(cpu) - present > 0.9 * size
+    assert measured.peak_bytes(cpu) - present > 0.9 * size
 
 
 def test_frame_cases(recipe_path):
@@ -217,21 +219,17 @@ ADAPTERS = {  # layers and parameters
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_size_networks_have_the_release_s_size(family):
-    model = full_size.full_size_recipe(family, "meta", full_size.SUBJECTS[family].sizes[0]).model
-    networks = load_base_networks(model)
-    assert {name: full_size.count_frozen(network) for name, network in networks.items()} == SIZES[family]
-
-
-def load_base_networks(section):
-    return load_model(section.family, "meta", dtype=torch.bfloat16, device="meta", options=section.options).networks()
+    section = full_size.full_size_recipe(family, full_size.SUBJECTS[family].sizes[0]).model
+    model = load_model_shape(section.family, section.checkpoint, section.options, torch.bfloat16, META)
+    assert {name: full_size.count_frozen(network) for name, network in model.networks().items()} == SIZES[family]
 
 
 def test_full_size_cases_are_the_paper_s_setting():
     steps_and_guidance = {"modelscope": (25, 9.0), "videocrafter": (25, 12.0), "svd": (25, 3.0), "opensora": (30, 7.0)}
     frames = {"modelscope": 16, "videocrafter": 12, "svd": 14, "opensora": 51}
     for family, subject in full_size.SUBJECTS.items():
-        for size, case in product(subject.sizes, full_size.CASES.values()):
-            recipe = full_size.full_size_recipe(family, "cuda", size, case)
+        for size, case in product(subject.sizes, known_cases()):
+            recipe = full_size.full_size_recipe(family, size, case)
             assert (recipe.video.frames, recipe.video.height, recipe.video.width) == (frames[family], *size)
             steps, guidance = steps_and_guidance[family]
             assert recipe.sampling.steps == (steps if case.whole else full_size.FEW_STEPS)
@@ -241,9 +239,16 @@ def test_full_size_cases_are_the_paper_s_setting():
             assert (recipe.train.batch, recipe.model.precision) == (1, "bf16")
 
 
-def test_full_size_rewards_are_the_recipe_s():
-    recipe = full_size.full_size_recipe("videocrafter", "meta", (320, 512))
-    assert [(part.options["reward"], part.weight) for part in recipe.rewards] == [("hps", 0.5), ("aesthetic", 0.075)]
+def known_cases():
+    """Those of which every key is known here."""
+    unknown = [name for name in full_size.CASES if name.startswith("prefix")]
+    return [case for name, case in full_size.CASES.items() if name not in unknown]
+
+
+def test_full_size_rewards_are_the_release_s():
+    step = measured.TrainingStep.drawn(full_size.full_size_recipe("videocrafter", (320, 512)), META)
+    found = {name: sum(weight.numel() for weight in part.parameters()) for name, part in step.engine.reward.items()}
+    assert found == {name: RELEASES[name] for name in ("hps", "aesthetic")}
 
 
 def blocks(kind):
@@ -296,9 +301,23 @@ def test_a_full_size_step_runs(small_families, family, monkeypatch, tmp_path):
     assert [case["case"] for case in result["cases"]] == chosen
     for case in result["cases"]:
         assert case["size"] == f"{FRAMES[family]}x32x32"
-        assert set(case["seconds"]) == {*measuring.PHASES, "other", "total"}
-        assert set(case["peak_memory"]) == {*measuring.PHASES, "total"}
+        assert set(case["seconds"]) == {*measured.PHASES, "other", "total"}
+        assert set(case["peak_memory"]) == {*measured.PHASES, "other", "total"}
     assert full_size.case_table(result).row_count == 2
+
+
+@LINUX
+def test_a_case_that_cannot_be_built_is_recorded_and_stops_nothing(small_families, monkeypatch, tmp_path):
+    monkeypatch.setitem(full_size.CASES, "unheard of", full_size.Case(("memory=[{{name: unheard_of}}]",)))
+    monkeypatch.setitem(full_size.CASES, "no such key", full_size.Case(("sampling.unheard={{every: 4}}",)))
+    cases = [word for name in ("unheard of", "no such key", "two calls") for word in ("--case", name)]
+    overrides = [f"video.frames={FRAMES['videocrafter']}", *SHORT]
+    arguments = [*overrides, "--model", "videocrafter", "--device", "cpu", *cases]
+    result = run_full_size(monkeypatch, tmp_path / "r.json", *arguments)
+    assert ["error" in case for case in result["cases"]] == [True, True, False]
+    assert "unheard_of" in result["cases"][0]["error"]
+    assert "sampling.unheard" in result["cases"][1]["error"]
+    assert full_size.case_table(result).row_count == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -318,9 +337,11 @@ def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bare_passes_of_every_family_are_what_a_step_calls(small_families, family):
     overrides = [f"video.frames={FRAMES[family]}", *SHORT, "memory=[]", "train.batch=2"]
-    step = measuring.TrainingStep.of(full_size.full_size_recipe(family, "cpu", (32, 32), overrides=overrides))
+    step = measured.TrainingStep.drawn(
+        full_size.full_size_recipe(family, (32, 32), overrides=overrides), torch.device("cpu")
+    )
     reward = next(iter(step.engine.reward.rewards.values()))
-    assert_bare_passes_are_the_step(step, reward.scorer.image)
+    assert_bare_passes_are_the_step(step, reward.image)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
