@@ -98,15 +98,13 @@ def main() -> None:
     line.add_argument("folder", nargs="?", type=Path, default=RESULTS, help="default: benchmarks/results")
     line.add_argument("--out", type=Path, metavar="FILE", help="default: plan_gpu.json in the folder")
     asked = line.parse_args()
-    chip = Chip.of(asked.folder)
-    rows = []
-    for result, case in measured_cases(asked.folder):
-        rows.append(beside(chip, result, case))
-        console.print(f"{result['model']} {case['size']}, {case['case']}")
+    chip, out = Chip.of(asked.folder), asked.out or asked.folder / "plan_gpu.json"
     settings = {"gpu": chip.name, "bf16_operations_per_second": chip.rate}
-    write_result(
-        asked.out or asked.folder / "plan_gpu.json", "planned", torch.device("meta"), settings, {"cases": rows}
-    )
+    rows: list[dict[str, Any]] = []
+    for result, case in measured_cases(asked.folder):
+        console.print(f"{result['model']} {case['size']}, {case['case']}")
+        rows.append(beside(chip, result, case))
+        write_result(out, "planned", torch.device("meta"), settings, {"cases": rows})
     console.print(table(rows))
 
 
