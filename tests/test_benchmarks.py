@@ -558,7 +558,7 @@ def test_another_card_s_rate_says_nothing_of_this_one(tmp_path, monkeypatch):
 def test_plans_on_file_are_near_what_was_measured():
     result = json.loads((measuring.RESULTS / "plan_gpu.json").read_text())
     ratios = [case["ratio"] for case in result["cases"]]
-    assert len(ratios) >= 13
+    assert len(ratios) >= 12
     assert 0.94 < min(ratios) <= max(ratios) < 1.05
     for case in result["cases"]:
         assert case["ratio"] == pytest.approx(case["counted"] / case["measured"])
