@@ -16,26 +16,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import (
-    GIB,
-    RESULTS,
-    TrainingStep,
-    console,
-    medians,
-    parser,
-    peak_bytes,
-    present_bytes,
-    reset_peak,
-    run_script,
-    sees_overrides,
-    timed,
-    write_result,
-)
+from measuring import GIB, RESULTS, console, medians, parser, run_script, sees_overrides, write_result
 from passes import Pass, necessary_passes
 from rich.table import Table
 
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.errors import UserError
+from vader.planning.measured import TrainingStep, peak_bytes, present_bytes, reset_peak, timed
 from vader.recipe import Recipe, load_recipe
 
 ROUNDS = 5

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from measuring import GIB, PHASES, RESULTS, TrainingStep, console, medians, run_script, write_result
+from measuring import GIB, RESULTS, console, medians, run_script, sees_overrides, write_result
 from passes import necessary_passes
 from rich.table import Table
 from torch import nn
@@ -27,44 +25,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
-from vader.engine.build import attach_fresh, build_sampler, load_recipe_guidance, video_size
-from vader.engine.device import frozen_dtype
-from vader.engine.engine import Clock, Engine
-from vader.errors import UserError
-from vader.models.registry import load_model
-from vader.networks.adapter import parameters_of
+from vader.engine.build import build_sampler, video_size
+from vader.engine.engine import Engine
+from vader.errors import UserError, is_out_of_memory
 from vader.networks.measure import count_parameters
 from vader.networks.recompute import checkpoint_blocks
-from vader.networks.techniques import Techniques
-from vader.nouns import Prompt
-from vader.planning.rewards import FullSize
+from vader.planning.measured import PHASES, TrainingStep
+from vader.planning.step import META, PROMPT
+from vader.plugins import told
 from vader.recipe import Recipe, load_recipe
-from vader.rewards.registry import MIXES, Named, build_mix
-from vader.scoring.scorer import Scorer
 
-FULL_SIZE = "vader.planning.rewards:FullSize"
 ROUNDS = 2
 FEW_STEPS = 4  # of denoising, where only memory and the gradient steps are of interest: the steps before have no graph
-PROMPT = Prompt("a prompt")
 Size = tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A family: its recipe, its twin with random weights, sizes (every case is measured at the first), and how many
-    frames decode together."""
+    """A family: its recipe, sizes (every case is measured at the first), and how many frames decode together."""
 
     recipe: str
-    family: str
     sizes: tuple[Size, ...]
     window: int = 1
 
 
 SUBJECTS = {
-    "modelscope": Subject("modelscope-aesthetic", "vader.planning.models:RandomModelScope", ((384, 384), (256, 256))),
-    "videocrafter": Subject("videocrafter-hps-aesthetic", "vader.planning.models:RandomVideoCrafter", ((320, 512),)),
-    "svd": Subject("svd-aesthetic", "vader.planning.models:RandomSVD", ((576, 1024),), window=2),
-    "opensora": Subject("opensora-hps", "vader.planning.models:RandomOpenSora", ((276, 368), (416, 554)), window=17),
+    "modelscope": Subject("modelscope-aesthetic", ((384, 384), (256, 256))),
+    "videocrafter": Subject("videocrafter-hps-aesthetic", ((320, 512),)),
+    "svd": Subject("svd-aesthetic", ((576, 1024),), window=2),
+    "opensora": Subject("opensora-hps", ((276, 368), (416, 554)), window=17),
 }
 
 
@@ -72,7 +61,7 @@ SUBJECTS = {
 class Case:
     """What is done about memory, as overrides of the recipe, and how many frames the rewards see.
 
-    Overrides may name `{window}`, see `Subject`. `whole`: with all denoising steps, at every size.
+    Overrides may name `{window}`, see `Subject`. `whole`: with all denoising steps.
     """
 
     overrides: tuple[str, ...] = ()
@@ -86,45 +75,37 @@ def memory(*parts: str) -> str:
 
 
 SHIPPED = "as shipped"
-OFFLOAD, LAYERS, NESTED = "name: offload_activations", "name: recompute, of: layers", "name: recompute, of: nested"
-TWO_CALLS, PLAIN, CHUNK = "sampling.guidance_batched=false", "algorithm.split_backward=false", "scoring.chunk={window}"
+ONE, TWO = "sampling.guidance_batched=true", "sampling.guidance_batched=false"
+PLAIN, CHUNK = "algorithm.split_backward=false", "scoring.chunk={window}"
+BLOCKS, LAYERS, NESTED = "name: recompute", "name: recompute, of: layers", "name: recompute, of: nested"
+OFFLOAD, PARK, COMPILE = "name: offload_activations", "name: park", "name: compile"
 CASES = {
     SHIPPED: Case(whole=True),
-    "one call": Case(("sampling.guidance_batched=true",)),
-    "two calls": Case((TWO_CALLS,)),
-    "layers, two calls": Case((memory(LAYERS), TWO_CALLS)),
-    "nested, two calls": Case((memory(NESTED), TWO_CALLS)),
-    "nested, two calls, offload": Case((memory(NESTED, OFFLOAD), TWO_CALLS)),
-    "layers, one call": Case((memory(LAYERS), "sampling.guidance_batched=true")),
+    "one call": Case((memory(BLOCKS), ONE)),
+    "two calls": Case((memory(BLOCKS), TWO)),
+    "layers, one call": Case((memory(LAYERS), ONE)),
+    "layers, two calls": Case((memory(LAYERS), TWO)),
+    "nested, two calls": Case((memory(NESTED), TWO)),
+    "nested, two calls, offload": Case((memory(NESTED, OFFLOAD), TWO)),
+    "nested, two calls, offload, park": Case((memory(NESTED, OFFLOAD, PARK), TWO)),
     "all frames": Case((CHUNK,), "all"),
     "plain backward, all frames": Case((PLAIN, CHUNK), "all"),
     "nothing recomputed": Case((memory(),)),
     "nothing recomputed, plain backward": Case((memory(), PLAIN)),
+    "one call, whole": Case((ONE,), whole=True),
+    "compile": Case((memory(LAYERS, COMPILE),), whole=True),
+    "prefix every 4": Case(("sampling.prefix={{every: 4}}",), whole=True),
+    "prefix cache 4": Case(("sampling.prefix={{cache: 4}}",), whole=True),
+    "prefix guidance in the middle": Case(("sampling.prefix={{guidance: [0.2, 0.8]}}",), whole=True),
 }
 
 
-def full_size_recipe(
-    model: str, device: str, size: Size, case: Case = CASES[SHIPPED], overrides: Sequence[str] = ()
-) -> Recipe:
-    """The family's own recipe with random weights of its shape and of its rewards', one video a step.
-
-    Prompts are any texts: nothing depends on what they say.
-    """
+def full_size_recipe(model: str, size: Size, case: Case = CASES[SHIPPED], overrides: Sequence[str] = ()) -> Recipe:
+    """The family's own recipe at a size, one video a step, in bf16."""
     subject = SUBJECTS[model]
-    rewards = [
-        {
-            "name": "vader.planning.rewards:FullSize",
-            "reward": name,
-            "weight": weight,
-            "sees": case.sees,
-            "device": device,
-        }
-        for name, weight in single_rewards(load_recipe(subject.recipe))
-    ]
     ours = [
-        *(f"model.family={subject.family}", f"model.checkpoint={device}", "model.precision=bf16"),
-        f"rewards={json.dumps(rewards)}",
-        "prompts={train: actions-train, test: actions-test}",
+        "model.precision=bf16",
+        *sees_overrides(load_recipe(subject.recipe), case.sees),
         *(f"video.{side}={pixels}" for side, pixels in zip(("height", "width"), size, strict=True)),
         *("train.batch=1", "train.micro_batch=1"),
     ]
@@ -133,24 +114,20 @@ def full_size_recipe(
     return load_recipe(subject.recipe, [*ours, *theirs, *overrides])
 
 
-def single_rewards(recipe: Recipe) -> list[tuple[str, float]]:
-    """Names and weights of the recipe's rewards, those of mixes one by one."""
-    mixes = [(part, MIXES.get(part.name, (Named(part.name),))) for part in recipe.rewards]
-    return [(one.name, part.weight * one.weight) for part, ones in mixes for one in ones]
-
-
 # ---- on a device: seconds and memory ----
 
 
-def measure(model: str, device: str, names: Iterable[str], overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What is known after each of the cases: median seconds and peak bytes by phase, or that it did not fit."""
+def measure(
+    model: str, device: torch.device, names: Iterable[str], overrides: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """What is known after each of the cases: median seconds and peak bytes by phase, or why there are none."""
     cases: list[dict[str, Any]] = []
     for name in names:
-        for size in SUBJECTS[model].sizes[: None if CASES[name].whole else 1]:
-            recipe = full_size_recipe(model, device, size, CASES[name], overrides)
-            console.print(f"{label(recipe)}, {name}")
-            about = {"size": label(recipe), "case": name, "steps": recipe.sampling.steps, **asdict(CASES[name])}
-            cases.append(about | measure_case(recipe))
+        for size in SUBJECTS[model].sizes[: None if name == SHIPPED else 1]:
+            about = {"size": label(full_size_recipe(model, size, overrides=overrides)), "case": name}
+            about |= asdict(CASES[name])
+            console.print(f"{model} {about['size']}, {name}")
+            cases.append(about | measure_case(model, device, size, CASES[name], overrides))
             yield {"cases": cases}
             gc.collect()
             torch.cuda.empty_cache()
@@ -160,26 +137,28 @@ def label(recipe: Recipe) -> str:
     return f"{recipe.video.frames}x{recipe.video.height}x{recipe.video.width}"
 
 
-def measure_case(recipe: Recipe) -> dict[str, Any]:
+def measure_case(model: str, device: torch.device, size: Size, case: Case, overrides: Sequence[str]) -> dict[str, Any]:
+    """Seconds and peaks; that it did not fit, or whatever else was wrong: one case must not stop the next."""
     try:
-        step = TrainingStep.of(recipe)
-        step.run()
+        recipe = full_size_recipe(model, size, case, overrides)
+        step = TrainingStep.drawn(recipe, device)
+        peaks = step.peaks()  # and the first time of everything
         seconds = medians([step.seconds() for _ in range(ROUNDS)])
-        return {"seconds": seconds, "peak_memory": step.peaks()}
-    except torch.cuda.OutOfMemoryError:
-        return {"out_of_memory": True}
+        return {"steps": recipe.sampling.steps, "seconds": seconds, "peak_memory": peaks}
+    except Exception as error:
+        return {"out_of_memory": True} if is_out_of_memory(error) else {"error": told(error)}
 
 
 def case_table(result: dict[str, Any]) -> Table:
     table = Table("size", "case", "steps", *PHASES, "total, s", "peak, GiB", title="One training step, one video")
     for case in result["cases"]:
-        if "out_of_memory" in case:
-            table.add_row(case["size"], case["case"], str(case["steps"]), *[""] * len(PHASES), "", "does not fit")
+        if "seconds" not in case:
+            why = "does not fit" if "out_of_memory" in case else case["error"]
+            table.add_row(case["size"], case["case"], "", *[""] * len(PHASES), "", why)
             continue
         times = [f"{case['seconds'][phase]:.2f}" for phase in (*PHASES, "total")]
-        table.add_row(
-            case["size"], case["case"], str(case["steps"]), *times, f"{case['peak_memory']['total'] / GIB:.1f}"
-        )
+        peak = f"{case['peak_memory']['total'] / GIB:.1f}"
+        table.add_row(case["size"], case["case"], str(case["steps"]), *times, peak)
     return table
 
 
@@ -188,9 +167,9 @@ def case_table(result: dict[str, Any]) -> Table:
 
 def count(model: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Parameters by component, the adapter's, and the floating-point operations of a step at every size."""
-    recipes = [full_size_recipe(model, "meta", size, overrides=overrides) for size in SUBJECTS[model].sizes]
+    recipes = [full_size_recipe(model, size, overrides=overrides) for size in SUBJECTS[model].sizes]
     engine = meta_engine(recipes[0])
-    frozen = {**engine.model.networks(), **reward_networks(engine)}
+    frozen = {**engine.model.networks(), **dict(engine.reward.items())}
     counts: dict[str, Any] = {
         "parameters": {name: count_frozen(network) for name, network in frozen.items()},
         "adapter": {
@@ -213,29 +192,15 @@ def meta_engine(recipe: Recipe) -> Engine:
 
     The prompt's features are there already, as in training, where a reward encodes a prompt once.
     """
-    device = torch.device("meta")
-    dtype, section = frozen_dtype(recipe.model.precision, device), recipe.model
-    model = load_model(section.family, section.checkpoint, dtype=dtype, device=device, options=section.options)
-    mix = build_mix(recipe.rewards).to_precision(dtype)
-    mix(torch.empty(1, 1, 3, recipe.video.height, recipe.video.width, device=device), [PROMPT])
-    attach_fresh(recipe, model)
-    parameters = parameters_of(model.denoisers)
-    optimizer, scaler = torch.optim.AdamW(parameters), torch.amp.GradScaler(enabled=False)
-    sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
-    scorer = Scorer(model, mix, video_size(recipe), recipe.scoring.chunk)
-    return Engine(
-        sampler, scorer, Accelerator(cpu=True), recipe, Techniques(), parameters, optimizer, scaler, Clock(device)
-    )
+    engine = TrainingStep.drawn(recipe.model_copy(update={"memory": ()}), META).engine
+    engine.reward(torch.empty(1, 1, 3, recipe.video.height, recipe.video.width, device=META), [PROMPT])
+    return engine
 
 
 def at_size(engine: Engine, recipe: Recipe) -> Engine:
     """The same networks under a recipe of another size."""
     sampler = build_sampler(recipe, engine.model, engine.sampler.guidance)
     return replace(engine, recipe=recipe, sampler=sampler, scorer=replace(engine.scorer, size=video_size(recipe)))
-
-
-def reward_networks(engine: Engine) -> dict[str, nn.Module]:
-    return {part.name: part for part in engine.reward.rewards.values() if isinstance(part, FullSize)}
 
 
 def count_frozen(network: nn.Module) -> int:
@@ -288,12 +253,12 @@ def main() -> None:
     counting = asked.device == "meta"
     if asked.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU here: use --meta, which counts parameters and operations")
-    recipe = full_size_recipe(asked.model, asked.device, SUBJECTS[asked.model].sizes[0], overrides=asked.overrides)
+    recipe = full_size_recipe(asked.model, SUBJECTS[asked.model].sizes[0], overrides=asked.overrides)
     path = asked.out or RESULTS / f"full_size_{asked.model}{'_meta' if counting else ''}.json"
     if counting:
         known: Iterable[dict[str, Any]] = [count(asked.model, asked.overrides)]
     else:
-        known = measure(asked.model, asked.device, asked.cases or CASES, asked.overrides)
+        known = measure(asked.model, torch.device(asked.device), asked.cases or CASES, asked.overrides)
     for result in known:  # written after each case: an early end loses nothing
         write_result(path, "full_size", torch.device(asked.device), recipe, {"model": asked.model} | result)
     console.print(count_table(result) if counting else case_table(result))

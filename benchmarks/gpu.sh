@@ -1,11 +1,32 @@
 #!/usr/bin/env bash
-# Ten minutes of a GPU: no downloads, random weights, the most important first. JSON after each piece, in $1
-# (default: benchmarks/results), so that an early end loses nothing. A piece that fails does not stop the next.
+# About ten minutes of one H100 or H200: no downloads, random weights, the most important first. JSON after each case,
+# in $1 (default: benchmarks/results), so that an early end loses nothing. A piece that fails does not stop the next.
+#
+#   python benchmarks/planned.py FOLDER    afterwards, anywhere: plans beside these, and the use of the chip
+#   GPU_SH_LIST=1 benchmarks/gpu.sh        only lists the pieces
+#
+# Seconds are estimates from earlier results: 12 to start, 8 to draw a model, and three steps a case.
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-benchmarks/results}
-piece() { echo "== $*"; python3 "benchmarks/$@" || echo "== failed: $*"; }
-piece on_gpu.py --out "$out/on_gpu.json"
-for model in videocrafter svd modelscope opensora; do
-    piece full_size.py --model "$model" --out "$out/full_size_$model.json"
-done
-piece rewards.py --out "$out/rewards_gpu.json"
+piece() {
+    echo "== $*"
+    [ -n "$GPU_SH_LIST" ] && return
+    python3 "benchmarks/$@" || echo "== failed: $*"
+}
+full() {
+    local model=$1 part=$2 cases=()
+    shift 2
+    for case in "$@"; do cases+=(--case "$case"); done
+    piece full_size.py --model "$model" "${cases[@]}" --out "$out/full_size_$model$part.json"
+}
+piece on_gpu.py --out "$out/on_gpu.json"                                                                        # 30 s
+full videocrafter "" "as shipped" "one call, whole"                                                             # 65 s
+full svd "" "as shipped"                                                                                        # 65 s
+full modelscope "" "as shipped"                                                                                 # 60 s
+full opensora "" "as shipped"                                                                                   # 75 s
+full videocrafter _memory "nested, two calls, offload, park" "nested, two calls, offload" "nested, two calls" \
+    "two calls" "one call"                                                                                      # 85 s
+full videocrafter _prefix "prefix every 4" "prefix cache 4" "prefix guidance in the middle"                     # 70 s
+full svd _memory "layers, two calls"                                                                            # 35 s
+full videocrafter _compile "compile"                                                                            # 120 s
+piece rewards.py --out "$out/rewards_gpu.json"                                                                  # 60 s

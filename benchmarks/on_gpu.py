@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, TrainingStep, console, run_script, timed, write_result
+from measuring import RESULTS, console, run_script, write_result
 
 from vader.errors import UserError
+from vader.planning.measured import TrainingStep, timed
 from vader.recipe import load_recipe
 
 SIDE, ROUNDS = 8192, 10

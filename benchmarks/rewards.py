@@ -18,23 +18,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import (
-    GIB,
-    RESULTS,
-    console,
-    peak_bytes,
-    present_bytes,
-    reset_peak,
-    run_script,
-    timed,
-    write_result,
-)
+from measuring import GIB, RESULTS, console, run_script, write_result
 from rich.table import Table
 from torch import Tensor
 
 from vader.engine.device import frozen_dtype
 from vader.errors import UserError, nearest
 from vader.networks.measure import count_parameters, weight_bytes
+from vader.planning.measured import peak_bytes, present_bytes, reset_peak, timed
 from vader.planning.rewards import BUILDERS, build
 from vader.rewards.base import FrameReward, Reward
 

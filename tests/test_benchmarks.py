@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -18,7 +23,6 @@ from reward_factories import make_head, make_tiny_clip
 from vader.algorithms import load_algorithm
 from vader.errors import UserError
 from vader.models.opensora.vae import OpenSoraVAE
-from vader.models.registry import load_model
 from vader.recipe import load_recipe
 from vader.rewards.registry import BUILT_IN
 from vader.runs.folder import RunFolder
@@ -27,16 +31,22 @@ from vader.sampling.policies import POLICIES, load_policy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import beside_paper
 import components
 import full_size
 import measuring
+import page
 import passes
+import planned
 import plans
 import policies
 import rewards
 
+from vader.planning import measured
 from vader.planning import models as random_models
 from vader.planning import rewards as random_rewards
+from vader.planning.models import load_model_shape
+from vader.planning.step import META, Forecast
 
 RECIPE = """
 name: small
@@ -135,7 +145,7 @@ def assert_bare_passes_are_the_step(step, image_tower):
 )
 def test_bare_passes_are_what_a_step_calls(recipe_path, overrides):
     """The overhead ratio leaves nothing out."""
-    step = measuring.TrainingStep.of(load_recipe(recipe_path, overrides))
+    step = measured.TrainingStep.of(load_recipe(recipe_path, overrides))
     assert_bare_passes_are_the_step(step, step.engine.reward.rewards["aesthetic"].image)
 
 
@@ -161,8 +171,8 @@ def test_necessary_calls_of_policies():
 def test_a_result_is_whole(recipe_path, tmp_path):
     recipe = load_recipe(recipe_path)
     device, result = components.measure(recipe, rounds=1)
-    assert set(result["seconds"]) == {*measuring.PHASES, "other", "total"}
-    assert set(result["peak_memory"]) == {*measuring.PHASES, "total"}
+    assert set(result["seconds"]) == {*measured.PHASES, "other", "total"}
+    assert set(result["peak_memory"]) == {*measured.PHASES, "other", "total"}
     assert {name: one["count"] for name, one in result["passes"].items()} == {
         "encoder": 1, "denoiser, no gradient": 3, "denoiser, gradient to adapter": 1,
         "decoder": 1, "reward": 1, "optimiser": 1,
@@ -183,11 +193,11 @@ def test_a_result_is_whole(recipe_path, tmp_path):
 def test_a_new_peak_forgets_the_old_one():
     cpu, size = torch.device("cpu"), 2**28
     torch.ones(size // 4)  # comes and goes
-    measuring.reset_peak(cpu)
-    present = measuring.present_bytes(cpu)
-    assert measuring.peak_bytes(cpu) - present < size / 4
+    measured.reset_peak(cpu)
+    present = measured.present_bytes(cpu)
+    assert measured.peak_bytes(cpu) - present < size / 4
     torch.ones(size // 4)
-    assert measuring.peak_bytes(cpu) - present > 0.9 * size
+    assert measured.peak_bytes(cpu) - present > 0.9 * size
 
 
 def test_frame_cases(recipe_path):
@@ -219,21 +229,17 @@ ADAPTERS = {  # layers and parameters
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_size_networks_have_the_release_s_size(family):
-    model = full_size.full_size_recipe(family, "meta", full_size.SUBJECTS[family].sizes[0]).model
-    networks = load_base_networks(model)
-    assert {name: full_size.count_frozen(network) for name, network in networks.items()} == SIZES[family]
-
-
-def load_base_networks(section):
-    return load_model(section.family, "meta", dtype=torch.bfloat16, device="meta", options=section.options).networks()
+    section = full_size.full_size_recipe(family, full_size.SUBJECTS[family].sizes[0]).model
+    model = load_model_shape(section.family, section.checkpoint, section.options, torch.bfloat16, META)
+    assert {name: full_size.count_frozen(network) for name, network in model.networks().items()} == SIZES[family]
 
 
 def test_full_size_cases_are_the_paper_s_setting():
     steps_and_guidance = {"modelscope": (25, 9.0), "videocrafter": (25, 12.0), "svd": (25, 3.0), "opensora": (30, 7.0)}
     frames = {"modelscope": 16, "videocrafter": 12, "svd": 14, "opensora": 51}
     for family, subject in full_size.SUBJECTS.items():
-        for size, case in product(subject.sizes, full_size.CASES.values()):
-            recipe = full_size.full_size_recipe(family, "cuda", size, case)
+        for size, case in product(subject.sizes, known_cases()):
+            recipe = full_size.full_size_recipe(family, size, case)
             assert (recipe.video.frames, recipe.video.height, recipe.video.width) == (frames[family], *size)
             steps, guidance = steps_and_guidance[family]
             assert recipe.sampling.steps == (steps if case.whole else full_size.FEW_STEPS)
@@ -243,9 +249,16 @@ def test_full_size_cases_are_the_paper_s_setting():
             assert (recipe.train.batch, recipe.model.precision) == (1, "bf16")
 
 
-def test_full_size_rewards_are_the_recipe_s():
-    recipe = full_size.full_size_recipe("videocrafter", "meta", (320, 512))
-    assert [(part.options["reward"], part.weight) for part in recipe.rewards] == [("hps", 0.5), ("aesthetic", 0.075)]
+def known_cases():
+    """Those of which every key is known here."""
+    unknown = [name for name in full_size.CASES if name.startswith("prefix")]
+    return [case for name, case in full_size.CASES.items() if name not in unknown]
+
+
+def test_full_size_rewards_are_the_release_s():
+    step = measured.TrainingStep.drawn(full_size.full_size_recipe("videocrafter", (320, 512)), META)
+    found = {name: sum(weight.numel() for weight in part.parameters()) for name, part in step.engine.reward.items()}
+    assert found == {name: RELEASES[name] for name in ("hps", "aesthetic")}
 
 
 def blocks(kind):
@@ -298,9 +311,23 @@ def test_a_full_size_step_runs(small_families, family, monkeypatch, tmp_path):
     assert [case["case"] for case in result["cases"]] == chosen
     for case in result["cases"]:
         assert case["size"] == f"{FRAMES[family]}x32x32"
-        assert set(case["seconds"]) == {*measuring.PHASES, "other", "total"}
-        assert set(case["peak_memory"]) == {*measuring.PHASES, "total"}
+        assert set(case["seconds"]) == {*measured.PHASES, "other", "total"}
+        assert set(case["peak_memory"]) == {*measured.PHASES, "other", "total"}
     assert full_size.case_table(result).row_count == 2
+
+
+@LINUX
+def test_a_case_that_cannot_be_built_is_recorded_and_stops_nothing(small_families, monkeypatch, tmp_path):
+    monkeypatch.setitem(full_size.CASES, "unheard of", full_size.Case(("memory=[{{name: unheard_of}}]",)))
+    monkeypatch.setitem(full_size.CASES, "no such key", full_size.Case(("sampling.unheard={{every: 4}}",)))
+    cases = [word for name in ("unheard of", "no such key", "two calls") for word in ("--case", name)]
+    overrides = [f"video.frames={FRAMES['videocrafter']}", *SHORT]
+    arguments = [*overrides, "--model", "videocrafter", "--device", "cpu", *cases]
+    result = run_full_size(monkeypatch, tmp_path / "r.json", *arguments)
+    assert ["error" in case for case in result["cases"]] == [True, True, False]
+    assert "unheard_of" in result["cases"][0]["error"]
+    assert "sampling.unheard" in result["cases"][1]["error"]
+    assert full_size.case_table(result).row_count == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -320,9 +347,11 @@ def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bare_passes_of_every_family_are_what_a_step_calls(small_families, family):
     overrides = [f"video.frames={FRAMES[family]}", *SHORT, "memory=[]", "train.batch=2"]
-    step = measuring.TrainingStep.of(full_size.full_size_recipe(family, "cpu", (32, 32), overrides=overrides))
+    step = measured.TrainingStep.drawn(
+        full_size.full_size_recipe(family, (32, 32), overrides=overrides), torch.device("cpu")
+    )
     reward = next(iter(step.engine.reward.rewards.values()))
-    assert_bare_passes_are_the_step(step, reward.scorer.image)
+    assert_bare_passes_are_the_step(step, reward.image)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -457,3 +486,164 @@ def test_peaks_are_counted_as_they_were(model, case):
     counted = plans.forecast(plans.recipe_of(model, case))
     assert counted.peak == pytest.approx(found["peak"], rel=0.005)
     assert counted.operations == pytest.approx(found["operations"], rel=0.005)
+
+
+# ---- gpu.sh ----
+
+
+def test_every_piece_for_a_gpu_is_a_script_that_takes_its_arguments(tmp_path):
+    """And what has no GPU to run on says so in one line; the list is what a GPU would run."""
+    script = Path(full_size.__file__).with_name("gpu.sh")
+    asked = {**os.environ, "GPU_SH_LIST": "1"}
+    listed = subprocess.run(["bash", script, str(tmp_path)], env=asked, capture_output=True, text=True, check=True)
+    pieces = [line.removeprefix("== ") for line in listed.stdout.splitlines()]
+    cases = [case for piece in pieces for case in re.findall(r"--case (.*?)(?= --)", piece)]
+    assert set(cases) <= full_size.CASES.keys()
+    assert {full_size.SHIPPED, "compile", "nested, two calls, offload, park", "prefix every 4"} < set(cases)
+    models = {name for piece in pieces for name in re.findall(r"--model (\w+)", piece)}
+    assert models == full_size.SUBJECTS.keys()
+    assert {piece.split()[0] for piece in pieces} == {"on_gpu.py", "full_size.py", "rewards.py"}
+    assert pieces[0].startswith("on_gpu.py")
+    files = [piece.split("--out ")[1] for piece in pieces]
+    assert len(set(files)) == len(files)  # no piece writes over another's
+    assert not list(tmp_path.iterdir())
+
+
+# ---- planned.py ----
+
+
+def gpu_folder(place, gpu="card"):
+    """What a GPU's ten minutes leave of VideoCrafter2: its recipe as it shipped then, and a case of its own memory."""
+    case = {"size": "12x320x512", "sees": 1, "seconds": {"total": 8.0}, "peak_memory": {"total": 12 * 2**30}}
+    settings = {"memory": [{"name": "recompute"}], "sampling": {"guidance_batched": True}}
+    cases = [
+        case | {"case": "as shipped", "steps": 25, "overrides": [], "whole": True},
+        case
+        | {"case": "nested", "steps": 4, "overrides": ["memory=[{{name: recompute, of: nested}}]"], "whole": False},
+        {"size": "12x320x512", "case": "broken", "error": "no such key"},
+    ]
+    result = {"model": "videocrafter", "hardware": {"gpu": gpu}, "settings": settings, "cases": cases}
+    (place / "full_size_videocrafter.json").write_text(json.dumps(result))
+    (place / "full_size_videocrafter_meta.json").write_text(json.dumps({"model": "videocrafter", "operations": []}))
+    rates = {"hardware": {"gpu": "card"}, "operations_per_second": {"bf16": 100e12}}
+    (place / "on_gpu.json").write_text(json.dumps(rates))
+    return place
+
+
+def test_plans_stand_beside_what_was_measured_then(tmp_path, monkeypatch):
+    """The forecast is of the recipe that the file was measured with, changed by the case."""
+    asked = []
+    found = Forecast({}, 0, 9 * 2**30, {}, 0, 400 * 10**12)
+    monkeypatch.setattr(planned, "forecast", lambda recipe: asked.append(recipe) or found)
+    monkeypatch.setattr(sys, "argv", ["planned.py", str(gpu_folder(tmp_path))])
+    planned.main()
+    whole, few = json.loads((tmp_path / "plan_gpu.json").read_text())["cases"]
+    assert [
+        (recipe.memory[0].options, recipe.sampling.guidance_batched, recipe.sampling.steps) for recipe in asked
+    ] == [
+        ({}, True, 25),
+        ({"of": "nested"}, True, 4),
+    ]
+    assert (whole["case"], whole["ratio"], whole["share"]) == ("as shipped", 0.75, 0.5)
+    assert (few["counted"], few["measured"]) == (9 * 2**30, 12 * 2**30)
+
+
+def test_another_card_s_rate_says_nothing_of_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(planned, "forecast", lambda recipe: Forecast({}, 0, 2**30, {}, 0, 10**12))
+    chip = planned.Chip.of(gpu_folder(tmp_path, gpu="another"))
+    rows = [planned.beside(chip, result, case) for result, case in planned.measured_cases(tmp_path)]
+    assert [("ratio" in row, "share" in row) for row in rows] == [(True, False)] * 2
+    with pytest.raises(UserError, match=r"has no on_gpu\.json: run benchmarks/gpu\.sh"):
+        planned.Chip.of(tmp_path / "empty")
+
+
+def test_plans_on_file_are_near_what_was_measured():
+    result = json.loads((measuring.RESULTS / "plan_gpu.json").read_text())
+    ratios = [case["ratio"] for case in result["cases"]]
+    assert len(ratios) >= 12
+    assert 0.94 < min(ratios) <= max(ratios) < 1.05
+    for case in result["cases"]:
+        assert case["ratio"] == pytest.approx(case["counted"] / case["measured"])
+        if "share" in case:
+            rate = result["settings"]["bf16_operations_per_second"]
+            assert case["share"] == pytest.approx(case["operations"] / case["seconds"] / rate)
+
+
+# ---- beside_paper.py ----
+
+
+@pytest.fixture
+def small_both(small_families, monkeypatch):
+    monkeypatch.setattr(beside_paper, "SIZE", (32, 32))
+
+
+@pytest.mark.usefixtures("small_both")
+def test_a_chain_s_counts_follow_from_its_first_two_steps():
+    for make in (partial(beside_paper.published, META), partial(beside_paper.ours, "as shipped", META)):
+        whole = beside_paper.counted_whole(make(["sampling.steps=4"]))
+        assert beside_paper.counted(make, 4) == whole
+        assert whole.passes["denoiser"] == 2 * 3
+        assert whole.passes["denoiser, gradient"] == 2
+
+
+@pytest.mark.usefixtures("small_both")
+def test_the_published_step_trains_the_adapter_and_hps():
+    """Gradients at the last step alone, dropout on, and what is not frozen collects gradients."""
+    step = beside_paper.published(torch.device("cpu"), ["sampling.steps=2", "model.precision=fp32", "video.frames=2"])
+    before = [parameter.detach().clone() for parameter in step.engine.parameters]
+    frozen = step.unet.conv_in.weight.clone()
+    step.run()
+    assert any(not torch.equal(old, new) for old, new in zip(before, step.engine.parameters, strict=True))
+    assert torch.equal(frozen, step.unet.conv_in.weight)
+    aesthetic, hps = (step.engine.reward.rewards[name] for name in ("aesthetic", "hps"))
+    assert all(weight.grad is not None for weight in hps.text.text_model.encoder.parameters())
+    assert all(weight.grad is None for weight in aesthetic.parameters())
+    assert any(isinstance(part, torch.nn.Dropout) and part.training and part.p == 0.1 for part in step.unet.modules())
+
+
+@pytest.mark.usefixtures("small_both")
+def test_both_predict_the_same_before_any_step():
+    """The published step's chain on the same weights, without dropout, is ours."""
+    more = ["sampling.steps=2", "model.precision=fp32", "video.frames=2"]
+    torch.manual_seed(0)
+    step = beside_paper.published(torch.device("cpu"), more)
+    walk = step.engine.training_walk(step.batch)
+    step.unet.eval()
+    assert torch.allclose(step.sampled(walk), walk.frozen(2).latents, rtol=1e-4, atol=1e-5)
+
+
+def test_the_counts_beside_the_paper_s_step_on_file():
+    result = json.loads((measuring.RESULTS / "beside_paper.json").read_text())
+    counted = result["counted"]
+    same = {"denoiser": 48, "denoiser, gradient": 2, "decoder": 1, "image tower, HPS": 1, "image tower, aesthetic": 1}
+    assert counted["published"]["passes"] == same | {"text tower, HPS": 1}
+    for name in beside_paper.OURS:
+        assert counted[name]["passes"] == same | {"text tower, HPS": 0}
+        assert result["share"][name] == pytest.approx(median(result["shares"][name]))
+    assert counted["published"]["operations"] == pytest.approx(514.2e12, rel=1e-3)
+    assert counted["as shipped"]["operations"] == counted["guidance in one call"]["operations"]
+    assert counted["as shipped"]["operations"] == pytest.approx(516.2e12, rel=1e-3)
+    assert counted["nothing recomputed, one call"]["operations"] == pytest.approx(499.8e12, rel=1e-3)
+    assert 55e6 < result["parameters"] < 70e6
+
+
+# ---- page.py ----
+
+
+def test_the_performance_page_is_what_its_numbers_say(tmp_path):
+    copy = tmp_path / "performance.md"
+    copy.write_text(page.PAGE.read_text())
+    page.write(measuring.RESULTS, copy)
+    assert copy.read_text() == page.PAGE.read_text()
+    for name in (*page.SECTIONS, "prefix"):
+        assert f"<!-- {name} -->" in copy.read_text()
+
+
+def test_a_section_without_its_file_stays_as_it_is(tmp_path):
+    copy = tmp_path / "performance.md"
+    copy.write_text("<!-- memory -->\nold\n<!-- /memory -->\nmine\n<!-- components -->\nkept\n<!-- /components -->\n")
+    (tmp_path / "memory.json").write_text((measuring.RESULTS / "memory.json").read_text())
+    page.write(tmp_path, copy)
+    assert "old" not in copy.read_text()
+    assert "| split backward, peak | 1.00 |" in copy.read_text()
+    assert copy.read_text().endswith("mine\n<!-- components -->\nkept\n<!-- /components -->\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -14,11 +15,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vader.cli import main
+from vader.engine.device import best_device
 from vader.errors import UserError
+from vader.planning import measured as measuring
 from vader.planning.counter import Counter, Remembered, fused_attention
+from vader.planning.measured import Measured, TrainingStep, measured
 from vader.planning.search import BESIDE, plan
 from vader.planning.step import META, Forecast, forecast
 from vader.planning.switches import SWITCHES, switched
+from vader.planning.words import measured_line, table
 from vader.recipe import Recipe, load_recipe
 
 QUICKLY = ("sampling.steps=2", "algorithm.policy.k=1", "video.frames=2")
@@ -209,6 +214,72 @@ def test_full_sizes_are_what_a_gpu_has_measured(model, case, overrides):
     assert counted == pytest.approx(measured, rel=0.05)
 
 
+# ---- a step that is run ----
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory can be reset on Linux only")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-svd"])
+def test_the_step_that_is_measured_is_the_one_that_is_planned(name):
+    """Its tensors, counted while it runs, reach as high as the forecast says."""
+    recipe = load_recipe(name, SMALL)
+    step, counter = TrainingStep.drawn(recipe, CPU), Counter(CPU)
+    for network in (*step.engine.model.networks().values(), *step.engine.reward.rewards.values()):
+        for tensor in (*network.parameters(), *network.buffers()):
+            counter.add(tensor)
+    with counter:
+        step.run()
+    planned = forecast(recipe, CPU)
+    assert counter.peak == pytest.approx(planned.peak, rel=0.01)
+    assert counter.operations == planned.operations
+
+
+def test_releases_are_drawn_and_not_loaded():
+    """Full size on the meta device: the same shapes, no hub."""
+    step = TrainingStep.drawn(load_recipe("svd-aesthetic", ["train.batch=3", "train.micro_batch=1"]), META)
+    assert sum(parameter.numel() for parameter in step.engine.parameters) == 6_639_616
+    assert len(step.batch.prompts) == 2  # two micro-batches show all there is to see
+
+
+@LINUX
+def test_what_is_measured_has_the_forecast_s_phases():
+    recipe = load_recipe("tiny", [*SMALL, "train.batch=6"])
+    found, planned = measured(recipe, CPU), forecast(recipe)
+    assert found.peaks.keys() == planned.peaks.keys()
+    assert found.peak == max(found.peaks.values()) > planned.peak  # of the process: weights, libraries and all
+    assert found.videos == 2
+    assert found.seconds > 0
+
+
+def test_seconds_are_of_the_whole_batch_and_directions_of_a_phase_are_one(monkeypatch):
+    peaks = {"other": 1, "sample": 2, "gradient_forward": 3, "gradient_backward": 5, "total": 5}
+    monkeypatch.setattr(TrainingStep, "peaks", lambda step: dict(peaks))
+    monkeypatch.setattr(TrainingStep, "seconds", lambda step: {"optimise": 1.0, "total": 5.0})
+    found = measured(load_recipe("tiny", [*SMALL, "train.batch=6"]), CPU)
+    assert found == Measured(5, {"other": 1, "sample": 2, "gradient": 5}, 3 * 4.0 + 1.0, 2)
+
+
+def test_a_step_that_does_not_fit_is_said_to(monkeypatch):
+    def full(step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingStep, "peaks", full)
+    with pytest.raises(UserError, match="the step does not fit this GPU"):
+        measured(load_recipe("tiny", SMALL), CPU)
+
+
+def test_measured_stands_beside_counted():
+    counted = Forecast({"unet": 2**30}, 2**29, 3 * 2**30, {"sample": 2**30, "gradient": 3 * 2**30}, 0, 10**13)
+    taken = Measured(4 * 2**30, {"sample": 2**31, "gradient": 4 * 2**30}, 2.0, 1)
+    assert [list(column.cells) for column in table(counted, taken).columns[1:]] == [
+        ["1.00", "0.50", "1.00", "3.00"],
+        ["", "", "2.00", "4.00"],
+    ]
+    assert measured_line(counted, taken) == (
+        "measured: peak 4.0 GiB where 3.0 were counted (-25%); 2.0 s a step, 5 TFLOP/s (1 video of it were run, twice)"
+    )
+
+
 # ---- the search ----
 
 
@@ -286,6 +357,28 @@ def test_the_command_tells_and_writes(tmp_path, capsys, monkeypatch):
     assert (written.name, written.train.micro_batch) == ("mine", 1)
     assert main(["plan", "tiny", "--write", str(file)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_without_a_gpu_nothing_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr("vader.engine.device.card_bytes", lambda: None)
+    assert main(["plan", "tiny", "--measure"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == "vader: --measure runs the step on a GPU, and there is none here: leave it out to count instead\n"
+
+
+def test_with_a_gpu_the_planned_recipe_is_measured(capsys, monkeypatch):
+    """What is run is what the plan says at its end, on this machine's device."""
+    asked = []
+    before = forecast(load_recipe("tiny", QUICKLY))
+    monkeypatch.setattr("vader.planning.search.forecast", lambda recipe: replace(before, peak=made_up(recipe).peak))
+    monkeypatch.setattr("vader.engine.device.card_bytes", lambda: BESIDE + 96 * 2**20)
+    monkeypatch.setattr(measuring, "measured", lambda *args: asked.append(args) or Measured(2**28, {}, 8.0, 2))
+    assert main(["plan", "tiny", *LARGE, "--measure"]) == 0
+    ((recipe, device),) = asked
+    assert recipe.train.micro_batch == 1
+    assert device == best_device()
+    assert "measured: peak 0.2 GiB where 0.1 were counted (-62%); 8.0 s a step" in capsys.readouterr().out
 
 
 def test_shares_of_several_cards_are_not_planned():

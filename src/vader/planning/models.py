@@ -1,7 +1,7 @@
 """The four families in their releases' sizes, with random weights: nothing is downloaded.
 
 Time and memory do not depend on the values of weights. In goes a device (cpu, cuda, meta) as the `checkpoint`, out
-comes the family with its networks drawn there; a recipe names one as `vader.planning.models:RandomSVD`.
+comes the family with its networks drawn there.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """The built-in rewards in their releases' sizes, with random weights: nothing is downloaded.
 
-In goes a reward's name, out comes the reward with its networks drawn on a device, for measuring it alone (`build`) or
-in a recipe (`FullSize`).
+In goes a reward's name, out comes the reward with its networks drawn on a device: for measuring it alone (`build`), or
+as a recipe names it (`load_reward_shape`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     BatchEncoding,
     BlipTextConfig,
@@ -30,11 +30,10 @@ from transformers import (
     YolosForObjectDetection,
 )
 
-from vader.nouns import Prompt
 from vader.planning.models import IMAGE_TOWER, TEXT_TOWER
 from vader.rewards import action, object_removal
 from vader.rewards.aesthetic import Aesthetic
-from vader.rewards.base import FrameReward, Reward
+from vader.rewards.base import Reward
 from vader.rewards.clip import ImageTower, TextTower
 from vader.rewards.compression import Compression
 from vader.rewards.hps import HPS
@@ -172,25 +171,3 @@ def load_reward_shape(name: str, options: Mapping[str, Any], device: torch.devic
         return load_reward(name, **options)
     with device:
         return BUILDERS[name]().freeze()
-
-
-class FullSize(FrameReward):
-    """One of them for a recipe: `{name: vader.planning.rewards:FullSize, reward: hps, device: cuda}`."""
-
-    def __init__(self, reward: str, device: str) -> None:
-        """
-        Args:
-            reward: a built-in frame reward.
-            device: where the weights are drawn.
-        """
-        super().__init__()
-        self.name = reward
-        with torch.device(device):
-            self.scorer: Any = BUILDERS[reward]()
-
-    def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return self.scorer.score_frames(images, prompts)
-
-    def to_precision(self, dtype: torch.dtype) -> FullSize:
-        self.scorer.to_precision(dtype)
-        return self

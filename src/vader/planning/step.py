@@ -21,7 +21,7 @@ from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
 from vader.engine.build import assemble, joined
 from vader.engine.device import frozen_dtype
-from vader.engine.engine import Clock, Engine
+from vader.engine.engine import Clock, Engine, Setup
 from vader.errors import UserError
 from vader.models.base import VideoModel
 from vader.networks.compile import Compile
@@ -75,12 +75,12 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
     """
     algorithm, counter = load_algorithm(recipe), Counter(device)
     with torch.random.fork_rng(devices=[]):
-        model = _model(recipe, device)
-        batch = _batch(recipe, algorithm.videos_per_prompt, model)
-        model.prepare(batch.prompts)
-        engine = planned_engine(recipe, model, device, counter)
+        setup = drawn_setup(recipe, device)
+        batch = planned_batch(recipe, algorithm.videos_per_prompt, setup.model)
+        setup.model.prepare(batch.prompts)
+        engine = planned_engine(recipe, setup, device, counter)
         algorithm.check(engine)
-        _fill(engine)
+        fill(engine)
         weights = _weights(engine, counter)
         adapter = _state_bytes(engine)
         with explained("the training step cannot be walked through without data"), counter, fused_attention(counter):
@@ -89,7 +89,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
     return Forecast(weights, adapter, counter.peak, counter.peaks, counter.host_peak, operations)
 
 
-def _batch(recipe: Recipe, group: int, model: VideoModel) -> Batch:
+def planned_batch(recipe: Recipe, group: int, model: VideoModel) -> Batch:
     """The step's videos, or as many of them as show all there is to see: two micro-batches, whole groups.
 
     Models that are mere shapes take any prompt; others may need what the recipe's prompts carry.
@@ -100,12 +100,10 @@ def _batch(recipe: Recipe, group: int, model: VideoModel) -> Batch:
     return Batch(1, tuple(islice(cycle(prompts), count)), tuple(range(count)), total)
 
 
-def planned_engine(recipe: Recipe, model: VideoModel, device: torch.device, counter: Counter) -> Engine:
+def planned_engine(recipe: Recipe, setup: Setup, device: torch.device, counter: Counter) -> Engine:
     """The trainer's engine on a device without data, whose clock tells the counter the phases."""
-    setup = joined(recipe, model, _mix(recipe, device), Accelerator(cpu=True))
-    setup.reward.check_size(setup.size)
     built = assemble(recipe, setup, _techniques(recipe, counter), device)
-    for network in model.denoisers.values() if device == META else ():
+    for network in setup.model.denoisers.values() if device == META else ():
         network.forward = Remembered(network, counter)
     return PlannedEngine(**{**vars(built), "clock": PhasesTold(device, counter)})
 
@@ -155,7 +153,19 @@ def _techniques(recipe: Recipe, counter: Counter) -> Techniques:
     return Techniques(counted)
 
 
-# ---- networks without data ----
+# ---- networks drawn on a device, which may have no data ----
+
+
+def drawn_setup(recipe: Recipe, device: torch.device) -> Setup:
+    """The recipe's model and rewards: what the package has the sizes of as random weights, all else as for training.
+
+    Raises:
+        UserError: a part of the recipe cannot be had, or a reward would see too few frames.
+    """
+    one_process = Accelerator(cpu=not torch.accelerator.is_available())  # as in training: there is one for the program
+    setup = joined(recipe, _model(recipe, device), _mix(recipe, device), one_process)
+    setup.reward.check_size(setup.size)
+    return setup
 
 
 def _model(recipe: Recipe, device: torch.device) -> VideoModel:
@@ -175,7 +185,7 @@ def _dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return frozen_dtype(PRECISION if asked == "auto" else asked, device)
 
 
-def _fill(engine: Engine) -> None:
+def fill(engine: Engine) -> None:
     """What a run has from its second step on: the optimiser's state."""
     for parameter in engine.parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from vader.errors import UserError
 from vader.evaluation.formats import counted
+from vader.planning.measured import Measured
 from vader.planning.search import BESIDE, GIB, Plan
 from vader.planning.step import PRECISION, Forecast, forecast
 from vader.recipe import Recipe
@@ -18,6 +19,7 @@ PHASES = {
     "gradient": "steps with gradient",
     "decode_reward": "decode and reward",
     "optimise": "optimiser",
+    "other": "encoding and all else",
 }
 
 
@@ -58,13 +60,24 @@ def peak_line(recipe: Recipe) -> str:
     )
 
 
-def table(found: Forecast) -> Table:
-    """Where the memory goes: what is always there, and the most in each phase."""
-    shown = Table("what", "GiB", title="Memory of a training step")
+def table(found: Forecast, taken: Measured | None = None) -> Table:
+    """Where the memory goes: what is always there, and the most in each phase; beside it what was measured."""
+    shown = Table("what", "GiB", *(["GiB, measured"] if taken else []), title="Memory of a training step")
     for name, size in found.weights.items():
         shown.add_row(f"{name}, weights", f"{size / GIB:.2f}")
     shown.add_row("adapter with the optimiser's state", f"{found.adapter / GIB:.2f}", end_section=True)
     for phase, name in PHASES.items():
         if phase in found.peaks:
-            shown.add_row(f"{name}, peak", f"{found.peaks[phase] / GIB:.2f}")
+            beside = [f"{taken.peaks[phase] / GIB:.2f}"] if taken and phase in taken.peaks else []
+            shown.add_row(f"{name}, peak", f"{found.peaks[phase] / GIB:.2f}", *beside)
     return shown
+
+
+def measured_line(found: Forecast, taken: Measured) -> str:
+    """What the step took, and how near the forecast was."""
+    rate = found.operations / taken.seconds / 1e12
+    return (
+        f"measured: peak {taken.peak / GIB:.1f} GiB where {found.peak / GIB:.1f} were counted "
+        f"({found.peak / taken.peak - 1:+.0%}); {taken.seconds:.1f} s a step, {rate:.0f} TFLOP/s "
+        f"({counted(taken.videos, 'video')} of it were run, twice)"
+    )

@@ -37,7 +37,7 @@ def write_page(results: Path, page: Path) -> Path:
     """
     made = {study.name: _made(study, results, page) for study in STUDIES}
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    written = _refreshed(text, made, page) if any(_mark(name) in text for name in made) else _plain(made)
+    written = refreshed(text, made, page) if any(_mark(name) in text for name in made) else _plain(made)
     with atomic_write(page) as temporary:
         temporary.write_text(written, encoding="utf-8")
     return page
@@ -47,8 +47,12 @@ def _mark(name: str) -> str:
     return f"<!-- {name} -->"
 
 
-def _refreshed(text: str, made: Mapping[str, str], page: Path) -> str:
-    """The page with what was made between its marks; studies without results stay as they are."""
+def refreshed(text: str, made: Mapping[str, str], page: Path) -> str:
+    """The page's text with what was made between its marks, by name; where nothing was made, it stays as it is.
+
+    Raises:
+        UserError: a mark is opened and not closed.
+    """
     for name, content in made.items():
         opened, closed = _mark(name), _mark(f"/{name}")
         if opened in text and closed not in text:
@@ -72,7 +76,7 @@ def _made(study: Study, results: Path, page: Path) -> str:
     """All that the numbers of a study say; empty without results."""
     found = read_results(results, study)
     pieces = [piece for result in found for piece in _pieces(study, result, results, page)]
-    return "\n".join(map(_wrapped, "\n\n".join(pieces).splitlines()))
+    return wrapped("\n\n".join(pieces))
 
 
 def _pieces(study: Study, result: Mapping[str, Any], results: Path, page: Path) -> Iterator[str]:
@@ -82,8 +86,12 @@ def _pieces(study: Study, result: Mapping[str, Any], results: Path, page: Path) 
     yield study.table(dict(result))
 
 
+def wrapped(text: str) -> str:
+    """Lines of prose and of lists broken at the page's width; rows of tables and pictures stay whole."""
+    return "\n".join(map(_wrapped, text.splitlines()))
+
+
 def _wrapped(line: str) -> str:
-    """A line of prose or of a list broken at the page's width; rows of tables and pictures stay whole."""
     if line.startswith(("|", "!")):
         return line
     return textwrap.fill(line, WIDTH, subsequent_indent="  " if line.startswith("- ") else "", break_long_words=False)
