@@ -92,11 +92,11 @@ CASES = {
     "plain backward, all frames": Case((PLAIN, CHUNK), "all"),
     "nothing recomputed": Case((memory(),)),
     "nothing recomputed, plain backward": Case((memory(), PLAIN)),
-    "one call, whole": Case((ONE,), whole=True),
+    "two calls, whole": Case((TWO,), whole=True),
     "compile": Case((memory(LAYERS, COMPILE),), whole=True),
     "prefix every 4": Case(("sampling.prefix={{every: 4}}",), whole=True),
-    "prefix cache 4": Case(("sampling.prefix={{cache: 4}}",), whole=True),
-    "prefix guidance in the middle": Case(("sampling.prefix={{guidance: [0.2, 0.8]}}",), whole=True),
+    "prefix guidance in the first half": Case(("sampling.prefix={{guidance: [0.0, 0.5]}}",), whole=True),
+    "prefix both": Case(("sampling.prefix={{every: 4, guidance: [0.0, 0.5]}}",), whole=True),
 }
 
 

@@ -20,13 +20,13 @@ full() {
     piece full_size.py --model "$model" "${cases[@]}" --out "$out/full_size_$model$part.json"
 }
 piece on_gpu.py --out "$out/on_gpu.json"                                                                        # 30 s
-full videocrafter "" "as shipped" "one call, whole"                                                             # 65 s
+full videocrafter "" "as shipped" "two calls, whole"                                                            # 65 s
 full svd "" "as shipped"                                                                                        # 65 s
 full modelscope "" "as shipped"                                                                                 # 60 s
 full opensora "" "as shipped"                                                                                   # 75 s
 full videocrafter _memory "nested, two calls, offload, park" "nested, two calls, offload" "nested, two calls" \
     "two calls" "one call"                                                                                      # 85 s
-full videocrafter _prefix "prefix every 4" "prefix cache 4" "prefix guidance in the middle"                     # 70 s
+full videocrafter _prefix "prefix every 4" "prefix guidance in the first half" "prefix both"                    # 70 s
 full svd _memory "layers, two calls"                                                                            # 35 s
 full videocrafter _compile "compile"                                                                            # 120 s
 piece rewards.py --out "$out/rewards_gpu.json"                                                                  # 60 s

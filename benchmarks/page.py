@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-from beside_paper import OURS, PUBLISHED
+from beside_paper import OURS, PUBLISHED, TWO_CALLS
 from full_size import FEW_STEPS, SHIPPED
 from measuring import GIB, RESULTS, console, run_script
 
 from vader.files.atomic import atomic_write
-from vader.studies.formats import markdown
+from vader.studies.formats import markdown, mean_and_spread
 from vader.studies.pages import refreshed, wrapped
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -85,14 +88,14 @@ def beside_paper(result: Result) -> str:
     """The two steps' work, and the CPU time of ours as a share of the published one's."""
     theirs, ours = (result["counted"][name] for name in (PUBLISHED, SHIPPED))
     more = ours["operations"] / theirs["operations"] - 1
-    shipped, one_call = (result["share"][name] for name in (SHIPPED, "guidance in one call"))
+    shipped, two_calls = (result["share"][name] for name in (SHIPPED, TWO_CALLS))
     names = list(theirs["passes"])
     rows = [[name, *_work(result, name, names)] for name in (PUBLISHED, *OURS)]
     return "\n\n".join([
         f"At full size the published step takes {theirs['operations'] / 1e12:.0f} TFLOP, and ours, as its recipe "
         f"ships, {abs(more):.1%} {'more' if more > 0 else 'less'}. On a network of the same architecture with "
         f"{result['parameters'] / 1e6:.0f} million parameters, on a CPU, ours takes {shipped:.2f} of its time as the "
-        f"recipe ships, and {one_call:.2f} with guidance in one call (median of {len(result['shares'][SHIPPED])}).",
+        f"recipe ships, and {two_calls:.2f} with guidance in two calls (median of {len(result['shares'][SHIPPED])}).",
         markdown(["step", *names, "TFLOP", "CPU time, s", "share"], rows),
     ])  # fmt: skip
 
@@ -105,6 +108,55 @@ def _work(result: Result, name: str, passes: list[str]) -> list[str]:
         f"{result['cpu_seconds'][name]:.1f}",
         f"{result['share'].get(name, 1.0):.2f}",
     ]
+
+
+# ---- prefix.json ----
+
+JUDGED = ("judge/damage", "judge/damaged", "gold")
+
+
+def prefix(result: Result) -> str:
+    """What cheaper ways to the steps with gradient are worth: gains and the judge's figures beside what they cost."""
+    bases, arms = result["base"], {name: _arm(result, name) for name in result["arms"]}
+    head = ["prefix", "learning rate", "seeds", "compute", "gain of held-out reward", "mean damage", "damaged", "gold"]
+    before = ["before training", "", str(len(bases)), "", "", *_judged(list(bases.values()))]
+    rows = [[_way(name), *arm.cells(arms["whole"].seconds)] for name, arm in arms.items()]
+    return markdown(head, [before, *rows])
+
+
+def _way(name: str) -> str:
+    return "the whole way" if name == "whole" else f"`{name}`" if ":" in name else name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An arm at its best rate: its ends by seed, and how far each is above the base model under the same seed."""
+
+    rate: float
+    ends: list[Result]
+    gains: list[float]
+
+    @property
+    def seconds(self) -> float:
+        return fmean(end["compute_seconds"] for end in self.ends)
+
+    def cells(self, whole: float) -> list[str]:
+        several = len(self.gains) > 1
+        spread = {"mean": fmean(self.gains), "spread": stdev(self.gains) if several else math.nan}
+        gain = mean_and_spread(spread, 2) if several else f"{self.gains[0]:.2f}"
+        return [f"{self.rate:g}", str(len(self.ends)), f"{self.seconds / whole:.2f}", gain, *_judged(self.ends)]
+
+
+def _arm(result: Result, name: str) -> Trained:
+    arm = result["arms"][name]
+    ends = {seed: found[-1] for seed, found in arm["seeds"].items()}
+    gains = [end["reward"] - result["base"][seed]["reward"] for seed, end in ends.items()]
+    return Trained(arm["best_rate"], list(ends.values()), gains)
+
+
+def _judged(points: Sequence[Result]) -> list[str]:
+    damage, damaged, gold = (fmean(point["figures"][name] for point in points) for name in JUDGED)
+    return [f"{damage:.3f}", f"{damaged:.0%}", f"{gold:.2f}"]
 
 
 # ---- components.json, memory.json ----
@@ -141,6 +193,7 @@ def memory(result: Result) -> str:
 
 SECTIONS: dict[str, Callable[[Result], str]] = {
     "plan_gpu": plan_gpu,
+    "prefix": prefix,
     "beside_paper": beside_paper,
     "components": components,
     "memory": memory,
