@@ -164,17 +164,14 @@ def test_counted_without_data_is_counted_with_it(name, memory):
         assert without.peaks[phase] == pytest.approx(size, rel=0.03), phase
 
 
-def test_quantised_weights_are_planned_with_a_byte_each():
-    whole, codes = (forecast(load_recipe("tiny", [*SMALL, f"memory=[{one}]"])) for one in ("", "{name: quantize}"))
+def test_quantised_weights_are_planned_with_a_byte_each_and_compilation_as_nothing():
+    memory = ("", "{name: quantize}", "{name: compile}")
+    whole, codes, compiled = (forecast(load_recipe("tiny", [*SMALL, f"memory=[{one}]"])) for one in memory)
+    assert compiled == whole
     assert codes.weights["vae"] == whole.weights["vae"]
     for name in ("unet", "text_encoder", "aesthetic", "hps"):  # of four bytes; scales and what is outside blocks beside
         assert 0.25 < codes.weights[name] / whole.weights[name] < 0.5, name
     assert codes.peak < whole.peak - 0.5 * (sum(whole.weights.values()) - sum(codes.weights.values()))
-
-
-def test_compilation_is_planned_as_nothing():
-    plain, compiled = (forecast(load_recipe("tiny", [*SMALL, f"memory=[{one}]"])) for one in ("", "{name: compile}"))
-    assert compiled == plain
 
 
 EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": []}
