@@ -597,8 +597,9 @@ def test_the_published_step_trains_the_adapter_and_hps():
 
 @pytest.mark.usefixtures("small_both")
 def test_both_predict_the_same_before_any_step():
-    """The published step's chain on the same weights, without dropout, is ours."""
-    more = ["sampling.steps=2", "model.precision=fp32", "video.frames=2"]
+    """The published step's chain on the same weights, without dropout, is ours with guidance in two calls: one call's
+    rounding, of 1e-6, is what random weights make much of."""
+    more = ["sampling.steps=2", "model.precision=fp32", "video.frames=2", "sampling.guidance_batched=false"]
     torch.manual_seed(0)
     step = beside_paper.published(torch.device("cpu"), more)
     walk = step.engine.training_walk(step.batch)
