@@ -159,9 +159,9 @@ def _methods(results: Results) -> str:
         "A tie counts half for each. Over prompts: all answers to a prompt are drawn together (bootstrap, expanded "
         "percentiles), so that the interval is about other prompts too; Wilson's takes answers as independent and is "
         "too short where raters agree on a prompt. p: exact two-sided binomial test, ties left out, answers taken as "
-        "independent, not corrected for the number of questions. Agreement: Krippendorff's alpha, nominal; 1 is agreement, 0 chance. "
-        "Raters count who have met an attention check (a video against the same one destroyed) and got four of five "
-        "right by quality."
+        "independent, not corrected for the number of questions. Agreement: Krippendorff's alpha, nominal; 1 is all "
+        "the same, 0 chance. Raters count who have met an attention check (a video against the same one destroyed) "
+        "and got four of five right by quality."
     )
     return section("How it was counted", f'<p class="soft">{text}</p>')
 

@@ -51,8 +51,8 @@ def clustered_bootstrap(
     if len(sums) < FEWEST:
         return NOTHING
     groups = len(sums)
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
-    means = (drawn @ sums) / (drawn @ counts)
+    drawn = np.random.default_rng(seed).integers(groups, size=(RESAMPLES, groups))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     tail = NORMAL.cdf(-math.sqrt(groups / (groups - 1)) * t_quantile((1 + confidence) / 2, groups - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
