@@ -91,23 +91,26 @@ class Page:
             time.sleep(0.05)
         return found
 
-    def click(self, selector: str) -> None:
-        """A mouse's click on the middle of an element, which is brought into view and has to be what is there."""
+    def _middle(self, selector: str) -> tuple[float, float]:
+        """Where an element is on the screen, once it is brought there."""
         x, y, there = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'nearest'});"
             "const r = e.getBoundingClientRect(), x = r.x + r.width / 2, y = r.y + r.height / 2;"
             "return [x, y, e.contains(document.elementFromPoint(x, y))]; })()"
         )
         assert there, f"{selector} is covered, or outside the page"
+        return x, y
+
+    def click(self, selector: str) -> None:
+        """A mouse's click on the middle of an element, which has to be what is there."""
+        x, y = self._middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def tap(self, selector: str) -> None:
         """A finger's."""
-        x, y = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
-            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        x, y = self._middle(selector)
         self._call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
@@ -126,7 +129,9 @@ class Page:
         self._call("Emulation.setTouchEmulationEnabled", enabled=True)
 
     def offline(self, off: bool = True) -> None:
-        self._call("Network.emulateNetworkConditions", offline=off, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self._call(
+            "Network.emulateNetworkConditions", offline=off, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
 
     def screenshot(self, path: Path) -> Path:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))

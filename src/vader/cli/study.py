@@ -72,17 +72,14 @@ def serve(
     """Serve a study to many raters at once; answers are on the disk when the page says that they have arrived."""
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError('a study is served by FastAPI, which is not installed: pip install "vader-video[study]"')
-    import uvicorn
+    from vader.preference import server
 
-    from vader.preference.server import build_app, check_exposure, rater_key
-
-    check_exposure(host, token)
-    application = build_app(folder, token)
+    server.check_exposure(host, token)
+    application = server.build_app(folder, token)
     here = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"for raters:  {here}/{f'?key={rater_key(token)}' if token else ''}")
+    print(f"for raters:  {here}/{f'?key={server.rater_key(token)}' if token else ''}")
     print(f"for you:     {here}/overview{f'?token={token}' if token else ''}", flush=True)
-    # no log of requests, in which tokens would stand; no trust in what a proxy says of who asks
-    uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False, proxy_headers=False)
+    server.serve(application, host, port)
 
 
 @study_app.command(

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import socket
 import sqlite3
 from pathlib import Path
 from secrets import compare_digest, token_urlsafe
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -52,6 +54,17 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serves until the process is asked to stop. Raises `UserError` if nobody can listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        line = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    # no log of requests, in which tokens would stand; no trust in what a proxy says of who asks
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False)).run([line])
 
 
 def rater_key(token: str | None) -> str:
