@@ -88,6 +88,7 @@ def test_a_whole_study_by_mouse_offline_with_a_reload(page: Page, made: Path) ->
             assert page.wait(SHOWN) == f"{place} of {count}"
             assert not page.run("document.querySelector('#next').disabled")
             page.click("#next")
+            assert page.wait(SHOWN) == f"{place + 1} of {count}"
         page.click("#next")
     page.wait(DONE)
     sheet = file_of(page)

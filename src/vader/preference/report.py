@@ -88,6 +88,7 @@ def _bar(one: Comparison) -> str:
     low, high = one.wilson if math.isnan(one.bootstrap[0]) else one.bootstrap
     title = f"{one.first} is preferred to {one.second} by {_percent(one.share)}, {_between((low, high))}"
     return (
+        f'<p>{escape(one.first)} <span class="soft">over {escape(one.second)}</span></p>'
         f'<svg role="img" aria-label="{escape(title)}" width="100%" height="34" style="display:block;overflow:visible">'
         '<line x1="0" x2="100%" y1="17" y2="17" stroke="var(--rule)" stroke-width="2"/>'
         '<line x1="50%" x2="50%" y1="4" y2="30" stroke="var(--soft)" stroke-dasharray="3 3"/>'

@@ -97,7 +97,9 @@
     video.addEventListener("ended", () => { if (videos.every((other) => other.ended || other.error)) restart(); });
     video.addEventListener("canplaythrough", () => { if (videos.every((other) => other.readyState > 3 && other.paused && !other.ended)) restart(); });
     video.addEventListener("loadedmetadata", () => {
-      document.querySelector(".two").classList.toggle("wide", video.videoWidth > 1.5 * video.videoHeight);
+      const two = document.querySelector(".two");
+      two.classList.toggle("wide", video.videoWidth > 1.5 * video.videoHeight);
+      two.style.setProperty("--ratio", video.videoWidth / video.videoHeight); // the next pair's place until it is there
       video.style.imageRendering = video.videoWidth < 200 ? "pixelated" : "";
     });
     video.addEventListener("click", restart);
