@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from chromium import Page, open_page
 from study_factories import make_study
 from vader.cli import main
+from vader.preference.answers import parse_sheet
 from vader.preference.study import Item, Study, read_study
 
 SHOWN = "document.querySelector('#pair:not([hidden])') && document.querySelector('#place').textContent"
@@ -213,3 +215,27 @@ def test_a_served_study_sends_answers_and_sends_again_what_was_not_taken(page: P
     (sheet,) = stored_sheets(made, study)
     assert len(sheet.answers) == 3 * count
     assert all(answer.choice == "tie" for answer in sheet.answers)
+
+
+def test_the_template_for_mechanical_turk_collects_answers(page: Page, made: Path, tmp_path: Path) -> None:
+    """The platform's own script is not here: what it would send is what the hidden fields hold."""
+    out = tmp_path / "mturk"
+    arguments = ["--format", "mturk", "--url", (made / "videos").as_uri().replace("file://", "http://x.invalid")]
+    assert main(["study", "export", str(made), *arguments, "--out", str(out)]) == 0
+    study = read_study(made)
+    (row, *_) = csv.DictReader((out / "blocks.csv").open(newline="", encoding="utf-8"))
+    html = (out / "template.html").read_text().replace("${study}", row["study"]).replace("${block}", row["block"])
+    (out / "filled.html").write_text("<!doctype html><meta charset=utf-8>" + html, encoding="utf-8")
+    page.goto((out / "filled.html").as_uri())
+    names = page.run("[...new Set([...document.querySelectorAll('[type=radio]')].map(b => b.name))]")
+    assert len(names) == 3 * len(study.blocks[0])
+    submitted = "document.querySelector('crowd-form').dispatchEvent(new Event('submit', {cancelable: true}))"
+    for name in names:
+        assert not page.run(submitted)
+        page.click(f"[name={name}][value=tie]")
+    assert page.run(submitted)
+    answers = json.loads(page.run("document.querySelector('[name=answers]').value"))
+    sheet = parse_sheet(study, json.dumps({"study": row["study"], "rater": "A1", "answers": answers}), "it")
+    assert {answer.choice for answer in sheet.answers} == {"tie"}
+    assert page.run("document.title") == ""
+    page.errors.clear()  # neither the platform's script nor the videos are on any network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -402,12 +403,13 @@ def test_an_export_has_every_pair_blind(tmp_path: Path, made: Path, form: str) -
     study = read_study(made)
     items = {item.id: item for item in study.items()}
     if form == "mturk":
-        rows = list(csv.DictReader((out / "items.csv").open(newline="", encoding="utf-8")))
-        shown = {row["item"]: {row["first"], row["second"]} for row in rows}
+        rows = list(csv.DictReader((out / "blocks.csv").open(newline="", encoding="utf-8")))
+        blocks = [json.loads(base64.b64decode(row["block"])) for row in rows]
+        shown = {item["id"]: set(item["videos"]) for block in blocks for item in block}
+        assert len(blocks) == len(study.blocks)
         template = (out / "template.html").read_text()
-        assert set(re.findall(r"\$\{(\w+)\}", template)) <= rows[0].keys()
-        assert f'"{url}/" + sides[i]' in template
-        assert not any("<" in row["prompt"] for row in rows)  # the platform puts cells into HTML as they are
+        assert set(re.findall(r"\$\{(\w+)\}", template)) == rows[0].keys()
+        assert f'"{url}/" + id' in template
     else:
         tasks = [task["data"] for task in json.loads((out / "tasks.json").read_text())]
         shown = {
@@ -422,3 +424,56 @@ def test_an_export_has_every_pair_blind(tmp_path: Path, made: Path, form: str) -
     assert b"zebra" not in everything
     assert b"quokka" not in everything
     assert not (out / "study.json").exists()
+
+
+def test_answers_come_back_from_mechanical_turk(tmp_path: Path, made: Path, capsys) -> None:
+    """A table of results as the platform gives it: a line a worker and block."""
+    study = read_study(made)
+    shutil.copytree(made, tmp_path / "study")
+    table = tmp_path / "results.csv"
+
+    def write(**changes: str) -> None:
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["HITId", "WorkerId", "AssignmentStatus", "Input.study", "Answer.answers"])
+            writer.writeheader()
+            for worker, status, system in (("A1", "Approved", 1), ("A2", "Submitted", 1), ("A3", "Rejected", 0)):
+                for block in study.blocks:
+                    sheet = answered(study, worker, attentive(by_system(study.systems[system])), items=block)
+                    given = json.dumps([answer.model_dump(exclude={"seconds"}) for answer in sheet.answers])
+                    row = {"WorkerId": worker, "AssignmentStatus": status, "Input.study": study.id}
+                    writer.writerow(row | {"HITId": "x", "Answer.answers": given} | changes)
+
+    write()
+    assert main(["study", "report", str(tmp_path / "study"), str(table)]) == 0
+    results = json.loads((tmp_path / "study" / "report.json").read_text())
+    assert [(one["wins"], one["losses"]) for one in results["comparisons"]] == [(12, 0)] * 3
+    assert [rater["id"] for rater in results["raters"]] == ["A1", "A2"]
+    for damage in ({"Answer.answers": "[{}]"}, {"Answer.answers": ""}, {"Input.study": "0" * 12}):
+        write(**damage)
+        assert str(table) in said(capsys, "study", "report", tmp_path / "study", table)
+    table.write_text("a,b\n1,2\n")
+    assert "no results of a batch of Mechanical Turk" in said(capsys, "study", "report", tmp_path / "study", table)
+
+
+def test_answers_come_back_from_label_studio(tmp_path: Path, made: Path, capsys) -> None:
+    study, out, export = read_study(made), tmp_path / "out", tmp_path / "export.json"
+    shutil.copytree(made, tmp_path / "study")
+    arguments = ["--format", "labelstudio", "--url", "https://example.org/v", "--out", str(out)]
+    assert main(["study", "export", str(made), *arguments]) == 0
+    tasks = json.loads((out / "tasks.json").read_text())
+    items = {item.id: item for item in study.items()}
+    prefers = attentive(by_system(study.systems[1]))
+    for task in tasks:
+        item, left = items[task["data"]["item"]], task["data"]["left_id"]
+        choice = "left" if prefers(study, item, "") == left else "right"
+        result = [{"from_name": q, "value": {"choices": [choice]}} for q in ("fidelity", "alignment", "motion")]
+        task["annotations"] = [
+            {"completed_by": 1, "result": result}, {"completed_by": {"id": 2}, "result": result},
+            {"completed_by": 3, "result": [], "was_cancelled": True},
+        ]  # fmt: skip
+    export.write_text(json.dumps(tasks))
+    assert main(["study", "report", str(tmp_path / "study"), str(export)]) == 0
+    results = json.loads((tmp_path / "study" / "report.json").read_text())
+    assert [(one["wins"], one["losses"], one["raters"]) for one in results["comparisons"]] == [(12, 0, 2)] * 3
+    export.write_text('[{"data": {}}]')
+    assert "no JSON export of Label Studio" in said(capsys, "study", "report", tmp_path / "study", export)

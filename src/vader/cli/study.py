@@ -109,11 +109,11 @@ def export(
 def report(
     folder: StudyArgument,
     answers: Annotated[
-        list[Path] | None, typer.Argument(metavar="ANSWERS...", help="Files that raters downloaded, if any.")
+        list[Path] | None, typer.Argument(metavar="ANSWERS...", help="Files that raters or platforms gave, if any.")
     ] = None,
 ) -> None:
     """Count the answers of files and of the server: report.html and report.json in the study's folder."""
-    from vader.preference.answers import read_sheets
+    from vader.preference.collected import read_sheets
     from vader.preference.report import called, write_report
     from vader.preference.results import results_of, write_results
     from vader.preference.store import stored_sheets

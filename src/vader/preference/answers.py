@@ -6,15 +6,13 @@ another study, a pair that it has not, or a video that was not on the left of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from vader.errors import UserError
-from vader.files.paths import read_text, user_path
 from vader.preference.study import Id, Item, Study, questions_of, told
 
 MOST = 10_000  # answers in one sheet
@@ -80,12 +78,6 @@ def checked_sheet(study: Study, sheet: Sheet, what: str) -> Sheet:
         if answer.question not in questions_of(item):
             raise UserError(f"{what}: pair {answer.item!r} asks no question of that name")
     return sheet
-
-
-def read_sheets(study: Study, paths: Sequence[Path]) -> list[Sheet]:
-    """The sheets that pages left as files. Raises `UserError` as `parse_sheet`, or a file cannot be read."""
-    files = [user_path(path, "answers") for path in paths]
-    return [parse_sheet(study, read_text(path, "answers"), f"answers {str(path)!r}") for path in files]
 
 
 def judgements(study: Study, sheets: Iterable[Sheet]) -> list[Judgement]:

@@ -1,11 +1,12 @@
 """A study for other people's platforms: Label Studio, and Amazon Mechanical Turk.
 
 In goes a study's folder and the address at which its blind videos will be, out come that platform's files beside a copy
-of the videos. No file names a system. What the platforms give back is not read here.
+of the videos. No file names a system. What the platforms give back is read by `collected`.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -16,12 +17,13 @@ from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from string import Template
+from typing import Any
 
 from vader.errors import UserError, nearest
+from vader.preference.page import in_script, shown_blocks
 from vader.preference.study import QUESTIONS, VIDEOS, Item, Study
 
-Files = dict[str, str]
+Files = dict[str, str]  # contents by name
 
 
 def export_study(study: Study, folder: Path, out: Path, form: str, url: str) -> list[Path]:
@@ -51,12 +53,6 @@ def check_export(form: str, url: str) -> None:
         raise UserError(f"--url {url!r} is no address: give where the videos will be, as in https://example.org/videos")
 
 
-def _sides(item: Item) -> tuple[str, str]:
-    """Left and right, at random: on these platforms every rater sees a pair in one and the same order."""
-    left, right = random.SystemRandom().sample(item.videos, 2)
-    return left, right
-
-
 # ---- Label Studio ----
 
 
@@ -65,14 +61,15 @@ def _label_studio(study: Study, url: str) -> Files:
     return {"config.xml": _config(), "tasks.json": json.dumps(tasks, indent=1) + "\n"}
 
 
-def _task(study: Study, item: Item, url: str) -> dict[str, dict[str, str]]:
-    left, right = _sides(item)
+def _task(study: Study, item: Item, url: str) -> dict[str, dict[str, Any]]:
+    """One pair. Its sides are drawn here: all who annotate a task see it in the same order."""
+    left, right = random.SystemRandom().sample(item.videos, 2)
     shown = {"prompt": item.prompt, "left": f"{url}/{left}.mp4", "right": f"{url}/{right}.mp4"}
     return {"data": {"study": study.id, "item": item.id, "left_id": left, **shown}}
 
 
 def _config() -> str:
-    """The labelling interface (labelstud.io/tags): two videos and a choice a question."""
+    """The labelling interface (labelstud.io/tags): two videos, and a choice a question."""
     choices = "".join(
         f'  <Header value="{escape(text)}"/>\n'
         f'  <Choices name="{name}" toName="left" choice="single-radio" required="true" showInline="true">\n'
@@ -92,29 +89,18 @@ def _config() -> str:
 
 
 def _mturk(study: Study, url: str) -> Files:
-    """A template whose `${name}` are columns of the table; the platform makes a task of each line."""
+    """A template with `${study}` and `${block}`, columns of the table: the platform makes a task of each line.
+
+    A task is a block, so that every worker meets an attention check. It is in base64, which no platform changes.
+    """
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["study", "item", "prompt", "first", "second"])
-    for item in study.items():
-        writer.writerow([study.id, item.id, _plain(item.prompt), *_sides(item)])
+    writer.writerow(["study", "block"])
+    for block in shown_blocks(study):
+        writer.writerow([study.id, base64.b64encode(json.dumps(block).encode()).decode()])
     frame = (files("vader.preference") / "page" / "mturk.html").read_text(encoding="utf-8")
-    questions = "".join(map(_question, QUESTIONS, QUESTIONS.values()))
-    page = Template(frame.replace("${", "$${")).substitute(url=url, questions=questions)
-    return {"template.html": page, "items.csv": table.getvalue()}
-
-
-def _plain(prompt: str) -> str:
-    """A prompt for a table whose cells are put into HTML as they are: the platform escapes nothing."""
-    return escape(" ".join(prompt.split()))
-
-
-def _question(name: str, text: str) -> str:
-    answers = "".join(
-        f'<label><input type="radio" name="{name}" value="{value}" required> {label}</label> '
-        for value, label in (("left", "left"), ("tie", "no difference"), ("right", "right"))
-    )
-    return f"<fieldset><legend>{escape(text)}</legend>{answers}</fieldset>\n"
+    page = frame.replace("$url", url).replace("$questions", in_script(QUESTIONS))
+    return {"template.html": page, "blocks.csv": table.getvalue()}
 
 
 FORMS: dict[str, Callable[[Study, str], Files]] = {"labelstudio": _label_studio, "mturk": _mturk}

@@ -49,7 +49,7 @@ def study_page(study: Study, sources: Mapping[str, str], send: str = "", nonce: 
         send: where answers are sent as they are given; empty: they are downloaded at the end.
         nonce: of a server's content security policy; empty: the page has a policy of its own.
     """
-    shown = {"study": study.id, "questions": QUESTIONS, "blocks": _blocks(study), "videos": sources, "send": send}
+    shown = {"study": study.id, "questions": QUESTIONS, "blocks": shown_blocks(study), "videos": sources, "send": send}
     style, script, frame = (
         (files("vader.preference") / "page" / f"study.{kind}").read_text(encoding="utf-8")
         for kind in ("css", "js", "html")
@@ -66,7 +66,7 @@ POLICY = (
 )
 
 
-def _blocks(study: Study) -> list[list[dict[str, Any]]]:
+def shown_blocks(study: Study) -> list[list[dict[str, Any]]]:
     """What raters are shown, in the order of ids: their own order is drawn by the page."""
     return [
         [
