@@ -224,7 +224,7 @@ def test_the_template_for_mechanical_turk_collects_answers(page: Page, made: Pat
     assert main(["study", "export", str(made), *arguments, "--out", str(out)]) == 0
     study = read_study(made)
     (row, *_) = csv.DictReader((out / "blocks.csv").open(newline="", encoding="utf-8"))
-    html = (out / "template.html").read_text().replace("${study}", row["study"]).replace("${block}", row["block"])
+    html = (out / "template.html").read_text().replace("${block}", row["block"])
     (out / "filled.html").write_text("<!doctype html><meta charset=utf-8>" + html, encoding="utf-8")
     page.goto((out / "filled.html").as_uri())
     names = page.run("[...new Set([...document.querySelectorAll('[type=radio]')].map(b => b.name))]")

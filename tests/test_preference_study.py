@@ -349,7 +349,7 @@ def test_raters_that_fail_attention_checks_are_named_and_left_out(made: Path) ->
 
 
 def test_a_study_of_simulated_raters_finds_what_they_prefer(of_three: Path) -> None:
-    """Bradley-Terry raters of known strengths, one in ten answers thrown: the order and the intervals are right."""
+    """Raters as Bradley and Terry have them, of known strengths: shares and strengths are found again."""
     study = read_study(of_three)
     strength = dict(zip(study.systems, (1.0, 2.0, 6.0), strict=True))
     random = np.random.default_rng(0)
@@ -359,15 +359,15 @@ def test_a_study_of_simulated_raters_finds_what_they_prefer(of_three: Path) -> N
         s, t = strength[study.system_of(one)], strength[study.system_of(other)]
         return one if random.random() < s / (s + t) else other
 
-    results = results_of(study, [answered(study, f"r{i}", attentive(choose)) for i in range(12)])
+    results = results_of(study, [answered(study, f"r{i}", attentive(choose)) for i in range(40)])
     for one in results.comparisons:
         truth = strength[one.first] / (strength[one.first] + strength[one.second])
         assert one.share == pytest.approx(truth, abs=0.12)
         assert one.wilson[0] < one.share < one.wilson[1]
-        assert abs(one.alpha) < 0.4
+        assert abs(one.alpha) < 0.2
     for found in results.strengths.values():
         assert found is not None
-        assert list(found.values()) == pytest.approx([1 / 9, 2 / 9, 6 / 9], abs=0.08)
+        assert list(found.values()) == pytest.approx([1 / 9, 2 / 9, 6 / 9], abs=0.12)
 
 
 def test_the_report_is_written_from_files(tmp_path: Path, made: Path, capsys) -> None:
@@ -408,7 +408,7 @@ def test_an_export_has_every_pair_blind(tmp_path: Path, made: Path, form: str) -
         shown = {item["id"]: set(item["videos"]) for block in blocks for item in block}
         assert len(blocks) == len(study.blocks)
         template = (out / "template.html").read_text()
-        assert set(re.findall(r"\$\{(\w+)\}", template)) == rows[0].keys()
+        assert set(re.findall(r"\$\{(\w+)\}", template)) == {"block"}
         assert f'"{url}/" + id' in template
     else:
         tasks = [task["data"] for task in json.loads((out / "tasks.json").read_text())]

@@ -43,12 +43,13 @@ class Sheet(_Sent):
 
 @dataclass(frozen=True)
 class Judgement:
-    """One answer about one pair. `winner` is a video's id; None is a tie."""
+    """One answer about one pair. `winner` is a video's id; None is a tie. `seconds` are from when the pair came up."""
 
     rater: str
     item: Item
     question: str
     winner: str | None
+    seconds: float
 
 
 def parse_sheet(study: Study, content: str | bytes, what: str) -> Sheet:
@@ -88,7 +89,7 @@ def judgements(study: Study, sheets: Iterable[Sheet]) -> list[Judgement]:
         for answer in sheet.answers:
             item = items[answer.item]
             found[sheet.rater, item.id, answer.question] = Judgement(
-                sheet.rater, item, answer.question, _winner(item, answer)
+                sheet.rater, item, answer.question, _winner(item, answer), answer.seconds
             )
     return list(found.values())
 

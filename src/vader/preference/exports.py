@@ -89,7 +89,7 @@ def _config() -> str:
 
 
 def _mturk(study: Study, url: str) -> Files:
-    """A template with `${study}` and `${block}`, columns of the table: the platform makes a task of each line.
+    """A template with `${block}`, a column of the table: the platform makes a task of each line.
 
     A task is a block, so that every worker meets an attention check. It is in base64, which no platform changes.
     """

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from vader.evaluation.formats import NONE, counted
+from vader.evaluation.formats import NONE, counted, duration
 from vader.evaluation.report import html_page, note, section
 from vader.files.atomic import atomic_write
 from vader.preference.results import PAPER, PAPER_ANSWERS, Comparison, Rater, Results
@@ -138,7 +138,7 @@ def _raters(results: Results) -> str:
     if not results.raters:
         return ""
     rows = "".join(map(_rater_row, results.raters))
-    head = "<thead><tr><th>rater</th><th>pairs</th><th>checks right</th><th></th></tr></thead>"
+    head = "<thead><tr><th>rater</th><th>pairs</th><th>checks right</th><th>time a pair</th><th></th></tr></thead>"
     return section("Raters", f'<div class="card scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
 
 
@@ -146,6 +146,7 @@ def _rater_row(rater: Rater) -> str:
     fate = f"left out: {rater.fault}" if rater.fault else "counted"
     return (
         f"<tr><td>{escape(called(rater))}</td><td>{rater.pairs}</td><td>{rater.right} of {rater.checks}</td>"
+        f"<td>{duration(rater.seconds) if rater.seconds else NONE}</td>"
         f"<td>{fate}</td></tr>"
     )
 

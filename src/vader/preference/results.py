@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -35,13 +36,15 @@ PAPER_ANSWERS = 100
 
 @dataclass(frozen=True)
 class Rater:
-    """One rater: how much was answered, and how the attention checks went. `fault` says why no answer counts."""
+    """One rater: how much was answered, and how the attention checks went. `fault` says why no answer counts;
+    `seconds` is the median over pairs, and 0 where a platform does not tell."""
 
     id: str
     name: str
     pairs: int
     checks: int
     right: int
+    seconds: float
     fault: str | None
 
 
@@ -133,13 +136,14 @@ def _raters(sheets: Sequence[Sheet], found: Sequence[Judgement]) -> list[Rater]:
 
 def _rater(rater: str, name: str, given: Sequence[Judgement]) -> Rater:
     pairs = {one.item.id for one in given if one.item.right is None}
+    times = [max(one.seconds for one in given if one.item.id == pair) for pair in pairs]
     checks = [one.winner == one.item.right for one in given if one.item.right and one.question == CHECKED]
     fault = None
     if not checks:
         fault = "has met no attention check yet"
     elif sum(checks) < PASSED * len(checks):
         fault = f"failed {len(checks) - sum(checks)} of {len(checks)} attention checks"
-    return Rater(rater, name, len(pairs), len(checks), sum(checks), fault)
+    return Rater(rater, name, len(pairs), len(checks), sum(checks), median(times) if times else 0.0, fault)
 
 
 # ---- comparisons ----
