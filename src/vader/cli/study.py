@@ -54,7 +54,8 @@ def new(
     with new_folder(out) as temporary:
         build_study(found, scenes, temporary)
     if stems := left_out(found, scenes):
-        print(f"vader: not in the study: {', '.join(stems)}", file=sys.stderr)
+        shown = stems if len(stems) < 6 else [*stems[:5], f"... ({len(stems)} in all)"]
+        print(f"vader: not in the study: {', '.join(shown)}", file=sys.stderr)
     print(out / PAGE, f"{out / KEY} (keep it to yourself: it says who made which video)", sep="\n")
 
 
