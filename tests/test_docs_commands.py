@@ -6,7 +6,9 @@ one line that names them. A command of a program that this file does not know fa
 
 from __future__ import annotations
 
+import csv
 import glob
+import json
 import re
 import shlex
 import shutil
@@ -25,7 +27,7 @@ from vader.errors import UserError
 from vader.files.hub import TINY_WEIGHTS
 from vader.files.video import write_mp4
 from vader.planning.step import Forecast
-from vader.preference.study import read_study
+from vader.preference.study import Study, read_study
 from vader.recipe import load_recipe, recipe_names
 from vader.runs.folder import step_name
 
@@ -123,10 +125,7 @@ def reader(folder, monkeypatch) -> Iterator[Path]:
     """The reader's working folder, with some videos and without a network."""
     monkeypatch.chdir(folder)
     write_mp4("videos/a-dog.mp4", torch.rand(8, 3, 32, 32), fps=8)
-    study = read_study(Path("study"))  # another one by each command that makes it
-    Path("answers/ann.json").write_text(
-        answered(study, "ann", attentive(by_system(study.systems[0]))).model_dump_json()
-    )
+    _answer(read_study(Path("study")))  # another one by each command that makes it
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     needs = Forecast({}, 0, 2**30, {}, 0, 1)  # test_planning.py has what is counted
@@ -135,6 +134,16 @@ def reader(folder, monkeypatch) -> Iterator[Path]:
     yield folder
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
+
+
+def _answer(study: Study) -> None:
+    """One rater's answers as the page leaves them, and as Mechanical Turk does; nobody's of Label Studio."""
+    sheet = answered(study, "ann", attentive(by_system(study.systems[0])))
+    Path("answers/ann.json").write_text(sheet.model_dump_json())
+    given = json.dumps(sheet.model_dump(mode="json")["answers"])
+    with open("results.csv", "w", newline="") as table:
+        csv.writer(table).writerows([["WorkerId", "Input.study", "Answer.answers"], ["A1", study.id, given]])
+    Path("export.json").write_text("[]")
 
 
 @pytest.fixture
