@@ -6,7 +6,7 @@ In go results, out comes one self-contained page of HTML. Each section is a func
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -114,23 +114,23 @@ def _strength_row(question: str, results: Results) -> str:
 
 
 def _paper(results: Results) -> str:
-    """The paper's own study beside this one, where there are two systems."""
+    """The paper's own study, and beside it this one where it is of two systems, too."""
     found = {one.question: one for one in results.comparisons} if len(results.systems) == 2 else {}
-    rows = "".join(_paper_row(name, share, found.get(name)) for name, share in PAPER.items())
+    rows = "".join(_paper_row(name, share, found) for name, share in PAPER.items())
     lead = (
         f"The paper asked the same on Amazon Mechanical Turk, of VADER (HPS reward) against ModelScope, "
         f"{PAPER_ANSWERS} answers a question; Wilson intervals are ours. {CITED}."
     )
-    head = (
-        "<thead><tr><th></th><th>paper: VADER</th><th>Wilson, 95 %</th><th>here</th><th>over prompts</th></tr></thead>"
-    )
-    table = f"<table>{head}<tbody>{rows}</tbody></table>"
+    heads = ("", "paper: VADER", "Wilson, 95 %", *(("here", "over prompts, 95 %") if found else ()))
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return section("Beside the paper", f'<p class="soft">{lead}</p><div class="card scroll">{table}</div>')
 
 
-def _paper_row(question: str, share: float, here: Comparison | None) -> str:
-    own = (f"{escape(here.first)}: {_percent(here.share)}", _between(here.bootstrap)) if here else (NONE, NONE)
-    cells = (_percent(share), _between(wilson(share, PAPER_ANSWERS)), *own)
+def _paper_row(question: str, share: float, found: Mapping[str, Comparison]) -> str:
+    cells = [_percent(share), _between(wilson(share, PAPER_ANSWERS))]
+    if here := found.get(question):
+        cells += [f"{escape(here.first)}: {_percent(here.share)}", _between(here.bootstrap)]
     return f'<tr><th scope="row">{escape(question)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
