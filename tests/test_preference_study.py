@@ -167,6 +167,31 @@ def test_runs_are_sampled_under_the_noise_of_their_own_evaluations(tmp_path: Pat
             )
 
 
+@pytest.mark.slow
+def test_a_study_shows_what_the_run_itself_evaluated(tmp_path: Path) -> None:
+    """The same prompts under the same noise: the base model's videos are those before training, and the run's those at
+    its end."""
+    quick = [
+        "train.steps=1", "train.batch=1", "sampling.steps=2", "algorithm.policy.k=1", "sampling.guidance=1",
+        "optimizer.lr=0.01", "evaluation={every: 1, videos: 2, shown: 2, batch: 2}",
+    ]  # fmt: skip
+    assert main(["train", "tiny", *quick, "--runs", str(tmp_path)]) == 0
+    run, out = tmp_path / "tiny", tmp_path / "study"
+    assert main(["study", "new", "base", str(run), "--videos", "2", "--out", str(out)]) == 0
+    study = read_study(out)
+    listed = json.loads((run / "samples" / "step-000000" / "prompts.json").read_text())
+    files = {one["prompt"]: one["file"] for one in listed}
+    difference = 0.0
+    for item in study.items():
+        if item.right is None:
+            shown = {study.system_of(video): read_video(out / "videos" / f"{video}.mp4") for video in item.videos}
+            for system, step in (("base", 0), (str(run), 1)):
+                own = read_video(run / "samples" / f"step-{step:06d}" / files[item.prompt])
+                assert (shown[system] - own).abs().max() < 0.02
+            difference = max(difference, (shown["base"] - shown[str(run)]).abs().max().item())
+    assert difference > 0.05  # the run has learned something
+
+
 class Model:
     """Only what carries an adapter, or not."""
 

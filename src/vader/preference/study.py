@@ -20,7 +20,7 @@ KEY, PAGE, VIDEOS, ANSWERS = "study.json", "study.html", "videos", "answers.sqli
 VERSION = 1  # of the key
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 
-# The paper's two questions (section 5.3), and one that its abstract's temporal rewards are about.
+# The paper's two questions (section 5.3), and one on what its temporal rewards are for.
 QUESTIONS = {
     "fidelity": "Which video has the higher quality?",
     "alignment": "Which video matches the text better?",
