@@ -184,7 +184,8 @@ def test_two_raters_see_other_orders_and_sides(tmp_path: Path, made: Path) -> No
                 page.press("Enter")
             seen.append(order)
     assert seen[0] != seen[1]
-    assert set(seen[0]) != set(seen[1])  # 9 sides are all the same once in 512
+    first = {min(item.videos) for item in study.items()}  # not all on one side, but once in 2 ** 17
+    assert 0 < sum(left in first for order in seen for left in order) < 18
 
 
 @pytest.mark.slow
