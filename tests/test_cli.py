@@ -40,6 +40,10 @@ COMMANDS = [
     ["export"],
     ["tinyworld", "build"],
     ["tinyworld", "show"],
+    ["study", "new"],
+    ["study", "serve"],
+    ["study", "export"],
+    ["study", "report"],
 ]
 
 MY_REWARDS = """

@@ -6,7 +6,9 @@ one line that names them. A command of a program that this file does not know fa
 
 from __future__ import annotations
 
+import csv
 import glob
+import json
 import re
 import shlex
 import shutil
@@ -19,11 +21,13 @@ import torch
 from PIL import Image
 
 from run_factories import write_run
+from study_factories import answered, attentive, by_system
 from vader.cli import main
 from vader.errors import UserError
 from vader.files.hub import TINY_WEIGHTS
 from vader.files.video import write_mp4
 from vader.planning.step import Forecast
+from vader.preference.study import Study, read_study
 from vader.recipe import load_recipe, recipe_names
 from vader.runs.folder import step_name
 
@@ -40,10 +44,12 @@ SHORT = {
     "train": ["--dry-run", "--runs", "dry"],
     "evaluate": ["--videos", "1", "--seeds", "2"],
     "sample": ["--steps", "2"],
+    "study new": ["--videos", "1"],
 }
 REPLACED = {  # of these, only what they would be called with is checked
     "reproduce": "vader.studies.reproduce",
     "tinyworld build": "vader.pretrain.build",
+    "study serve": "vader.preference.server.serve",
 }
 
 
@@ -74,7 +80,7 @@ def is_fragment(command: str) -> bool:
     """Whether it is only spoken of: it has a placeholder in capitals or dots, or no argument but options."""
     words = shlex.split(command)[1:]
     placeholders = [word for word in words if re.fullmatch(r"[A-Z]{3,}(\.\.\.)?", word) or word == "..."]
-    group = 2 if words[0] in ("list", "check", "recipe", "tinyworld") else 1
+    group = 2 if words[0] in ("list", "check", "recipe", "tinyworld", "study") else 1
     return (
         bool(placeholders) or (words[:2] != ["tinyworld", "show"] and not words[group:]) or words[1].startswith("--f")
     )
@@ -106,6 +112,10 @@ def folder(tmp_path_factory) -> Path:
     for picture in ("photos/rex.jpg", "holiday/sea.jpg", "photos/labradors/a.jpg", "photos/malteses/b.jpg"):
         (root / picture).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), (200, 120, 40)).save(root / picture)
+    for name in ("ours", "theirs"):
+        write_mp4(root / name / "a-dog.mp4", torch.rand(8, 3, 32, 32), fps=8)
+    assert main(["study", "new", str(root / "ours"), str(root / "theirs"), "--out", str(root / "study")]) == 0
+    (root / "answers").mkdir()
     (root / "my.yaml").write_text((ROOT / "src/vader/recipe/recipes/tiny.yaml").read_text())
     return root
 
@@ -115,6 +125,7 @@ def reader(folder, monkeypatch) -> Iterator[Path]:
     """The reader's working folder, with some videos and without a network."""
     monkeypatch.chdir(folder)
     write_mp4("videos/a-dog.mp4", torch.rand(8, 3, 32, 32), fps=8)
+    _answer(read_study(Path("study")))  # another one by each command that makes it
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     needs = Forecast({}, 0, 2**30, {}, 0, 1)  # test_planning.py has what is counted
@@ -123,6 +134,16 @@ def reader(folder, monkeypatch) -> Iterator[Path]:
     yield folder
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
+
+
+def _answer(study: Study) -> None:
+    """One rater's answers as the page leaves them, and as Mechanical Turk does; nobody's of Label Studio."""
+    sheet = answered(study, "ann", attentive(by_system(study.systems[0])))
+    Path("answers/ann.json").write_text(sheet.model_dump_json())
+    given = json.dumps(sheet.model_dump(mode="json")["answers"])
+    with open("results.csv", "w", newline="") as table:
+        csv.writer(table).writerows([["WorkerId", "Input.study", "Answer.answers"], ["A1", study.id, given]])
+    Path("export.json").write_text("[]")
 
 
 @pytest.fixture
@@ -152,7 +173,7 @@ def arguments_of(command: str) -> list[str]:
     """The command's arguments, globs expanded, cut short by `SHORT`."""
     words = shlex.split(command)[1:]
     expanded = [one for word in words for one in (sorted(glob.glob(word)) if "*" in word else [word])]
-    short = SHORT.get(words[0], [])
+    short = SHORT.get(" ".join(words[:2]), SHORT.get(words[0], []))
     return [*expanded, *(short[:1] if words[1].endswith("/recipe.yaml") else short)]  # a run goes on where it lies
 
 
@@ -190,7 +211,7 @@ def test_the_command_runs(command, reader, replaced, capsys):
 def test_what_is_spoken_of_exists(command, capsys):
     """The command, and the options that are quoted with it."""
     words = shlex.split(command)[1:]
-    group = 2 if words[0] in ("recipe", "check", "tinyworld") else 1
+    group = 2 if words[0] in ("recipe", "check", "tinyworld", "study") else 1
     assert main([*words[:group], "--help"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in words if word.startswith("--"))

@@ -19,7 +19,7 @@ from typer.main import get_command
 
 # Each module adds its commands, in the order in which help tells of them.
 # isort: off
-from vader.cli import train, plan, recipes, sample, score, runs, evaluation, reproduce, listing, checks, worlds  # noqa: F401
+from vader.cli import train, plan, recipes, sample, score, runs, evaluation, reproduce, study, listing, checks, worlds  # noqa: F401
 
 # isort: on
 from vader.cli.root import app, debugging

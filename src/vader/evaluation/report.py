@@ -55,9 +55,18 @@ def report_page(run: Run) -> str:
 
 def html_page(title: str, body: str) -> str:
     """A self-contained page in this project's style: `title` is text, `body` is HTML."""
-    page = files("vader.evaluation") / "page"
-    style, script, frame = ((page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
-    return Template(frame).substitute(title=escape(title), style=style, script=script, body=body)
+    return Template(_page_file("html")).substitute(
+        title=escape(title), style=page_style(), script=_page_file("js"), body=body
+    )
+
+
+def page_style() -> str:
+    """The style sheet of this project's pages."""
+    return _page_file("css")
+
+
+def _page_file(kind: str) -> str:
+    return (files("vader.evaluation") / "page" / f"page.{kind}").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- header and headline
