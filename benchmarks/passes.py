@@ -27,8 +27,7 @@ from vader.sampling.guidance import Guidance
 from vader.sampling.guidance import Passes as Guided
 from vader.sampling.noise import Noise
 from vader.sampling.policies import Policy
-from vader.sampling.prefix import EXACT, Prefix
-from vader.sampling.walk import Sampler, Walk
+from vader.sampling.walk import EXACT, Prefix, Sampler, Walk
 from vader.scoring.choice import Group, Piece, blocks, pieces, training_groups
 from vader.solvers import Schedule
 from vader.solvers.scheduler_config import solver_from_config

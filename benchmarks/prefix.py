@@ -32,8 +32,7 @@ from vader.files.atomic import atomic_write
 from vader.prompts import load_prompts
 from vader.randomness import generator
 from vader.recipe import Recipe, load_recipe
-from vader.sampling.prefix import EXACT, Prefix
-from vader.sampling.walk import Place, Walk
+from vader.sampling.walk import EXACT, Place, Prefix, Walk
 
 STEPS, VIDEOS = 30, {"middle": 16, "end": 32}
 SETTING = ("sampling.steps=25", "evaluation.metrics=[{name: judge}, {name: gold, task: looks}]", "name=prefix")

@@ -24,7 +24,7 @@ from vader.networks.adapter import (
 from vader.networks.quantize import quantize_blocks
 from vader.recipe import changed
 from vader.sampling import Noise, Walk, load_guidance, load_policy
-from vader.sampling.prefix import EXACT, Prefix
+from vader.sampling.walk import EXACT, Prefix
 from vader.solvers import Schedule
 from vader.training.before import check_recipe
 

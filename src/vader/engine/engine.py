@@ -23,8 +23,7 @@ from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix
 from vader.sampling.noise import Noise
-from vader.sampling.prefix import Prefix
-from vader.sampling.walk import Sampler, Walk
+from vader.sampling.walk import Prefix, Sampler, Walk
 from vader.scoring.choice import Group, training_groups
 from vader.scoring.scorer import Scorer
 

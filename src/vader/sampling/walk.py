@@ -1,7 +1,8 @@
 """The walk: the sampling chain of some videos under their noise, as moves from place to place.
 
-Plain sampling, the baselines' rollouts and every gradient policy are made of these moves, and there is one loop
-(`Walk.places`). A step without gradient builds no graph, so that none is ever built and thrown away.
+Plain sampling, the baselines' rollouts and every gradient policy are made of these moves, and there are two loops: all
+steps (`Walk.places`), and those before any with gradient, which may be fewer (`Prefix.places`). A step without gradient
+builds no graph, so that none is ever built and thrown away.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from vader.networks.adapter import adapters_merged
 from vader.nouns import Condition, map_latents
 from vader.sampling.guidance import Guidance, Passes
 from vader.sampling.noise import Noise
-from vader.sampling.prefix import EXACT, Prefix
 from vader.solvers import Level, Schedule, Solver, Step
 
 UNIT = 1e-3  # small: a solver that clips clean estimates is linear there
@@ -73,6 +73,30 @@ class Place:
     clean: Any = None
     mean: Any = None
     std: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """How `Walk.frozen` gets to where gradient begins: most of a training step's work, and how to do with less.
+
+    Attributes:
+        every: one prediction leads over so many steps, the last one to exactly where gradient begins.
+        guidance: shares of the whole chain, from 0 at its noise to 1 at its end, between whose steps there is
+            guidance; elsewhere the conditional prediction does alone (as arXiv 2404.07724, in training).
+    """
+
+    every: int = 1
+    guidance: tuple[float, float] = (0.0, 1.0)
+
+    def places(self, walk: Walk, at: Place, end: int) -> Iterator[Place]:
+        """Every place that is visited after `at`, the last being where step `end` starts; no step has gradient."""
+        while at.i < end:
+            guided = self.guidance[0] <= at.i / len(walk) < self.guidance[1]
+            at = walk.advance(at, walk.predict(at.i, at.latents, guided), min(at.i + self.every, end))
+            yield at
+
+
+EXACT = Prefix()
 
 
 @dataclass(frozen=True)
