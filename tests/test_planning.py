@@ -177,6 +177,13 @@ def test_quantised_weights_are_planned_with_a_byte_each_and_compilation_as_nothi
 EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": []}
 
 
+def test_the_optimiser_s_moments_are_there_from_the_start():
+    """While nothing has gradient, a higher rank takes its weights and two moments of each more, and some activations."""
+    low, high = (forecast(load_recipe("tiny", [*SMALL, "memory=[]", f"adapter.rank={rank}"])) for rank in (4, 64))
+    more = high.adapter - low.adapter
+    assert more <= high.peaks["sample"] - low.peaks["sample"] < 1.5 * more
+
+
 @pytest.mark.parametrize("algorithm", EXTRA)
 def test_baselines_are_counted_too(algorithm):
     recipe = load_recipe(

@@ -81,8 +81,10 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
         engine = planned_engine(recipe, setup, device, counter)
         algorithm.check(engine)
         fill(engine)
-        weights = _weights(engine, counter)
-        adapter = _state_bytes(engine)
+        weights, state = _weights(engine, counter), _state(engine)
+        for tensor in state:
+            counter.add(tensor)
+        adapter = sum(tensor.nbytes for tensor in state)
         with explained("the training step cannot be walked through without data"), counter, fused_attention(counter):
             algorithm.step(engine, batch)
     operations = counter.operations * recipe.train.batch // len(batch.prompts)
@@ -207,8 +209,7 @@ def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
     return found
 
 
-def _state_bytes(engine: Engine) -> int:
-    """Of the trained weights with the optimiser's state; what several share, as a table of codes, counts once."""
+def _state(engine: Engine) -> list[Tensor]:
+    """The trained weights with the optimiser's state; what several weights share, as tables of codes, is there once."""
     tensors = [tensor for one in engine.parameters for tensor in (one, *engine.optimizer.state[one].values())]
-    sizes = {id(tensor): tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()}
-    return sum(sizes.values())
+    return list({id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()}.values())
