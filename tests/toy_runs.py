@@ -39,11 +39,13 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
-def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, Any]], absolute: float = 0.0) -> None:
-    """The same lines, each number within 1e-4 of its own size or within `absolute`."""
+def assert_close_metrics(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], absolute: float = 0.0, relative: float = 1e-4
+) -> None:
+    """The same lines, each number within `relative` of its own size or within `absolute`."""
     assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in expected]
     for line, other in zip(found, expected, strict=True):
-        assert _numbers(line) == pytest.approx(_numbers(other), rel=1e-4, abs=absolute)
+        assert _numbers(line) == pytest.approx(_numbers(other), rel=relative, abs=absolute)
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
