@@ -178,7 +178,7 @@ EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": []}
 
 
 def test_the_optimiser_s_moments_are_there_from_the_start():
-    """While nothing has gradient, a higher rank takes its weights and two moments of each more, and some activations."""
+    """While nothing has gradient, a higher rank takes its weights, two moments of each and some activations more."""
     low, high = (forecast(load_recipe("tiny", [*SMALL, "memory=[]", f"adapter.rank={rank}"])) for rank in (4, 64))
     more = high.adapter - low.adapter
     assert more <= high.peaks["sample"] - low.peaks["sample"] < 1.5 * more
