@@ -29,6 +29,7 @@ from vader.files.video import write_mp4
 from vader.planning.step import Forecast
 from vader.preference.study import Study, read_study
 from vader.recipe import load_recipe, recipe_names
+from vader.recipe.sections import TrainSection
 from vader.runs.folder import step_name
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,8 @@ def folder(tmp_path_factory) -> Path:
     assert main(["train", "tiny", *QUICK, "--runs", str(root / "runs")]) == 0
     shutil.copytree(root / "runs" / "tiny", root / "elsewhere" / "renamed")
     checkpoints = root / "runs" / "tiny" / "checkpoints"
-    shutil.copytree(checkpoints / step_name(1), checkpoints / step_name(10))
+    for step in steps_left(load_recipe("tiny").train):
+        shutil.copytree(checkpoints / step_name(1), checkpoints / step_name(step))
     for name in ("tiny-ddpo", "tiny-dpo"):
         write_run(root / "runs" / name, [4.0, 4.5], *(["sampling.eta=1.0"] if name == "tiny-ddpo" else []))
     adapter = root / "runs" / "tiny" / "adapter"
@@ -118,6 +120,12 @@ def folder(tmp_path_factory) -> Path:
     (root / "answers").mkdir()
     (root / "my.yaml").write_text((ROOT / "src/vader/recipe/recipes/tiny.yaml").read_text())
     return root
+
+
+def steps_left(train: TrainSection) -> list[int]:
+    """Of which checkpoints are there after a run: the newest ones."""
+    steps = sorted({*range(train.checkpoint_every, train.steps + 1, train.checkpoint_every), train.steps})
+    return steps[-train.keep_checkpoints :]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from vader.errors import UserError, nearest
 AdapterOption = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", metavar="ADAPTER", help="A file, its folder, a run, or a run's checkpoint as in runs/tiny@10."
+        "--adapter", metavar="ADAPTER", help="A file, its folder, a run, or a run's checkpoint as in runs/tiny@20."
     ),
 ]
 

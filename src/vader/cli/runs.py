@@ -33,7 +33,7 @@ def report(run: RunArgument) -> None:
 @app.command(epilog="Example: vader export runs/tiny --merged --out exports/tiny")
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The run's folder, or one of its checkpoints as in runs/tiny@10.")
+        Path, typer.Argument(metavar="RUN", help="The run's folder, or one of its checkpoints as in runs/tiny@20.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that is new or empty.")],
     merged: Annotated[
