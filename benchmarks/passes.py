@@ -213,7 +213,7 @@ def scoring_runs(
         yield "decoder", decoding(model, latents, frames, Piece(*map(slice, frames.shape)))
         yield "reward", scoring(engine, {**group.framewise, **group.whole}, prompts, frames.shape)
         return
-    parts = pieces(frames, model.windows(engine.size), engine.recipe.scoring.chunk)
+    parts = pieces(frames, model.windows(engine.size), engine.recipe.scoring.images)
     for piece in parts:
         yield "decoder", decoding(model, latents, frames, piece)
         yield from (("reward", run) for run in framewise_runs(engine, group, prompts, piece))
@@ -225,7 +225,7 @@ def scoring_runs(
 def framewise_runs(engine: Engine, group: Group, prompts: Sequence[Prompt], piece: Piece) -> Iterator[Run]:
     """Rewards of single frames, on chunks of what was decoded together."""
     videos, frames = group.frames[piece].shape
-    for some in blocks(videos, frames, engine.recipe.scoring.chunk) if group.framewise else ():
+    for some in blocks(videos, frames, engine.recipe.scoring.images) if group.framewise else ():
         told = prompts[piece.rows][some.rows]
         yield scoring(engine, group.framewise, told, (len(told), len(range(frames)[some.places])))
 

@@ -173,7 +173,7 @@ def batches(recipe: Recipe, count: int) -> Iterator[Batch]:
 def figures(engine: Engine, recipe: Recipe, count: int) -> dict[str, Any]:
     """Held-out reward with its standard error, its parts and the judge's figures."""
     prompts = load_prompts(recipe.prompts.test)
-    metrics, _ = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk).suited(prompts, engine.size)
+    metrics, _ = build_metrics(recipe.evaluation.metrics, recipe.scoring.images).suited(prompts, engine.size)
     found = evaluate(engine, prompts, count, seed=recipe.train.seed, metrics=metrics, shown=0, batch=16).summary()
     return {name: found[name] for name in ("reward", "stderr", "parts", "figures")}
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from toy_runs import assert_close_metrics, metrics, toy_recipe
 from vader.cli import main
 from vader.engine.device import best_device
 from vader.errors import UserError
@@ -23,8 +24,10 @@ from vader.planning.measured import Measured, TrainingStep, measured
 from vader.planning.search import BESIDE, plan
 from vader.planning.step import META, Forecast, forecast
 from vader.planning.switches import SWITCHES, switched
+from vader.planning.width import widened, widened_here
 from vader.planning.words import measured_line, table
-from vader.recipe import Recipe, load_recipe
+from vader.recipe import Recipe, changed, load_recipe
+from vader.training.trainer import train
 
 QUICKLY = ("sampling.steps=2", "algorithm.policy.k=1", "video.frames=2")
 CPU = torch.device("cpu")
@@ -303,7 +306,12 @@ def made_up(recipe: Recipe) -> Forecast:
     memory = {part.name: part.options.get("of", "blocks") for part in recipe.memory}
     graph = {None: 64, "blocks": 64, "layers": 32, "nested": 24}[memory.get("recompute")]
     graph -= 8 * ("offload_activations" in memory)
-    peak = 8 * recipe.train.micro_batch + recipe.scoring.chunk + 16 * recipe.sampling.guidance_batched + graph
+    peak = (
+        8 * (recipe.train.micro_batch or recipe.train.batch)
+        + recipe.scoring.images
+        + 16 * recipe.sampling.guidance_batched
+        + graph
+    )
     peak += 4 * ("park" not in memory)
     return Forecast({}, 0, peak * 2**20, {}, 0, 103 if memory.get("recompute") == "nested" else 100)
 
@@ -314,6 +322,7 @@ LARGE = (
     "scoring.chunk=4",
     "memory=[{name: recompute}]",
 )  # 64 + 4 + 16 + 64 + 4
+LEFT_OPEN = ("train.micro_batch=null", "scoring.chunk=null")
 OF_LAYERS, OF_NESTED = {"name": "recompute", "of": "layers"}, {"name": "recompute", "of": "nested"}
 PARK, OFFLOAD = {"name": "park"}, {"name": "offload_activations"}
 
@@ -346,6 +355,76 @@ def test_what_never_fits_is_said_with_the_least(monkeypatch):
     least = plan(load_recipe("tiny", LARGE), BESIDE + 24 * 2**20)
     assert not least.fits
     assert least.after.peak == 25 * 2**20
+
+
+# ---- what is left open ----
+
+OPEN = tuple(setting for setting in LARGE if not setting.startswith(("train.micro", "scoring")))
+
+
+@pytest.mark.parametrize(("room", "processes", "micro_batch", "chunk"), [
+    (10_000, 1, 8, 64),  # all of it: 8 videos of 8 frames
+    (148 + 8, 1, 8, 8),
+    (148, 1, 4, 32),  # the whole batch takes 149 with one image at once
+    (117, 1, 4, 1),
+    (116, 1, 2, 16),
+    (10_000, 4, 2, 16),  # a process's share
+    (50, 1, 1, 1),  # does not fit
+])  # fmt: skip
+def test_what_is_left_open_is_the_most_that_fits(monkeypatch, room, processes, micro_batch, chunk):
+    monkeypatch.setattr("vader.planning.width.forecast", made_up)
+    found = widened(load_recipe("tiny", [*OPEN, *LEFT_OPEN]), BESIDE + room * 2**20, processes)
+    assert (found.train.micro_batch, found.scoring.chunk) == (micro_batch, chunk)
+
+
+@pytest.mark.parametrize(("asked", "at_once"), [("train.micro_batch=2", (2, 16)), ("scoring.chunk=4", (8, 4))])
+def test_what_is_set_stays(monkeypatch, asked, at_once):
+    monkeypatch.setattr("vader.planning.width.forecast", made_up)
+    found = widened(load_recipe("tiny", [*OPEN, *LEFT_OPEN, asked]), 2**40)
+    assert (found.train.micro_batch, found.scoring.chunk) == at_once
+
+
+def test_what_was_chosen_is_said(monkeypatch):
+    monkeypatch.setattr("vader.planning.width.forecast", made_up)
+    recipe = load_recipe("tiny", [*OPEN, *LEFT_OPEN])
+    assert widened_here(recipe, None, 1) == (recipe, [])
+    assert widened_here(load_recipe("tiny", LARGE), 2**40, 1)[1] == []
+    said = "train.micro_batch=4 scoring.chunk=1: the most that 1 GiB hold; set them to choose otherwise"
+    assert widened_here(recipe, BESIDE + 117 * 2**20, 1)[1] == [said]
+    said = "train.micro_batch=1 scoring.chunk=1: even so a step takes more than 1 GiB: "
+    assert widened_here(recipe, BESIDE + 50 * 2**20, 1)[1] == [f"{said}'vader plan' tells what makes it fit"]
+
+    def unknown(recipe: Recipe) -> Forecast:
+        raise UserError("a network asks for values")
+
+    monkeypatch.setattr("vader.planning.width.forecast", unknown)
+    found, said = widened_here(recipe, 2**40, 1)
+    assert (found.train.micro_batch, found.scoring.chunk) == (1, 1)
+    assert said == [
+        "train.micro_batch=1 scoring.chunk=1: what a step takes is not known before it (a network asks for values)"
+    ]
+
+
+def test_a_run_takes_as_many_at_once_as_its_card_holds_and_keeps_that_open(tmp_path, capsys, monkeypatch):
+    few = (
+        "model.precision=fp32",
+        "train.steps=1",
+        "train.batch=4",
+        "evaluation.videos=2",
+        "evaluation.every=9",
+        "evaluation.shown=1",
+    )
+    recipe = toy_recipe(*few, *LEFT_OPEN)
+    whole, split = (forecast(changed(recipe, {"train.micro_batch": n, "scoring.chunk": 1})).peak for n in (4, 2))
+    monkeypatch.setattr("vader.training.trainer.card_bytes", lambda: BESIDE + (whole + split) // 2)
+    train(recipe, tmp_path / "fitted")
+    assert "train.micro_batch=2 scoring.chunk=" in capsys.readouterr().out
+    kept = load_recipe(str(tmp_path / "fitted" / recipe.name / "recipe.yaml"), trust_code=True)
+    assert (kept.train.micro_batch, kept.scoring.chunk) == (None, None)
+    monkeypatch.undo()
+    train(changed(recipe, {"train.micro_batch": 2}), tmp_path / "set")
+    fitted, other = (metrics(tmp_path / name / recipe.name) for name in ("fitted", "set"))
+    assert_close_metrics(fitted, other, relative=1e-5)
 
 
 # ---- the command ----

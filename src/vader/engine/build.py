@@ -92,7 +92,7 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
 def joined(recipe: Recipe, model: VideoModel, mix: RewardMix, accelerator: Accelerator) -> Setup:
     """A model and rewards as the recipe samples and scores with them."""
     sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
-    return Setup(sampler, Scorer(model, mix, video_size(recipe), recipe.scoring.chunk), accelerator)
+    return Setup(sampler, Scorer(model, mix, video_size(recipe), recipe.scoring.images), accelerator)
 
 
 def _moved(setup: Setup, device: torch.device) -> Setup:
@@ -199,6 +199,11 @@ def _alone_of_several() -> bool:
     return "ACCELERATE_DYNAMO_BACKEND" in given and "MASTER_ADDR" in given and "WORLD_SIZE" not in given
 
 
+def processes_started() -> int:
+    """How many processes were started together, as their launcher tells each."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     for tracker in recipe.train.trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -213,7 +218,7 @@ def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
             "several processes were asked for, but 'accelerate launch --cpu' starts one: add --multi_gpu, which starts "
             "them on CPUs too, or use torchrun --nproc-per-node"
         )
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+    if accelerator.num_processes != processes_started():
         raise UserError(
             f"{os.environ['WORLD_SIZE']} processes were started that cannot work together on {accelerator.device}: "
             "start one, or set ACCELERATE_USE_CPU=1"

@@ -162,7 +162,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
     prompts = with_negative(load_prompts(recipe.prompts.test)[:videos], recipe.sampling.negative)
     model_class(recipe.model.family).check_prompts(prompts)
     check_guidance(recipe, prompts)
-    metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.chunk)
+    metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.images)
     metrics, words = metrics.suited(prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio)
     setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))

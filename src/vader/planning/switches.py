@@ -22,7 +22,7 @@ def micro_batch(recipe: Recipe) -> Changes:
 
 def chunk(recipe: Recipe) -> Changes:
     """One frame at once through decoder and rewards."""
-    return {"scoring.chunk": 1} if recipe.scoring.chunk > 1 else {}
+    return {"scoring.chunk": 1} if recipe.scoring.images > 1 else {}
 
 
 def two_calls(recipe: Recipe) -> Changes:

@@ -119,8 +119,13 @@ class PromptsSection(Section):
 class ScoringSection(Section):
     """How latents become scores, in training and evaluation alike."""
 
-    chunk: Batch = 1
-    """Images decoded and scored at once: more is faster and takes more memory."""
+    chunk: Batch | None = None
+    """Images decoded and scored at once; null is as many as a GPU has room for in training, and 1 elsewhere."""
+
+    @property
+    def images(self) -> int:
+        """The chunk, or 1 where nothing has chosen one."""
+        return self.chunk or 1
 
 
 class AlgorithmSection(Part):
@@ -172,7 +177,7 @@ class TrainSection(Section):
     batch: Batch = 8
     """Videos in one optimiser step, over all processes."""
     micro_batch: Batch | None = None
-    """Videos on a device at once; divides batch; null is each process's whole share."""
+    """Videos on a device at once; divides batch; null is as many as a GPU has room for, and without one all."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     """Of all randomness."""
     checkpoint_every: PositiveInt = 25

@@ -93,7 +93,7 @@ def memory_advice(recipe: Recipe) -> str:
     techniques = {part.name: part.options for part in recipe.memory}
     switches = {
         "train.micro_batch=1": (recipe.train.micro_batch or recipe.train.batch) > 1,
-        "scoring.chunk=1": recipe.scoring.chunk > 1,
+        "scoring.chunk=1": recipe.scoring.images > 1,
         "evaluation.batch=1": recipe.evaluation.batch > 1,
         "sampling.guidance_batched=false": recipe.sampling.guidance_batched,
         "{name: recompute, of: layers} in memory": techniques.get("recompute", {}).get("of", "blocks") == "blocks",

@@ -27,8 +27,8 @@ from vader import randomness
 from vader.algorithms import resolved
 from vader.algorithms.base import Algorithm, Metrics
 from vader.engine.batch import Batch
-from vader.engine.build import build_engine, video_size
-from vader.engine.device import frozen_dtype, peak_memory_bytes
+from vader.engine.build import build_engine, processes_started, video_size
+from vader.engine.device import card_bytes, frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
 from vader.errors import RunError, Stopped, UserError
 from vader.evaluation.formats import counted, in_console, with_error
@@ -42,6 +42,7 @@ from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
 from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
 from vader.nouns import Prompt
+from vader.planning.width import widened_here
 from vader.recipe import Recipe, dump_recipe, library_versions
 from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, Progress, check_space
@@ -251,10 +252,11 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     """
     recipe, algorithm = checked.recipe, checked.algorithm
     train_prompts, test_prompts = checked.train_prompts, checked.test_prompts
-    metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.chunk)
+    metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.images)
     metrics, words = metrics.suited(test_prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio)
-    engine = build_engine(recipe, folder.path)
+    trained, chosen = widened_here(recipe, card_bytes(), processes_started())
+    engine = build_engine(trained, folder.path)
     metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
@@ -263,7 +265,7 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     try_metrics(metrics, engine.scorer, test_prompts, min(_held_out_counts(recipe).values()))
     engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
-        words += held_out_words(recipe, len(test_prompts))
+        words += chosen + held_out_words(recipe, len(test_prompts))
         print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, recipe.train.checkpoint_every)
