@@ -15,7 +15,7 @@ from toy_runs import CONTEXT, PATIENCE
 from vader.evaluation.held_out import HeldOut, evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics, Metric
 from vader.files.video import read_video
-from vader.nouns import Clip, Prompt
+from vader.nouns import Clip, Prompt, VideoSize
 
 PROMPTS = [Prompt("one", negative="dull"), Prompt("two"), Prompt("three", label="left")]
 
@@ -38,10 +38,10 @@ class Grey:
         self.accelerator, self.passes = accelerator, []
         self.scorer = self
 
-    def walk(self, prompts, seed, purpose, step, indices):
+    def chain(self, prompts, seed, purpose, step, indices):
         assert (purpose, step) == ("sample", 0)
         self.passes.append(len(prompts))
-        return GreyWalk((torch.tensor(list(indices)) + seed) / 20)
+        return GreyChain((torch.tensor(list(indices)) + seed) / 20)
 
     def decode(self, levels, audio):
         assert not audio
@@ -52,16 +52,12 @@ class Grey:
         return SimpleNamespace(parts={"grey": levels}, total=levels)
 
 
-class GreyWalk:
+class GreyChain:
     def __init__(self, levels):
         self.levels = levels
 
-    def __len__(self):
-        return 3
-
-    def frozen(self, end):
-        assert end == 3
-        return SimpleNamespace(latents=self.levels)
+    def final(self):
+        return self.levels
 
 
 def measured(accelerator: Accelerator, metrics: HeldOutMetrics) -> tuple[HeldOut, list[int]]:
@@ -119,7 +115,7 @@ def test_two_processes_measure_what_one_does(alone, tmp_path):
 def test_scores_and_samples_on_disk(alone, tmp_path):
     for _ in range(2):  # a run that goes on writes an evaluation again
         write_scores(tmp_path / "evaluations" / "step-000003.jsonl", alone.videos)
-        write_samples(tmp_path / "samples" / "step-000003", alone.videos[:2], fps=8)
+        write_samples(tmp_path / "samples" / "step-000003", alone.videos[:2], VideoSize(8, 32, 32))
     lines = [json.loads(line) for line in (tmp_path / "evaluations/step-000003.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
     assert (lines[3]["prompt"], lines[3]["negative"], "label" in lines[3]) == ("one", "dull", False)

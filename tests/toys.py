@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vader.files.images import prompt_images
 from vader.models.base import VideoModel
 from vader.nouns import Clip, Condition, Prompt, VideoSize
 from vader.rewards import AllFrames, FrameReward, Reward
@@ -88,6 +89,17 @@ class ToyModel(VideoModel):
         if frames is not None:
             images = torch.stack([video[chosen] for video, chosen in zip(images, frames, strict=True)])
         return 0.5 + self.vae(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+
+class Continuing(ToyModel):
+    """Image to video: told six numbers of the picture, which the unconditional branch is not."""
+
+    takes_images = True
+
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        pictures = prompt_images(prompts, size.height, size.width) if images is None else images
+        told = torch.cat([pictures.mean(dim=(2, 3)), pictures[:, :, -1, -1]], dim=1).to(self.vae.weight)
+        return Condition({"text": 4 * told}, {"text": torch.zeros_like(told)})
 
 
 class GaussianDenoiser(nn.Module):

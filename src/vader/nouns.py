@@ -6,7 +6,7 @@ Shapes: B videos, F frames, n chosen frames, C channels, H x W pixels. Pixels ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,38 @@ Latents = Tensor | dict[str, Tensor]  # one tensor, or several by name (video an
 
 @dataclass(frozen=True)
 class VideoSize:
-    """The size of a video in pixels and frames; fps is for models that are conditioned on it and for files."""
+    """The size of a video in pixels and frames; fps is for models that are conditioned on it and for files.
+
+    A video of several segments, each started from the picture at which the one before arrived, has this picture once:
+    it ends one segment and begins the next.
+    """
 
     frames: int
     height: int
     width: int
     fps: int = 8
+    segments: int = 1
+
+    @property
+    def segment(self) -> VideoSize:
+        """The size of one segment: what a model makes at once."""
+        return replace(self, frames=(self.frames - 1) // self.segments + 1, segments=1)
+
+    @property
+    def seams(self) -> list[int]:
+        """The frames that end one segment and begin the next."""
+        return [number * (self.segment.frames - 1) for number in range(1, self.segments)]
+
+    def frames_of(self, segment: int) -> range:
+        """The frames of a segment, from the picture that it starts from to the one at which it arrives."""
+        start = segment * (self.segment.frames - 1)
+        return range(start, start + self.segment.frames)
+
+    def located(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """In which segment each of these frames is made, and which one of its it is there."""
+        each = max(1, self.segment.frames - 1)
+        segments = (frames - 1).clamp(min=0) // each if self.segments > 1 else torch.zeros_like(frames)
+        return segments, frames - segments * each
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Algorithm(ABC):
     Settings: ClassVar[type] = NoSettings  # a dataclass: what the recipe's section may hold beside the name
     videos_per_prompt: int = 1  # so many neighbours in a batch have the same prompt
     differentiates: ClassVar[bool] = False  # whether rewards must have a gradient, and are refused without one
+    chains: ClassVar[bool] = False  # whether it trains videos of several segments (`Engine.training_chain`)
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

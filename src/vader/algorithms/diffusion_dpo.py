@@ -27,7 +27,7 @@ from vader.engine.collectives import even_items
 from vader.engine.engine import Engine
 from vader.errors import UserError
 from vader.networks.adapter import adapters_disabled
-from vader.nouns import VideoSize, flat, map_latents
+from vader.nouns import flat, map_latents
 from vader.recipe import Recipe
 from vader.sampling.guidance import NoGuidance
 from vader.sampling.walk import Walk
@@ -119,7 +119,7 @@ class DiffusionDPO(Algorithm):
             raise UserError(f"{without_effect}: leave it out")
         self.pairs: ReplayBuffer | PreferenceFile = ReplayBuffer(settings.capacity)
         if settings.preferences is not None:
-            self.pairs = PreferenceFile(Path(settings.preferences), VideoSize(**recipe.video.model_dump()))
+            self.pairs = PreferenceFile(Path(settings.preferences), recipe.video.size)
             return
         require_share("videos_per_prompt", settings.videos_per_prompt, recipe.train.batch)
         if settings.capacity < recipe.train.batch:

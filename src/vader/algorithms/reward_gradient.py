@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from vader import randomness
@@ -34,6 +35,7 @@ class RewardGradientSettings:
     policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
     split_backward: bool = True  # through rewards and decoder piece by piece, then once through the chain
     base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's predictions
+    segments: Literal["last", "all"] | tuple[NonNegativeInt, ...] = "last"  # of a video, those with gradient
 
 
 class RewardGradient(Algorithm):
@@ -41,11 +43,13 @@ class RewardGradient(Algorithm):
 
     Settings = RewardGradientSettings
     differentiates = True
+    chains = True
 
     def __init__(self, settings: RewardGradientSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
         self.policy = load_policy(settings.policy.name, settings.policy.options)
         self.active = rehearse(self.policy, recipe.sampling.steps)
+        self.trained = chosen_segments(settings.segments, recipe.video.segments)
 
     def check(self, engine: Engine) -> None:
         """See `Algorithm.check`: every denoiser with an adapter must get gradient."""
@@ -74,11 +78,11 @@ class RewardGradient(Algorithm):
         tally = Tally()
         for part in engine.micro_batches(batch):
             distance = BaseDistance() if self.settings.base_distance else None
-            walk = engine.training_walk(part, on_gradient=distance)
-            for view in self.policy(walk, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
+            chain = engine.training_chain(part, self.trained, on_gradient=distance)
+            for view in chain.views(self.policy, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
                 weight = torch.ones(len(part.prompts), device=engine.model.device) * view.weight / batch.total
                 scale = engine.scaler.scale(weight)
-                loss, scored = self._score(engine, part, walk.kept(view.latents), scale)
+                loss, scored = self._score(engine, part, view.latents, scale)
                 pull = distance.taken() if distance else torch.zeros_like(scale)
                 with engine.clock("gradient"):
                     (loss + self.settings.base_distance * (scale * pull).sum()).backward()
@@ -101,6 +105,17 @@ class RewardGradient(Algorithm):
         norm, taken = engine.optimise(all(map(math.isfinite, (reward, clamped, distance, *parts))))
         extra = {"base_distance": distance} if self.settings.base_distance else {}
         return Metrics(reward, dict(zip(names, parts, strict=True)), int(videos), norm, clamped, not taken, extra)
+
+
+def chosen_segments(asked: Literal["last", "all"] | tuple[int, ...], there: int) -> Sequence[int]:
+    """The numbers of the segments that get gradient. Raises `UserError` if one is not there, or none is asked for."""
+    if isinstance(asked, str):
+        return range(there) if asked == "all" else [there - 1]
+    if not asked or len(set(asked)) < len(asked):
+        raise UserError(f"algorithm.segments is {list(asked)}: name at least one, and each once, as [0, 2]")
+    if max(asked) >= there:
+        raise UserError(f"algorithm.segments names {max(asked)}, but video.segments is {there}: they start at 0")
+    return asked
 
 
 @dataclass

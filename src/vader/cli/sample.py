@@ -19,7 +19,7 @@ from vader.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vader.nouns import Prompt
+    from vader.nouns import Prompt, VideoSize
     from vader.recipe import Recipe
 
 
@@ -57,6 +57,10 @@ def sample(
     height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels.")] = None,
     fps: Annotated[int | None, typer.Option("--fps", min=1, help="Frames per second; some models are told.")] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option("--segments", min=1, help="Go on so often from the last frame, with models that take pictures."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos at once.")] = 4,
     trust_code: TrustCode = False,
 ) -> None:
@@ -69,10 +73,11 @@ def sample(
     size_asked = {"frames": frames, "height": height, "width": width}
     resolved = with_changes(
         _recipe_to_sample(recipe or recipe_of(adapter), model, size_asked, trust_code), video__fps=fps,
-        sampling__steps=steps, sampling__guidance=guidance, sampling__negative=negative, train__seed=seed,
+        video__segments=segments, sampling__steps=steps, sampling__guidance=guidance, sampling__negative=negative,
+        train__seed=seed,
     )  # fmt: skip
     sampling = resolved.sampling
-    from vader.engine.build import build_solver, load_recipe_guidance, video_size
+    from vader.engine.build import build_solver, check_segments, load_recipe_guidance, video_size
     from vader.files.lock import new_folder
     from vader.models.registry import model_class
     from vader.prompts import check_texts, with_negative
@@ -83,12 +88,13 @@ def sample(
     check_texts(texts, "the command line")
     model_class(resolved.model.family).check_prompts(texts)
     check_negatives(strategy, texts)
+    check_segments(resolved, chains=True)
     folder = out or _next_free(Path("samples"))
     with new_folder(folder) as temporary:
         loaded = load_with_adapter(resolved.model, adapter)
         solver = build_solver(resolved, loaded)
         videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
-        written = _write_videos(videos, list(map(str, texts)), resolved.video.fps, temporary)
+        written = _write_videos(videos, list(map(str, texts)), resolved.video.size, temporary)
     print(*(folder / path.name for path in written), sep="\n")
 
 
@@ -129,15 +135,16 @@ def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int
     return sized.model_copy(update={"model": own_model})
 
 
-def _write_videos(videos: Tensor, prompts: Sequence[str], fps: int, out: Path) -> list[Path]:
+def _write_videos(videos: Tensor, prompts: Sequence[str], size: VideoSize, out: Path) -> list[Path]:
     from vader.files.atomic import atomic_write
     from vader.files.video import contact_sheet, write_mp4
 
     paths = [
-        write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, fps)
+        write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, size.fps, seams=size.seams)
         for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True))
     ]
-    listed = [{"file": path.name, "prompt": prompt} for path, prompt in zip(paths, prompts, strict=True)]
+    seams = {"seams": size.seams} if size.seams else {}
+    listed = [{"file": path.name, "prompt": prompt, **seams} for path, prompt in zip(paths, prompts, strict=True)]
     with atomic_write(out / "prompts.json") as temporary:
         temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png"), out / "prompts.json"]

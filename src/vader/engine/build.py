@@ -22,6 +22,7 @@ from vader.engine.optimizer import build_optimizer
 from vader.errors import UserError
 from vader.files.hub import together
 from vader.models.base import VideoModel
+from vader.models.joined import decoder_of
 from vader.models.registry import load_model, model_class, model_options
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
@@ -92,7 +93,8 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
 def joined(recipe: Recipe, model: VideoModel, mix: RewardMix, accelerator: Accelerator) -> Setup:
     """A model and rewards as the recipe samples and scores with them."""
     sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
-    return Setup(sampler, Scorer(model, mix, video_size(recipe), recipe.scoring.images), accelerator)
+    size = video_size(recipe)
+    return Setup(sampler, Scorer(decoder_of(model, size), mix, size, recipe.scoring.images), accelerator)
 
 
 def _moved(setup: Setup, device: torch.device) -> Setup:
@@ -103,7 +105,7 @@ def _moved(setup: Setup, device: torch.device) -> Setup:
 
 def video_size(recipe: Recipe) -> VideoSize:
     """The size of the recipe's videos. Raises `UserError` if this machine cannot hold the pixels of one."""
-    size = VideoSize(**recipe.video.model_dump())
+    size = recipe.video.size
     needed, there = 12 * size.frames * size.height * size.width, psutil.virtual_memory().total
     if needed > there:
         raise UserError(
@@ -157,6 +159,29 @@ def check_prefix(recipe: Recipe, differentiates: bool) -> None:
         raise UserError("sampling.prefix.guidance says where there is guidance, and here is none: leave it out")
 
 
+def check_segments(recipe: Recipe, chains: bool) -> None:
+    """Raises `UserError` if a recipe's videos have several segments and its model or algorithm knows none.
+
+    Args:
+        chains: whether the recipe's algorithm trains videos of several segments.
+    """
+    video, family = recipe.video, model_class(recipe.model.family)
+    if video.segments == 1:
+        return
+    if not family.takes_images:
+        raise UserError(
+            f"video.segments is {video.segments}, but models of the family {family.family!r} take no pictures, so that "
+            "nothing can go on from a last frame: leave it out"
+        )
+    if video.frames < 2:
+        raise UserError("a segment of one frame gets nowhere: set video.frames to 2 or more, or video.segments to 1")
+    if not chains:
+        raise UserError(
+            f"algorithm {recipe.algorithm.name!r} trains videos of one segment, and video.segments is "
+            f"{video.segments}: use reward_gradient, or leave it out"
+        )
+
+
 def build_solver(recipe: Recipe, model: VideoModel) -> Solver:
     """The solver that the checkpoint's scheduler settings and the recipe name together."""
     sampling = recipe.sampling
@@ -167,7 +192,7 @@ def build_sampler(recipe: Recipe, model: VideoModel, guidance: Guidance) -> Samp
     """How the recipe samples from its model."""
     sampling = recipe.sampling
     return make_sampler(
-        model, video_size(recipe), sampling.steps, guidance, build_solver(recipe, model),
+        model, video_size(recipe).segment, sampling.steps, guidance, build_solver(recipe, model),
         sampling.guidance_batched, sampling.guidance_detach_uncond,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from vader.networks.techniques import Techniques
 from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
 from vader.rewards.base import RewardMix
+from vader.sampling.chain import Chain
 from vader.sampling.noise import Noise
 from vader.sampling.walk import Prefix, Sampler, Walk
 from vader.scoring.choice import Group, training_groups
@@ -66,12 +67,19 @@ class Setup:
     def size(self) -> VideoSize:
         return self.scorer.size
 
+    def chain(
+        self, prompts: Sequence[Prompt], seed: int, purpose: str, step: int, indices: Sequence[int],
+        trained: Container[int] = (), **more: Any,
+    ) -> Chain:  # fmt: skip
+        """How videos of these prompts are sampled, all their segments; `more` as `Walk` takes it."""
+        noise = Noise(self.model.noise_shape(self.size.segment), seed, purpose, step, indices, self.model.device)
+        return Chain(self.sampler, prompts, self.size, noise, None, trained, more)
+
     def walk(
         self, prompts: Sequence[Prompt], seed: int, purpose: str, step: int, indices: Sequence[int], **more: Any
     ) -> Walk:
-        """The sampling chain of these prompts, encoded, under the noise of these videos; `more` as `Walk` takes it."""
-        noise = Noise(self.model.noise_shape(self.size), seed, purpose, step, indices, self.model.device)
-        return Walk(self.sampler, self.model.encode(prompts, self.size), noise, **more)
+        """The walk of these prompts' (first) segment; see `chain`."""
+        return self.chain(prompts, seed, purpose, step, indices, **more).walk()
 
 
 @dataclass
@@ -86,13 +94,20 @@ class Engine(Setup):
     clock: Clock
     tell: Callable[[str], object] = lambda text: None  # hears how far a step is
 
-    def training_walk(self, batch: Batch, on_gradient: Callable[[Walk, int, Any, Any], object] | None = None) -> Walk:
-        """The walk of a batch's videos, under the step's noise."""
-        return self.walk(
-            batch.prompts, self.recipe.train.seed, "train", batch.step, batch.indices,
+    def training_chain(
+        self, batch: Batch, trained: Container[int] = (0,),
+        on_gradient: Callable[[Walk, int, Any, Any], object] | None = None,
+    ) -> Chain:  # fmt: skip
+        """How a batch's videos are sampled, under the step's noise, with gradient in some of their segments."""
+        return self.chain(
+            batch.prompts, self.recipe.train.seed, "train", batch.step, batch.indices, trained,
             phases=self.clock, on_gradient=on_gradient, gradient_step=self.memory.gradient_step,
             prefix=Prefix(**dict(self.recipe.sampling.prefix)),
         )  # fmt: skip
+
+    def training_walk(self, batch: Batch) -> Walk:
+        """The walk of a batch's videos of one segment, under the step's noise."""
+        return self.training_chain(batch).walk()
 
     @property
     def adapted(self) -> list[str]:

@@ -14,6 +14,7 @@ from itertools import accumulate, groupby
 from typing import Literal
 
 from vader.evaluation.formats import decimals, fixed, plain
+from vader.nouns import VideoSize
 from vader.runs.reader import Evaluation, Run
 
 
@@ -56,6 +57,26 @@ def figure_names(evaluations: Iterable[Evaluation]) -> list[str]:
     return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.figures))
 
 
+def curve_names(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Every curve over a video's frames that any of them has, in the order in which they first appear."""
+    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.curves))
+
+
+def frame_chart(name: str, series: Sequence[Series], size: VideoSize) -> str:
+    """A small chart of lines over a video's frames, in which seams are marked, on a card; empty without lines."""
+    drawn = [one for one in series if any(map(math.isfinite, one.y))]
+    if not drawn:
+        return ""
+    spans = (0.0, 1.0) if all(0 <= y <= 1 for one in drawn for y in one.y) and is_share(name.split("/")[-1]) else None
+    return chart_card(name, line_chart(drawn, f"{name} over frames", "frame", "small", spans, size.seams))
+
+
+def frame_series(evaluation: Evaluation, name: str, label: str, style: str) -> Series:
+    """One curve of an evaluation, the mean over its videos."""
+    curve = evaluation.curves.get(name, [])
+    return Series(label, style, list(range(len(curve))), curve)
+
+
 def is_share(name: str) -> bool:
     """Whether a figure is a share, drawn from 0 to 1: those of the tiny world's judge are."""
     return name.split("/")[0].split("_")[0] in ("judge", "gold")
@@ -95,6 +116,7 @@ def line_chart(
     x_label: str,
     size: Literal["large", "small"] = "large",
     y_range: tuple[float, float] | None = None,
+    marks: Sequence[float] = (),
 ) -> str:
     """An HTML figure of the lines.
 
@@ -104,6 +126,7 @@ def line_chart(
         x_label: what x counts, at the foot.
         size: the class that sets the height; a small chart has fewer labels.
         y_range: what the chart spans upwards; None fits the points.
+        marks: places on the x axis through which a dashed line goes.
     """
     about = {"large": 5, "small": 3}[size]
     xs = [x for one in series for x in one.x]
@@ -121,7 +144,7 @@ def line_chart(
     return (
         f'<div class="chart {size}{deep}" style="--longest:{max(len(plain(y)) for y in y_ticks)}"><div class="plot">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
-        f"{_grid(y_ticks, frame)}{lines}</svg>{labels}</div>"
+        f"{_grid(y_ticks, frame)}{_marked(marks, frame)}{lines}</svg>{labels}</div>"
         f'<div class="x-label">{escape(x_label)}</div></div>'
     )
 
@@ -214,6 +237,10 @@ def _mark(x: float, y: float, frame: _Frame) -> str:
 
 def _grid(y_ticks: Sequence[float], frame: _Frame) -> str:
     return "".join(f'<path class="grid" d="M0 {1000 * (1 - frame.up(y)):.1f}H1000"/>' for y in y_ticks)
+
+
+def _marked(marks: Sequence[float], frame: _Frame) -> str:
+    return "".join(f'<path class="seam" d="M{1000 * frame.across(x):.1f} 0V1000"/>' for x in marks)
 
 
 def _y_labels(y_ticks: Sequence[float], frame: _Frame) -> str:

@@ -19,7 +19,10 @@ from vader.evaluation.charts import (
     Axis,
     Series,
     chart_card,
+    curve_names,
     figure_names,
+    frame_chart,
+    frame_series,
     held_out_series,
     is_share,
     legend,
@@ -131,7 +134,7 @@ def comparison_page(entries: Sequence[Entry]) -> str:
         f"GPU the clock's again. Neither has evaluations in it.</p>{notes}</header>"
     )
     foot = f"<footer>Written by vader {__version__}.</footer>"
-    parts = (_curves, _videos, _figure_curves, _memory, _table)
+    parts = (_curves, _videos, _figure_curves, _along_the_video, _memory, _table)
     return html_page("Runs compared · VADER", head + "".join(part(entries) for part in parts) + foot)
 
 
@@ -228,6 +231,18 @@ def _figure_line(name: str, entry: Entry) -> Series:
     found = [evaluation for evaluation in entry.run.evaluations if name in evaluation.figures]
     steps, values = [one.step for one in found], [one.figures[name] for one in found]
     return Series(entry.label, entry.style, steps, values, points=True, values=False)
+
+
+def _along_the_video(entries: Sequence[Entry]) -> str:
+    """Curves over the frames of held-out videos: every run's latest, which has them. The legend is that of rewards."""
+    names = curve_names(entry.run.evaluations[-1] for entry in entries)
+    longest = max((entry.run.recipe.video.size for entry in entries), key=lambda size: size.frames)
+    lines = {
+        name: [frame_series(entry.run.evaluations[-1], name, entry.label, entry.style) for entry in entries]
+        for name in names
+    }
+    cards = "".join(frame_chart(name, series, longest) for name, series in lines.items())
+    return section("Along the video", f'<div class="smalls">{cards}</div>') if cards else ""
 
 
 def _memory(entries: Sequence[Entry]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +25,7 @@ from vader.engine.engine import Setup
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
-from vader.nouns import Clip, Prompt
+from vader.nouns import Clip, Prompt, VideoSize
 from vader.runs.log import write_lines
 
 
@@ -39,6 +39,7 @@ class VideoScore:
     parts: dict[str, float]
     figures: dict[str, float]
     clip: Clip | None  # of one video, on the CPU
+    curves: dict[str, list[float]] = field(default_factory=dict)  # over its frames
 
     def record(self) -> dict[str, Any]:
         """The video as a line of a run's `evaluations/step-*.jsonl`."""
@@ -50,6 +51,7 @@ class VideoScore:
             "reward": self.reward,
             "parts": self.parts,
             "figures": self.figures,
+            **({"curves": self.curves} if self.curves else {}),
         }
 
 
@@ -61,10 +63,11 @@ class HeldOut:
     over_set: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
-        """Mean reward with its spread over videos, mean parts, and the table of figures where there are any."""
+        """Mean reward with its spread over videos, mean parts, figures and curves where there are any."""
         rewards = [video.reward for video in self.videos]
         spread = torch.tensor(rewards, dtype=torch.float64).std().item() if len(rewards) > 1 else 0.0
         figures = mean_of([video.figures for video in self.videos]) | self.over_set
+        curves = mean_curves([video.curves for video in self.videos])
         return {
             "reward": fmean(rewards),
             "std": spread,
@@ -72,12 +75,20 @@ class HeldOut:
             "videos": len(rewards),
             "parts": mean_of([video.parts for video in self.videos]),
             **({"figures": figures} if figures else {}),
+            **({"curves": curves} if curves else {}),
         }
 
 
 def mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each number by name; all records have the same names."""
     return {name: fmean(record[name] for record in records) for name in records[0]}
+
+
+def mean_curves(records: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """The mean of each curve by name, point by point; all records have the same names."""
+    return {
+        name: [fmean(points) for points in zip(*(one[name] for one in records), strict=True)] for name in records[0]
+    }
 
 
 # ---- measuring ----
@@ -130,9 +141,9 @@ def _score(
     setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: HeldOutMetrics, kept: int
 ) -> list[VideoScore]:
     """One batch on this process; the clips of the first `kept` videos stay."""
-    walk = setup.walk(prompts, seed, "sample", 0, indices)
-    clip = setup.scorer.decode(walk.frozen(len(walk)).latents, metrics.audio)
+    clip = setup.scorer.decode(setup.chain(prompts, seed, "sample", 0, indices).final(), metrics.audio)
     scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
+    curves = metrics.over_frames(clip, prompts)
     return [
         VideoScore(
             index=index,
@@ -141,6 +152,7 @@ def _score(
             parts=_of_video(scored.parts, i),
             figures=_of_video(figures, i),
             clip=_alone(clip, i) if index < kept else None,
+            curves={name: values[i].tolist() for name, values in curves.items()},
         )
         for i, index in enumerate(indices)
     ]
@@ -183,13 +195,13 @@ def sample_name(video: VideoScore) -> str:
     return f"{video.index:03d}.mp4"
 
 
-def write_samples(folder: Path, videos: Iterable[VideoScore], fps: int) -> None:
+def write_samples(folder: Path, videos: Iterable[VideoScore], size: VideoSize) -> None:
     """Writes videos and the list of their prompts to `folder`, whole or not at all."""
     listed = []
     with atomic_folder(folder) as temporary:
         for video in videos:
             if video.clip is not None:
                 name = sample_name(video)
-                write_mp4(temporary / name, video.clip.frames[0], fps)
+                write_mp4(temporary / name, video.clip.frames[0], size.fps, seams=size.seams)
                 listed.append({"file": name, "prompt": str(video.prompt), "reward": video.reward})
         (temporary / "prompts.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")

@@ -17,10 +17,22 @@ from statistics import fmean, median
 from string import Template
 from typing import Literal
 
-from vader.evaluation.charts import AXES, Series, chart_card, figure_names, is_share, legend, line_chart, reward_series
+from vader.evaluation.charts import (
+    AXES,
+    Series,
+    chart_card,
+    curve_names,
+    figure_names,
+    frame_chart,
+    frame_series,
+    is_share,
+    legend,
+    line_chart,
+    reward_series,
+)
 from vader.evaluation.formats import TIMES, counted, decimals, duration, fixed, signed
 from vader.files.atomic import atomic_write
-from vader.recipe import Recipe
+from vader.recipe import Recipe, VideoSection
 from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
 from vader.version import __version__
 
@@ -99,9 +111,15 @@ def _described(recipe: Recipe) -> str:
     return (
         f"{recipe.model.family} ({recipe.model.checkpoint}) aligned to {rewards_in_words(recipe)} "
         f"by {_method(recipe)}. "
-        f"{counted(video.frames, 'frame')} of {video.width} {TIMES} {video.height} pixels, "
+        f"{_length(video)} of {video.width} {TIMES} {video.height} pixels, "
         f"LoRA of rank {recipe.adapter.rank}."
     )
+
+
+def _length(video: VideoSection) -> str:
+    """ "16 frames", and of several segments how these make it up."""
+    segments = f" in {video.segments} segments of {video.frames}" if video.segments > 1 else ""
+    return f"{counted(video.size.frames, 'frame')}{segments}"
 
 
 def rewards_in_words(recipe: Recipe) -> str:
@@ -291,6 +309,7 @@ def curves(run: Run) -> str:
     )
     smalls = _small_charts("Each reward", _part_series(run))
     smalls += _small_charts("Figures, on held-out prompts", _figure_series(run))
+    smalls += _along_the_video(run)
     smalls += _small_charts("Health of the training", _health_series(run))
     table = _evaluation_table(run.evaluations) if run.evaluations else ""
     return section("Reward", f'<div class="card">{legend(series)}{large}</div>{table}{smalls}', beside=_AXIS)
@@ -323,6 +342,19 @@ def _figure_series(run: Run) -> dict[str, list[Series]]:
         name: [_over_steps("held-out", measured, [one.figures.get(name, math.nan) for one in measured])]
         for name in figure_names(measured)
     }
+
+
+def _along_the_video(run: Run) -> str:
+    """Curves over the frames of held-out videos, before training and at the latest evaluation."""
+    if not (names := curve_names(run.evaluations)):
+        return ""
+    first, last = run.evaluations[0], run.evaluations[-1]
+    shown = [(first, _step_name(first.step), "faint"), (last, _step_name(last.step), "held-out")]
+    lines = {name: [frame_series(one, name, label, style) for one, label, style in shown] for name in names}
+    cards = "".join(frame_chart(name, series, run.recipe.video.size) for name, series in lines.items())
+    seams = "; dashed where one segment ends and the next begins" if run.recipe.video.segments > 1 else ""
+    lead = f'<p class="soft">Means over held-out videos, frame by frame{seams}.</p>'
+    return f'<h3>Along the video</h3>{lead}{legend(lines[names[0]])}<div class="smalls">{cards}</div>'
 
 
 def _health_series(run: Run) -> dict[str, list[Series]]:

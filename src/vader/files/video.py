@@ -39,7 +39,9 @@ TALL = 4096  # pixels: a contact sheet of one column may be so tall
 MARGIN, GAP, FONT_SIZE, LINE_HEIGHT = 16, 4, 18, 24
 
 
-def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None = None) -> Path:
+def write_mp4(
+    path: str | Path, frames: Tensor, fps: float, upscale: int | None = None, seams: Sequence[int] = ()
+) -> Path:
     """Writes an H.264 file that every browser plays and that starts before it is loaded whole.
 
     Args:
@@ -47,6 +49,7 @@ def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None 
         frames: pixels `[F, 3, H, W]` in [0, 1], any float type and device; values beyond are clamped.
         fps: frames a second.
         upscale: each pixel becomes a square of this side; None enlarges small videos to about 256 pixels.
+        seams: frames that end one segment and begin the next, for the file's comment.
 
     Odd sides, which 4:2:0 chroma cannot have, gain one row or column, a copy of the edge. `read_video`
     takes both away again.
@@ -55,7 +58,7 @@ def write_mp4(path: str | Path, frames: Tensor, fps: float, upscale: int | None 
     factor = upscale or enlargement(height, width)
     images = to_bytes(_evened(enlarged(frames, factor)))
     with atomic_write(path) as temporary:
-        _encode(temporary, images, Fraction(fps).limit_denominator(1001), _mark(height, width, factor))
+        _encode(temporary, images, Fraction(fps).limit_denominator(1001), _mark(height, width, factor, seams))
     return Path(path)
 
 
@@ -224,14 +227,15 @@ def _encode(path: Path, images: np.ndarray, rate: Fraction, comment: str) -> Non
         container.mux(stream.encode())
 
 
-def _mark(height: int, width: int, factor: int) -> str:
+def _mark(height: int, width: int, factor: int, seams: Sequence[int]) -> str:
     """What the file's comment says, so that `read_video` finds the sampled pixels again."""
-    return f"vader: {width}x{height} pixels enlarged by {factor}"
+    said = f"; seams at frames {', '.join(map(str, seams))}" if seams else ""
+    return f"vader: {width}x{height} pixels enlarged by {factor}{said}"
 
 
 def _unmark(comment: str, height: int, width: int) -> tuple[int, int, int]:
     """Height, width and enlargement of the sampled video, if the comment fits the frame's size."""
-    found = re.fullmatch(r"vader: (\d+)x(\d+) pixels enlarged by (\d+)", comment)
+    found = re.fullmatch(r"vader: (\d+)x(\d+) pixels enlarged by (\d+)(?:; .*)?", comment)
     if found:
         own_width, own_height, factor = map(int, found.groups())
         if (own_height * factor + 1) // 2 * 2 == height and (own_width * factor + 1) // 2 * 2 == width:

@@ -33,7 +33,7 @@ def widened(recipe: Recipe, card: int, processes: int = 1) -> Recipe:
         share = batch // processes
         recipe = _most(recipe, MICRO_BATCH, [size for size in range(1, share + 1) if batch % size == 0], card)
     if recipe.scoring.chunk is None:
-        images = (recipe.train.micro_batch or batch) * recipe.video.frames
+        images = (recipe.train.micro_batch or batch) * recipe.video.size.frames
         recipe = _most(recipe, CHUNK, [2**power for power in range(images.bit_length())], card)
     return recipe
 

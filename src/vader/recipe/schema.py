@@ -57,5 +57,5 @@ class Recipe(Section):
         yield from rules.of_name(self.name)
         for number, reward in enumerate(self.rewards):
             yield from rules.of_weight(f"rewards.{number}.weight", reward.weight)
-            yield from rules.of_sees(f"rewards.{number}.sees", reward.sees, self.video.frames)
+            yield from rules.of_sees(f"rewards.{number}.sees", reward.sees, self.video.size.frames)
         yield from rules.of_batch(self.train)

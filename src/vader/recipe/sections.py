@@ -14,6 +14,7 @@ from pydantic import (
     PositiveInt,
 )
 
+from vader.nouns import VideoSize
 from vader.plugins import Part, at_most
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -58,6 +59,14 @@ class VideoSection(Section):
     """Pixels."""
     fps: Annotated[int, at_most(1_000, "no video shows more frames a second")] = 8
     """Frames a second, for files and for models that are told."""
+    segments: Annotated[int, at_most(1_000, "errors add up from segment to segment")] = 1
+    """Each starts from the last frame of the one before, and has so many frames; for models that take pictures."""
+
+    @property
+    def size(self) -> VideoSize:
+        """Of the whole video; a picture that ends one segment and begins the next is there once."""
+        frames = self.segments * (self.frames - 1) + 1
+        return VideoSize(frames, self.height, self.width, self.fps, self.segments)
 
 
 class PrefixSection(Section):

@@ -10,9 +10,10 @@ import json
 import math
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,7 @@ class Evaluation:
     parts: dict[str, float]
     seconds: float
     figures: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)  # over the frames of a video, means over all
 
 
 @dataclass(frozen=True)
@@ -179,16 +181,26 @@ Record = TypeVar("Record", TrainStep, Evaluation)
 
 def _record(kind: type[Record], values: dict[str, Any]) -> Record:
     found = {f.name: _number(values[f.name]) for f in fields(kind) if f.name in values}
-    numbers = [n for value in found.values() for n in (value.values() if isinstance(value, dict) else [value])]
-    if not all(isinstance(number, int | float) for number in numbers):
+    if not all(isinstance(number, int | float) for value in found.values() for number in _leaves(value)):
         raise TypeError("not a number")
     return kind(**found)
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in mappings and lists, however deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        yield value
+    else:
+        yield from chain.from_iterable(map(_leaves, inner))
+
+
 def _number(value: Any) -> Any:
-    """JSON has no NaN: null stands for it, alone or among the values of a mapping."""
+    """JSON has no NaN: null stands for it, alone or among the values of a mapping or list."""
     if isinstance(value, dict):
         return {str(key): _number(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_number(item) for item in value]
     return math.nan if value is None else value
 
 

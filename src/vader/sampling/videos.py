@@ -12,10 +12,12 @@ from torch import Tensor
 from vader.errors import UserError
 from vader.files.foreign import reading
 from vader.models.base import VideoModel
+from vader.models.joined import decoder_of
 from vader.nouns import Prompt, VideoSize, as_prompts
+from vader.sampling.chain import Chain
 from vader.sampling.guidance import Guidance, load_guidance
 from vader.sampling.noise import Noise
-from vader.sampling.walk import Sampler, Walk
+from vader.sampling.walk import Sampler
 from vader.solvers import Schedule, Solver
 from vader.solvers.scheduler_config import solver_from_config
 
@@ -82,26 +84,26 @@ def sample_videos(
 ) -> Tensor:
     """Samples one video a prompt, or one of a single prompt: float32 `[B, F, 3, H, W]` in [0, 1], on the CPU.
 
-    Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry. A video's
+    Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry; a size of
+    several segments goes on from where each arrives (`Chain`). A video's
     noise depends on the seed and its place among the prompts alone, not on how they are batched. The other arguments
     are those of `make_sampler`.
 
     Raises:
         UserError: as `make_sampler`, there is no prompt or one does not fit the model, or a video holds nan.
     """
-    sampler = make_sampler(model, size, steps, guidance, solver)
-    shape, asked = model.noise_shape(size), as_prompts(prompts)
+    sampler = make_sampler(model, size.segment, steps, guidance, solver)
+    shape, asked = model.noise_shape(size.segment), as_prompts(prompts)
     if not asked:
         raise UserError("there is no prompt to sample a video of: give at least one")
     model.check_prompts(asked, pictured=images is not None)
     model.prepare(asked)
-    videos = []
+    decoder, videos = decoder_of(model, size), []
     for start in range(0, len(asked), batch):
         some = slice(start, start + batch)
-        condition = model.encode(asked[some], size, None if images is None else images[some])
         noise = Noise(shape, seed, "sample", 0, range(len(asked))[some], model.device)
-        walk = Walk(sampler, condition, noise)
-        videos.append(model.decode(walk.frozen(len(walk)).latents).cpu())
+        chain = Chain(sampler, asked[some], size, noise, None if images is None else images[some])
+        videos.append(decoder.decode(chain.final()).cpu())
         _check_videos(videos[-1], asked[some])
     return torch.cat(videos)
 

@@ -278,8 +278,10 @@ def _last(start: Place, places: Iterator[Place]) -> Place:
     return deque(chain([start], places), maxlen=1).pop()
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
+def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
     """The same value, whose gradient is scaled; a factor of 1 changes nothing, and 0 leaves no graph."""
+    if isinstance(factor, Tensor):
+        return x.detach() + factor * (x - x.detach())
     if factor == 1.0:
         return x
     return x.detach() if factor == 0.0 else x.detach() + factor * (x - x.detach())

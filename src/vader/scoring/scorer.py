@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vader.models.base import VideoModel
+from vader.models.joined import Joined
 from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
 from vader.rewards.base import RewardMix
 from vader.rewards.contract import scored
@@ -30,7 +31,7 @@ from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, scor
 class Scorer:
     """Scores videos of one size; `chunk` images are decoded and scored at once, over all videos."""
 
-    model: VideoModel
+    model: VideoModel | Joined
     mix: RewardMix
     size: VideoSize
     chunk: int = 1
@@ -43,14 +44,15 @@ class Scorer:
         """The gradient of `-sum over videos of scale * reward` at the latents, without a graph left behind.
 
         Args:
-            latents: of B videos; detached here.
+            latents: of B videos; detached here. Where only some of several by name have a graph, the others are
+                constants, whose gradient is zero and costs nothing.
             groups: what each reward is shown (`training_groups`).
             scale: `[B]`.
 
         Returns:
             The gradient, shaped like the latents, and the scores.
         """
-        leaf, sheet = map_latents(lambda x: x.detach().requires_grad_(), latents), Sheet()
+        leaf, sheet = _leaves(latents), Sheet()
         for group in groups:
             at_pixels = self._pull_clip(leaf, prompts, group, scale, sheet) if group.whole else None
             self._pull_pieces(leaf, prompts, group, scale, sheet, at_pixels)
@@ -81,14 +83,17 @@ class Scorer:
         for piece in self._pieces(group.frames):
             raw = decode(piece)
             sheet.count_clamped(raw)
-            pixels = raw.detach().requires_grad_()
-            pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
+            pixels = raw.detach().requires_grad_(raw.requires_grad)
+            if raw.requires_grad:
+                pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
             clip, texts = Clip(pixels, group.times[piece]), prompts[piece.rows]
             for row, parts in framewise_scores(clip, texts, group.framewise, frames, self.chunk):
                 total, start = self.mix.total(parts), piece.rows.start + row
-                (-scale[start : start + len(total)] * total).sum().backward()
+                if raw.requires_grad:
+                    (-scale[start : start + len(total)] * total).sum().backward()
                 sheet.add(start, videos, parts)
-            raw.backward(pixels.grad)
+            if raw.requires_grad:
+                raw.backward(pixels.grad)
 
     def graph(
         self, latents: Any, prompts: Sequence[Prompt], groups: Sequence[Group], scale: Tensor
@@ -148,3 +153,9 @@ class Scorer:
         """All chosen frames, decoded piece by piece without graph."""
         with torch.no_grad():
             return assembled(frames, [(piece, pixels(piece)) for piece in self._pieces(frames)])
+
+
+def _leaves(latents: Any) -> Any:
+    """Latents without their graph that collect gradient; where some have a graph, these alone."""
+    some = not isinstance(latents, Tensor) and any(x.requires_grad for x in latents.values())
+    return map_latents(lambda x: x.detach().requires_grad_(x.requires_grad or not some), latents)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vader.algorithms import load_algorithm
 from vader.algorithms.base import Algorithm
-from vader.engine.build import check_guidance, check_prefix, video_size
+from vader.engine.build import check_guidance, check_prefix, check_segments, video_size
 from vader.engine.optimizer import check_optimizer
 from vader.errors import UserError
 from vader.evaluation.metrics.registry import check_metrics
@@ -66,6 +66,7 @@ def check_recipe(recipe: Recipe) -> Checked:
         model_class(recipe.model.family).locate(recipe.model.checkpoint)
     algorithm = load_algorithm(recipe)
     check_prefix(recipe, algorithm.differentiates)
+    check_segments(recipe, algorithm.chains)
     return Checked(recipe, algorithm, train_prompts, test_prompts)
 
 

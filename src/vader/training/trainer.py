@@ -259,7 +259,7 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     engine = build_engine(trained, folder.path)
     metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
-    engine.model.noise_shape(engine.size)  # a size that the model cannot make ends the run here
+    engine.model.noise_shape(engine.size.segment)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
     try_metrics(metrics, engine.scorer, test_prompts, min(_held_out_counts(recipe).values()))
@@ -476,7 +476,7 @@ def _evaluate(run: Run, display: Display) -> None:
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
-        write_samples(run.folder.samples(step), found.videos[: settings.shown], run.recipe.video.fps)
+        write_samples(run.folder.samples(step), found.videos[: settings.shown], run.engine.size)
         write_scores(run.folder.evaluation(step), found.videos)
         run.log.append(line)
         if run.recipe.train.trackers:

@@ -1,9 +1,10 @@
 """The contract of a metric, and the metrics of a recipe together: clips and prompts in, figures by flat names out.
 
-A metric measures each video alone (`per_video`), a set of videos as a whole (`over_set`), or both. Bring your own:
-subclass `Metric`, name it `module:Name`. Nothing is trained on what it says.
+A metric measures each video alone (`per_video`), a set of videos as a whole (`over_set`), or both; beside that it may
+follow a video along its frames (`over_frames`). Bring your own: subclass `Metric`, name it `module:Name`. Nothing is
+trained on what it says.
 
-Shapes: B videos; clips are whole videos on the CPU.
+Shapes: B videos of F frames; clips are whole videos on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vader.nouns import Clip, Prompt, VideoSize
 from vader.plugins import explain_methods, is_built_in
 from vader.rewards.base import BrokenContract, require_scores
 
-WORK = ("per_video", "over_set", "check", "prepare")
+WORK = ("per_video", "over_set", "over_frames", "check", "prepare")
 
 
 class Aside(UserError):
@@ -48,6 +49,10 @@ class Metric:
     def over_set(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> float | dict[str, float]:
         """Figures of a set of videos, each a clip of one, with their prompts; empty where they cannot be had."""
         raise NotImplementedError
+
+    def over_frames(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Curves over the frames of B videos, each `[B, F]`, by name; most metrics have none."""
+        return {}
 
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """Raises `UserError` if videos of this size cannot be measured, `Aside` if those of these prompts cannot.
@@ -109,6 +114,14 @@ class HeldOutMetrics:
                 found[figure] = _numbers(figure, values, len(prompts))
         return found
 
+    def over_frames(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Every curve over frames, each `[B, F]`. Raises `UserError` if a metric gives anything else."""
+        found: dict[str, Tensor] = {}
+        for name, metric in self.metrics.items():
+            for figure, values in _flat(name, metric.over_frames(clip, prompts)).items():
+                found[figure] = _curve(figure, values, tuple(clip.frames.shape[:2]))
+        return found
+
     def over_set(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> dict[str, float]:
         """Every figure of a set of videos. Raises `UserError` if a metric gives anything but numbers."""
         found: dict[str, float] = {}
@@ -137,6 +150,17 @@ def _numbers(figure: str, values: object, count: int) -> Tensor:
         return require_scores(values, count, "per_video", "video")
     except BrokenContract as error:
         raise UserError(f"metric {figure!r} {error}") from error
+
+
+def _curve(figure: str, values: object, shape: tuple[int, ...]) -> Tensor:
+    """What `over_frames` gave as a curve, `[B, F]`."""
+    if not isinstance(values, Tensor) or tuple(values.shape) != shape or not torch.isfinite(values).all():
+        given = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise UserError(
+            f"metric {figure!r} gave {given} from `over_frames`: let it return finite numbers {list(shape)}, one for "
+            "each frame of each video"
+        )
+    return values
 
 
 def _number(figure: str, value: object) -> float:

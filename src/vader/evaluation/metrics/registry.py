@@ -16,6 +16,8 @@ BUILT_IN = {
     "judge": "vader.evaluation.metrics.judge:Judge",
     "gold": "vader.evaluation.metrics.gold:Gold",
     "diversity": "vader.evaluation.metrics.diversity:Diversity",
+    "drift": "vader.evaluation.metrics.drift:Drift",
+    "segments": "vader.evaluation.metrics.segments:Segments",
 }
 
 

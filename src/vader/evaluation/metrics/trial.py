@@ -33,7 +33,9 @@ def try_metrics(metrics: HeldOutMetrics, scorer: Scorer, prompts: Sequence[Promp
     sound = random_sound(scorer) if metrics.audio else None
     audio = sound and Audio(sound.samples.cpu(), sound.rate)
     clip = Clip.whole(random_pixels(size, size.frames), size.fps, audio)
-    metrics.per_video(clip, list(islice(cycle(prompts), VIDEOS)))
+    few = list(islice(cycle(prompts), VIDEOS))
+    metrics.per_video(clip, few)
+    metrics.over_frames(clip, few)
     own = HeldOutMetrics({name: one for name, one in metrics.metrics.items() if not is_built_in(type(one))})
     if own.of_sets:
         alone = [clip[i % VIDEOS : i % VIDEOS + 1] for i in range(count)]  # the same two again and again
