@@ -25,7 +25,7 @@ PHASES = {
 
 def headline(recipe: Recipe) -> str:
     """Of what the plan is."""
-    size, train = recipe.video, recipe.train
+    size, train = recipe.video.size, recipe.train
     precision = PRECISION if recipe.model.precision == "auto" else recipe.model.precision
     videos, frames = counted(train.batch, "video"), counted(size.frames, "frame")
     return (

@@ -87,7 +87,7 @@ class Chain:
     @torch.no_grad()
     def _arrived(self, latents: Latents) -> Tensor:
         """The last pictures `[B, 3, H, W]` of a segment."""
-        last = torch.full((len(self.prompts), 1), self.size.segment.frames - 1, device=self.sampler.model.device)
+        last = torch.full((len(self.prompts), 1), self.size.segment.frames - 1)  # on the CPU: some models read it
         return self.sampler.model.decode(detached(latents), last)[:, 0]
 
 

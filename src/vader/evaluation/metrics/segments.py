@@ -19,7 +19,7 @@ class Segments(Metric):
     """What another metric finds in each segment of a video, the first called 1: `gold/1`, `gold/2` ...
 
     A segment goes from the picture that it starts from to the one at which it arrives. Over a video's frames, each
-    segment's figure stands at all of its frames.
+    segment's figure stands at all frames that it made.
 
     Args:
         of: that metric, or a reward: `{name: gold, task: consistency}`.
@@ -49,7 +49,8 @@ class Segments(Metric):
         curves: dict[str, Tensor] = {}
         for number, name, values in self._found(clip, prompts):
             curve = curves.setdefault(name, torch.zeros(clip.frames.shape[:2]))
-            curve[:, self.size.frames_of(number)] = values[:, None].float()
+            made = self.size.frames_of(number)[min(number, 1) :]  # the picture that it starts from, another made
+            curve[:, made] = values[:, None].float()
         return curves
 
     def _found(self, clip: Clip, prompts: Sequence[Prompt]) -> list[tuple[int, str, Tensor]]:
