@@ -184,7 +184,7 @@ def test_the_last_segments_gradient_is_that_of_its_own_finite_difference():
 
 
 def test_what_is_not_trained_costs_no_backward_pass():
-    """Decoding of constant segments has no graph: with framewise rewards their pieces are scored as mere numbers."""
+    """Constant segments are decoded without a graph, and have no gradient."""
     chain = make_chain([2])
     (view,) = chain.views(load_policy("last", {}), torch.Generator())
     assert [view.latents[name].requires_grad for name in "012"] == [False, False, True]

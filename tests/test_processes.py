@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from test_chain import CONTINUING
 from toy_runs import TOY, Command, assert_close_metrics, lines_of, metrics, toy_recipe, wait_until
 from toys import Stillness, ToyDenoiser, ToyModel, Warmth
 from vader.errors import UserError
@@ -158,6 +159,10 @@ VARIANTS = {
     ),
     "ddpo, three processes": (3, ["algorithm={name: ddpo, minibatches: 3}", "sampling.eta=1", "train.batch=6"]),
     "diffusion_dpo, three processes": (3, [*DPO, "algorithm.pairs=4", "train.batch=6"]),
+    "three segments": (
+        2,
+        [*CONTINUING, "rewards.0.sees=all", "algorithm.segments=[1, 2]", "evaluation.metrics=[{name: drift}]"],
+    ),
     "each reward its own frames": (2, ["rewards.0.sees=1", "rewards.1.sees=all", "scoring.chunk=2"]),
 }
 

@@ -49,8 +49,9 @@ def assert_close_metrics(
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    alone = {key: value for key, value in line.items() if key not in ("kind", "parts", "figures")}
-    return alone | line["parts"] | line.get("figures", {})
+    alone = {key: value for key, value in line.items() if key not in ("kind", "parts", "figures", "curves")}
+    curves = {f"{name}[{i}]": y for name, curve in line.get("curves", {}).items() for i, y in enumerate(curve)}
+    return alone | line["parts"] | line.get("figures", {}) | curves
 
 
 def adapter(folder: Path) -> dict[str, bytes | dict[str, str]]:

@@ -83,16 +83,14 @@ class Scorer:
         for piece in self._pieces(group.frames):
             raw = decode(piece)
             sheet.count_clamped(raw)
-            pixels = raw.detach().requires_grad_(raw.requires_grad)
-            if raw.requires_grad:
-                pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
+            pixels = raw.detach().requires_grad_()
+            pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
             clip, texts = Clip(pixels, group.times[piece]), prompts[piece.rows]
             for row, parts in framewise_scores(clip, texts, group.framewise, frames, self.chunk):
                 total, start = self.mix.total(parts), piece.rows.start + row
-                if raw.requires_grad:
-                    (-scale[start : start + len(total)] * total).sum().backward()
+                (-scale[start : start + len(total)] * total).sum().backward()
                 sheet.add(start, videos, parts)
-            if raw.requires_grad:
+            if raw.requires_grad:  # not of constants; rewards go backward all the same, in step with other processes
                 raw.backward(pixels.grad)
 
     def graph(
