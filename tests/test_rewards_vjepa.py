@@ -15,7 +15,7 @@ from vader.rewards import load_reward
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
 from vader.rewards.vjepa import VJEPA, checkpoint
 from vader.rewards.vjepa.checkpoint import PARTS, build, load_jepa, save_release
-from vader.rewards.vjepa.masks import MASK_SETS, Grid, Masks, block_size, draw_masks, place_blocks
+from vader.rewards.vjepa.masks import MASK_SETS, Grid, Masks, block_size, draw_masks, future_masks, place_blocks
 from vader.rewards.vjepa.networks import VitSize, VJepa1, resample, sine_table, table_grid, take_tokens
 from vader.rewards.vjepa.reward import normalized_targets, prediction_loss
 from vader.tools.check import check_reward
@@ -167,6 +167,31 @@ def test_masks_hide_as_much_as_in_training():
 def test_a_block_as_large_as_the_grid_is_refused():
     with pytest.raises(ValueError, match="nothing to see"):
         place_blocks(Grid(4, 1, 1), Grid(4, 1, 1), 2, torch.Generator())
+
+
+@pytest.mark.parametrize(("seen", "first"), [(0.01, 1), (0.3, 1), (0.5, 2), (0.8, 3), (0.99, 3)])
+def test_future_masks_hide_all_that_follows_and_never_everything(seen, first):
+    context, target = future_masks(Grid(4, 3, 5), seen)
+    assert torch.equal(context, torch.arange(15 * first)[None])
+    assert torch.equal(torch.cat([context, target], dim=1), torch.arange(60)[None])
+
+
+def test_a_clip_of_one_token_has_no_future():
+    with pytest.raises(ValueError, match="no future"):
+        future_masks(Grid(1, 3, 5), 0.5)
+
+
+def test_context_is_foretold_from_the_beginning_alone(file, frames):
+    reward = VJEPA(file, context=0.5).freeze()
+    clips, (masks,) = reward.clips(frames), reward.draw(GRID, PROMPTS[0])[0]
+    assert torch.equal(masks.context, torch.arange(16)[None])
+    targets = normalized_targets(reward.network, clips)
+    torch.testing.assert_close(reward(frames, PROMPTS), -prediction_loss(reward.network, clips, targets, [[masks]]))
+    assert torch.equal(reward(frames, PROMPTS), reward(frames, PROMPTS[::-1]))  # nothing is drawn from the prompt
+    later = torch.cat([clips[:, :, :2], torch.rand_like(clips[:, :, 2:])], dim=2)
+    predicted = [reward.network.predict(each, masks, 0) for each in (clips, later)]
+    assert torch.equal(*predicted)
+    assert (reward(frames.flip(1), PROMPTS) - reward(frames, PROMPTS)).abs().min() > 1e-4
 
 
 def test_masks_depend_on_seed_and_prompt_alone(file, frames):
@@ -351,6 +376,8 @@ def test_vjepa2_takes_the_size_that_is_asked_for(tmp_path):
         ({"size": 18}, "size 18 is not possible: it must be two or more patches of 4; the nearest is 16"),
         ({"size": 4}, "size 4 is not possible: it must be two or more patches of 4; the nearest is 8"),
         ({"masks": 0}, "masks is 0: input should be greater than or equal to 1"),
+        ({"context": 1.0}, "context is 1.0: input should be less than 1"),
+        ({"context": 0.5, "masks": 4}, "context is a share of the clip, so there are no masks to draw"),
         ({"heads": 5}, "its 24 and 12 features do not split over 5 heads"),
         ({"checkpoint": "./nowhere.pth.tar"}, "no weight file at './nowhere.pth.tar'"),
         ({"checkpoint": "vitl"}, "'vitl' is no folder here"),

@@ -140,7 +140,7 @@ def videomae() -> action.Action:
 
 def vjepa() -> VJEPA:
     network = VJepa1(grid=Grid(8, 14, 14), tubelet=2, patch=16, **VJEPA_L)
-    settings = {"size": network.size, "needs": PAIRS, "masks": 1, "seed": 0, "target_gradient": True}
+    settings = {"size": network.size, "needs": PAIRS, "masks": 1, "seed": 0, "context": None, "target_gradient": True}
     return bare(VJEPA, network=network, resize=crop, **settings)
 
 

@@ -2,7 +2,8 @@
 
 A mask is a union of blocks that span the whole clip in time, so that nothing hidden can be copied from another
 frame. There are two kinds: many small blocks (short range) and few large ones (long range)
-(Bardes et al., 2024, arXiv 2404.08471, section 3.2). Masks are functions of their generators alone.
+(Bardes et al., 2024, arXiv 2404.08471, section 3.2). Masks are functions of their generators alone. A third kind
+hides whatever comes after the clip's beginning, so that the rest must be foretold.
 """
 
 from __future__ import annotations
@@ -75,6 +76,21 @@ def place_blocks(grid: Grid, size: Grid, count: int, generator: torch.Generator)
 def draw_masks(grid: Grid, generator: torch.Generator) -> list[Masks]:
     """One mask of each of the `MASK_SETS`."""
     return [place_blocks(grid, block_size(grid, blocks, generator), blocks.number, generator) for blocks in MASK_SETS]
+
+
+def future_masks(grid: Grid, seen: float) -> Masks:
+    """Hides all that comes after the share `seen` of the clip, in (0, 1); at least one token of time is on either side.
+
+    A single block as large as the frame, at the end: V-JEPA's code bounds its contexts in time alike
+    (`max_temporal_keep`), but hides blocks of the beginning too.
+
+    Raises:
+        ValueError: the clip is a single token long, so that there is no future.
+    """
+    if grid.time < 2:
+        raise ValueError(f"a clip of {grid.time} token in time has no future to foretell")
+    first, frame = min(max(round(seen * grid.time), 1), grid.time - 1), grid.height * grid.width
+    return Masks(*torch.arange(grid.time * frame)[None].tensor_split([first * frame], dim=1))
 
 
 def _rolled(grid: Grid) -> tuple[int, int, int]:

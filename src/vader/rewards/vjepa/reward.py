@@ -14,6 +14,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from vader.errors import UserError
@@ -25,8 +26,10 @@ from vader.rewards.base import Reward
 from vader.rewards.needs import AllFrames
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalize, resizer
 from vader.rewards.vjepa.checkpoint import load_jepa
-from vader.rewards.vjepa.masks import Grid, Masks, draw_masks
+from vader.rewards.vjepa.masks import Grid, Masks, draw_masks, future_masks
 from vader.rewards.vjepa.networks import Jepa, take_tokens
+
+Part = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class VJEPA(Reward):
@@ -44,6 +47,7 @@ class VJEPA(Reward):
         target_gradient: bool = True,
         checkpointing: bool = False,
         heads: int | None = None,
+        context: Part | None = None,
     ) -> None:
         """
         Args:
@@ -58,14 +62,19 @@ class VJEPA(Reward):
                 left visible; that costs half as much memory, but the score need not rise.
             checkpointing: recompute the networks' blocks in the backward pass, for less memory.
             heads: attention heads of a V-JEPA 1 file, if not the release's 16 and not in the file's metadata.
+            context: the share of the clip, from its beginning, that is seen whole; all that follows is to be foretold
+                from it. None: V-JEPA's own masks, which `masks` and `seed` draw.
 
         Raises:
             UserError: the checkpoint is missing or not V-JEPA's, or an option does not fit it.
         """
         super().__init__()
+        if context is not None and (masks, seed) != (1, 0):
+            raise UserError("context is a share of the clip, so there are no masks to draw: leave out masks and seed")
         self.network = load_jepa(checkpoint, size, heads)
         self.size = _checked_size(self.network, size or self.network.size)
-        self.needs = AllFrames(least=2, multiple=self.network.tubelet)
+        self.context = context
+        self.needs = AllFrames(least=2 if context is None else 2 * self.network.tubelet, multiple=self.network.tubelet)
         self.resize = resizer(resize)
         self.masks = masks
         self.seed = seed
@@ -101,8 +110,10 @@ class VJEPA(Reward):
         return clips.to(next(self.network.parameters()).dtype)
 
     def draw(self, grid: Grid, prompt: Prompt) -> list[list[Masks]]:
-        """The masks of a video with that prompt: `masks` times one of each mask set."""
+        """The masks of a video with that prompt: `masks` times one of each mask set, or the future alone."""
         device = next(self.network.parameters()).device
+        if self.context is not None:
+            return [[Masks(*(indices.to(device) for indices in future_masks(grid, self.context)))]]
         draws = [draw_masks(grid, generator(self.seed, f"vjepa/{prompt}", step)) for step in range(self.masks)]
         return [[Masks(*(indices.to(device) for indices in masks)) for masks in sets] for sets in draws]
 
