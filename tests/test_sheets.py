@@ -152,7 +152,7 @@ def test_words_and_table_say_the_scores(shown):
     assert rows[0] == "| base | reward | prompt | trained on | before | after |"
     assert rows[2].startswith(f"| Toy | warmth | {result['rows'][0]['prompt']} | yes | Warmth ")
     (said,) = WORDS["figure3"](result)
-    assert said.startswith("- Toy, warmth: over all held-out prompts the score goes from ")
+    assert said.startswith("- Toy, warmth: over all held-out prompts the reward goes from ")
 
 
 def test_samples_that_are_gone_are_named(shown, tmp_path):

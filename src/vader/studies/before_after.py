@@ -24,6 +24,7 @@ from vader.studies.processes import Job
 from vader.studies.study import Arm, Options, Study, Trained, summary_of
 
 SEEN = "seen-prompts"  # the folder in a run
+ENDS = ("before", "after")
 HEADS = ("base model", "VADER")
 GOLD = "gold"
 
@@ -61,30 +62,36 @@ def _seen_job(run: Run, count: int) -> Job:
 
 
 def _rows(trained: Trained, shown: Shown) -> Iterator[dict[str, Any]]:
-    """A row a prompt: what it is, and file and scores before and after; files as seen from the results' folder."""
+    """A row a prompt, those that were trained on first."""
     run = trained.runs[0]
-    home, steps = run.path.parents[1], (run.evaluations[0].step, run.evaluations[-1].step)
-    places = [(RunFolder(run.path / SEEN), (0, 1), shown.seen), (run.folder, steps, shown.unseen)]
-    for (folder, ends, count), seen in zip(places, (True, False), strict=True):
-        if count:
-            pairs = zip(*(_videos(folder, step, home, trained.arm.measure) for step in ends), strict=True)
-            for before, after in list(pairs)[:count]:
-                caption = before.pop("caption")
-                assert after.pop("caption") == caption  # the same prompts in the same order, of one recipe
-                yield {**trained.arm.labels, "seen": seen, "prompt": caption, "before": before, "after": after}
+    if shown.seen:
+        yield from _pairs(trained, RunFolder(run.path / SEEN), (0, 1), shown.seen, seen=True)
+    steps = run.evaluations[0].step, run.evaluations[-1].step
+    yield from _pairs(trained, run.folder, steps, shown.unseen, seen=False)
 
 
-def _videos(folder: RunFolder, step: int, home: Path, measure: str | None) -> list[dict[str, Any]]:
+def _pairs(
+    trained: Trained, folder: RunFolder, steps: tuple[int, int], count: int, *, seen: bool
+) -> Iterator[dict[str, Any]]:
+    """The first pairs of two evaluations: what they are, and file and scores before and after."""
+    home = trained.runs[0].path.parents[1]
+    before, after = (_videos(folder, step, home, trained.arm.measure)[:count] for step in steps)
+    for pair in zip(before, after, strict=True):  # of one recipe: the same prompts in the same order
+        found = {end: {"file": file, "scores": scores} for end, (_, file, scores) in zip(ENDS, pair, strict=True)}
+        yield {**trained.arm.labels, "seen": seen, "prompt": pair[0][0], **found}
+
+
+Shot = tuple[str, str, dict[str, float]]  # prompt, file as seen from the results' folder, scores
+
+
+def _videos(folder: RunFolder, step: int, home: Path, measure: str | None) -> list[Shot]:
     """The videos of an evaluation that were kept. Raises `UserError` if they are not there or damaged."""
     with reading(f"the samples of step {step} in {folder.path} cannot be shown"):
         files = [one["file"] for one in json.loads((folder.samples(step) / "prompts.json").read_text(encoding="utf-8"))]
         lines = folder.evaluation(step).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines[: len(files)]]  # the first ones are kept
     places = [(folder.samples(step) / file).relative_to(home).as_posix() for file in files]
-    return [
-        {"file": place, "caption": _caption(record), "scores": _scores(record, measure)}
-        for place, record in zip(places, records, strict=True)
-    ]
+    return [(_caption(record), place, _scores(record, measure)) for place, record in zip(places, records, strict=True)]
 
 
 def _caption(record: Mapping[str, Any]) -> str:
@@ -106,11 +113,17 @@ def table(result: dict[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     seen = "yes" if row["seen"] else "no"
-    return [row["base"], row["reward"], row["prompt"], seen, _told(row["before"]), _told(row["after"])]
+    return [row["base"], row["reward"], row["prompt"], seen, *_notes(row)]
 
 
-def _told(video: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {fixed(score, decimals([score]))}" for name, score in video["scores"].items())
+def _notes(row: Mapping[str, Any]) -> list[str]:
+    """The scores before and after, each with as many decimals in both."""
+    ends = [row[end]["scores"] for end in ENDS]
+    places = {name: decimals([scores[name] for scores in ends]) for name in ends[0]}
+    return [
+        ", ".join(f"{name.replace('_', ' ')} {fixed(score, places[name])}" for name, score in scores.items())
+        for scores in ends
+    ]
 
 
 def words(result: Mapping[str, Any]) -> Iterator[str]:
@@ -121,7 +134,7 @@ def words(result: Mapping[str, Any]) -> Iterator[str]:
 def _gain(arm: Mapping[str, Any]) -> str:
     first, last = arm["curve"][0], arm["curve"][-1]
     places = decimals([first["mean"], last["mean"]])
-    said = f"{arm['labels']['base']}, {arm['labels']['reward']}: over all held-out prompts the score goes from "
+    said = f"{arm['labels']['base']}, {arm['labels']['reward']}: over all held-out prompts the reward goes from "
     said += f"{fixed(first['mean'], places)} to {fixed(last['mean'], places)}"
     if GOLD in first["figures"]:
         said += f", and gold from {fixed(first['figures'][GOLD], 2)} to {fixed(last['figures'][GOLD], 2)}"
@@ -138,6 +151,5 @@ def draw(result: dict[str, Any], path: Path) -> Path:
 
 def _drawn(row: Mapping[str, Any], home: Path) -> Row:
     seen = "a prompt trained on" if row["seen"] else "an unseen prompt"
-    ends = (row["before"], row["after"])
-    videos = [[read_video(home / end["file"])] for end in ends]
-    return Row(f"{row['base']}, {row['reward']}; {seen}", f"“{row['prompt']}”", videos, [_told(end) for end in ends])
+    videos = [[read_video(home / row[end]["file"])] for end in ENDS]
+    return Row(f"{row['base']}, {row['reward']}; {seen}", f"“{row['prompt']}”", videos, _notes(row))

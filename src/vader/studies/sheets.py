@@ -90,6 +90,6 @@ def figure8(options: Options) -> list[Arm]:
 SHEETS = (
     sheet_study("figure3", "VideoCrafter before and after, two rewards", figure3, Shown(unseen=1, seen=2)),
     sheet_study("figure5", "Object removal before and after", figure5, Shown(unseen=3)),
-    sheet_study("figure6", "Open-Sora and ModelScope before and after, four rewards", figure6, Shown(unseen=1)),
+    sheet_study("figure6", "Open-Sora and ModelScope before and after, four rewards", figure6, Shown(unseen=2)),
     sheet_study("figure8", "Action classification before and after", figure8, Shown(unseen=2)),
 )

@@ -76,14 +76,18 @@ def _build(runs: Sequence[Run], folder: Path) -> None:
 
 
 def _given(study: Pairs, folder: Path) -> dict[str, list[Sheet]]:
-    """Sheets by who answered: the judge, and people."""
+    """Sheets by who answered: the judge, where it knows the world, and people."""
     own = folder / ANSWERS / f"{RATER}.json"
-    if can_judge(study) and not own.is_file():
-        with atomic_write(own) as temporary:
-            temporary.write_text(judge_sheet(study, folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    judged = read_sheets(study, [_judged(study, folder, own)]) if can_judge(study) else []
     files = sorted(path for path in (folder / ANSWERS).glob("*") if path.suffix in (".json", ".csv") and path != own)
-    judged = read_sheets(study, [own]) if own.is_file() else []
     return {RATER: judged, "people": [*stored_sheets(folder, study), *read_sheets(study, files)]}
+
+
+def _judged(study: Pairs, folder: Path, path: Path) -> Path:
+    """The file of the judge's answers, as any rater would send it."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(judge_sheet(study, folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def _counted(study: Pairs, sheets: Sequence[Sheet], folder: Path, who: str) -> list[dict[str, Any]]:
