@@ -18,9 +18,8 @@ from run_factories import write_run
 from toy_runs import TOY, lines_of, toy_recipe, wait_until
 from vader.cli import main
 from vader.errors import RunError, Stopped, UserError
-from vader.plugins import checked_options
 from vader.recipe import dump_recipe, load_recipe
-from vader.rewards.registry import reward_class
+from vader.rewards.registry import check_rewards
 from vader.runs.folder import RunFolder
 from vader.runs.reader import read_run
 from vader.studies import STUDIES, ablation, figure4, figure7, reproduce, run_study, table1, write_result
@@ -74,8 +73,7 @@ def test_every_recipe_is_whole_and_its_name_its_own(study, scale):
     assert len({recipe.name for recipe in recipes}) == len(recipes)
     for recipe in recipes:
         assert changed(recipe) == recipe  # which checks it as a whole
-        for reward in recipe.rewards:
-            checked_options(reward_class(reward.name), f"reward {reward.name!r}", reward.options)
+        check_rewards(recipe.rewards)
 
 
 def test_figure7_has_each_task_by_each_method():
@@ -139,8 +137,13 @@ def test_the_ablation_changes_one_thing_at_a_time():
 
 def test_figure4_scales_the_video_alone():
     arms = figure4.arms(Options())
-    assert [(arm.recipe.video.height, arm.recipe.video.width) for arm in arms[::2]] == [(s, s) for s in (24, 32, 48)]
+    sizes = [(arm.recipe.video.height, arm.recipe.video.width) for arm in arms[::2]]
+    assert sizes == 2 * [(s, s) for s in (24, 32, 48)]
+    assert [arm.labels["task"] for arm in arms] == 6 * ["aesthetic"] + 6 * ["text"]
     assert len({arm.recipe.train.steps for arm in arms}) == 1
+    assert figure4.arms(Options(only="text")) == arms[6:]
+    with pytest.raises(UserError, match="no part 'action'"):
+        figure4.arms(Options(only="action"))
 
 
 # ---------------------------------------------------------------- running and reusing
@@ -430,14 +433,20 @@ def test_figure4_measures_the_gap(tmp_path):
         return [3.0, 3.0 + gain]
 
     result = figure4.summarise(trained_arms(figure4.STUDY, tmp_path, rewards))
-    assert result["sizes"] == [24, 32, 48]
-    assert [gap["mean"] for gap in result["gaps"]] == pytest.approx([0.14, 0.22, 0.38])
-    assert [gain["values"] for gain in result["gains"]["DDPO"]] == [pytest.approx([0.1, 0.1])] * 3
-    assert result["gaps"][0]["spread"] == pytest.approx(0, abs=1e-9)  # both seeds gain the same from where they start
-    grows, gains = WORDS["figure4"](result)
-    assert "0.14 ± 0.00 at 24, 0.22 ± 0.00 at 32 and 0.38 ± 0.00 at 48 pixels: it grows with every size" in grows
-    assert gains.endswith("the policy gradient 0.10 ± 0.00, 0.10 ± 0.00 and 0.10 ± 0.00 in 8.")
-    assert figure4.table(result).splitlines()[2] == "| 24 | 3.10 ± 0.14 | 3.34 ± 0.14 | 3.20 ± 0.14 | 0.14 ± 0.00 |"
+    assert list(result["tasks"]) == ["aesthetic", "text"]
+    for found in result["tasks"].values():
+        assert found["sizes"] == [24, 32, 48]
+        assert [gap["mean"] for gap in found["gaps"]] == pytest.approx([0.14, 0.22, 0.38])
+        assert [gain["values"] for gain in found["gains"]["DDPO"]] == [pytest.approx([0.1, 0.1])] * 3
+        assert found["gaps"][0]["spread"] == pytest.approx(0, abs=1e-9)  # seeds gain the same from where they start
+    grows, gains, *text = WORDS["figure4"](result)
+    assert grows.startswith("aesthetic score: the gain by reward gradient less that by policy gradient is ")
+    assert "0.140 ± 0.000 at 24, 0.220 ± 0.000 at 32 and 0.380 ± 0.000 at 48 pixels: it grows with every size" in grows
+    assert gains.endswith("the policy gradient 0.100 ± 0.000, 0.100 ± 0.000 and 0.100 ± 0.000 in 8.")
+    assert len(text) == 2
+    rows = figure4.table(result).splitlines()
+    assert rows[2] == "| aesthetic score | 24 | 3.100 ± 0.141 | 3.340 ± 0.141 | 3.200 ± 0.141 | 0.140 ± 0.000 |"
+    assert rows[5].startswith("| text alignment (HPS v2) | 24 |")
     assert figure4.draw(result, tmp_path / "figure4.png").stat().st_size > 10_000
 
 
@@ -554,9 +563,9 @@ def test_command_reproduces_without_training_what_is_there(tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure8"], "did you mean 'figure7'?"),
+        (["figure77"], "did you mean 'figure7'?"),
         (["figure7", "--only", "beauty"], "no part 'beauty'"),
-        (["figure4", "--only", "aesthetic"], "--only picks one reward of figure7 or table1"),
+        (["table2", "--only", "text"], "--only picks one reward of figure4, figure7, table1"),
         (["all", "--scale", "huge"], "no scale 'huge'"),
         (["figure7", "--scale", "full"], "--scale full needs a GPU"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +23,7 @@ from vader.cli.root import app
 from vader.errors import UserError
 
 if TYPE_CHECKING:
-    from vader.evaluation.evaluate import Source
+    from vader.evaluation.evaluate import Bench, Point, Source, Videos
     from vader.plugins import Part
     from vader.recipe import Recipe
 
@@ -52,6 +54,9 @@ def evaluate(
         int | None,
         typer.Option("--first-seed", help="Of the noise; the others follow it. Default: the recipe's train.seed."),
     ] = None,
+    shown: Annotated[
+        int, typer.Option("--shown", min=0, help="Keep the videos of so many prompts, from the first, and all scores.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/evaluation, or evaluation without a run.")
     ] = None,
@@ -72,14 +77,29 @@ def evaluate(
 
     folder = out or (run / "evaluation" if run else Path("evaluation"))
     with held(folder):
-        bench = build_bench(resolved, videos, seeds, first_seed)
+        bench = build_bench(resolved, videos, seeds, first_seed, shown)
         print(*bench.words, sep="\n", end="\n" * bool(bench.words))
-        points = evaluate_sources(bench, sources, lambda point: print(f"{point.name}: reward {point.reward:.3f}"))
+        points = evaluate_sources(bench, sources, _teller(bench, folder))
         written = write_evaluation(bench, points, folder)
     if gone := [one.name for one in sources if one.name not in {point.name for point in points}]:
         print(f"vader: the run has meanwhile removed, and so left out: {', '.join(gone)}", file=sys.stderr)
     print_figures(*table(points))
     print(*written, sep="\n")
+
+
+def _teller(bench: Bench, folder: Path) -> Callable[[Point, Videos], None]:
+    """What is done with each set of weights as it is evaluated: its reward is printed, and what is to be shown kept."""
+    from vader.evaluation.evaluate import step_shown, write_shown
+
+    places = count()
+
+    def tell(point: Point, videos: Videos) -> None:
+        print(f"{point.name}: reward {point.reward:.3f}")
+        step = step_shown(point, next(places))
+        if bench.shown:
+            print(write_shown(bench, step, videos, folder))
+
+    return tell
 
 
 def _of_run(folder: Path, trust_code: bool) -> tuple[Recipe, list[Source]]:

@@ -15,10 +15,13 @@ SCALES = ("tiny", "full")
 
 @app.command(epilog="Example: vader reproduce figure7 --only aesthetic --jobs 2")
 def reproduce(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="figure4, figure7, table1, ablation-truncation or all.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="figure3 to figure8, table1, table2, ablation-truncation or all.")
+    ],
     scale: Annotated[str, typer.Option("--scale", help="tiny: on a CPU; full: given GPUs and checkpoints.")] = "tiny",
     only: Annotated[
-        str | None, typer.Option("--only", metavar="REWARD", help="aesthetic, text or action, of figure7 or table1.")
+        str | None,
+        typer.Option("--only", metavar="REWARD", help="aesthetic, text or action, of figure7, figure4 or table1."),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each kind.")] = 3,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side, which share the cores.")] = 1,

@@ -1,8 +1,8 @@
 """What a run, or any adapter, is worth on held-out prompts: its reward, and the figures of every metric of the recipe.
 
 In goes a recipe and where its adapters are; out comes one record for the base model, each checkpoint that was kept and
-the final adapter, all on the same prompts and noise, as JSON, a table and a plot. On the tiny world gold against the
-trained reward tells a real gain from reward hacking.
+the final adapter, all on the same prompts and noise, as JSON, a table and a plot; and, if asked for, the first videos.
+On the tiny world gold against the trained reward tells a real gain from reward hacking.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
 from vader.evaluation.formats import decimals, fixed, with_error
-from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures
+from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.metrics.trial import try_metrics
@@ -40,11 +40,12 @@ from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe
 from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, load_checkpoint
-from vader.runs.folder import step_of
+from vader.runs.folder import RunFolder, step_of
 from vader.runs.reader import Run
 from vader.scoring.trial import try_rewards
 
 Attach = Callable[[VideoModel], object]  # puts adapters into a model
+Videos = Sequence[VideoScore]
 
 DIVERSITY = Part(name="diversity")
 GOLD = "gold"  # the figure that is drawn against the reward
@@ -81,7 +82,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Bench:
-    """The loaded recipe, and what to evaluate on: prompts, each under every seed; a word on what is not measured."""
+    """The loaded recipe, and what to evaluate on: prompts, each under every seed; a word on what is not measured.
+
+    `shown` says of how many prompts the videos under the first seed are kept.
+    """
 
     recipe: Recipe
     setup: Setup
@@ -89,6 +93,7 @@ class Bench:
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
     words: Sequence[str] = ()
+    shown: int = 0
 
 
 # ---- what there is to evaluate ----
@@ -147,7 +152,7 @@ def _file_loader(path: Path) -> Attach:
 # ---- evaluating ----
 
 
-def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None = None) -> Bench:
+def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None = None, shown: int = 0) -> Bench:
     """Loads the recipe's model, rewards and metrics; with several seeds, diversity is measured too.
 
     Args:
@@ -155,6 +160,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
         videos: how many of the prompts are taken, from the first; all, if there are fewer.
         seeds: how many videos of each, under as many seeds of the noise that follow each other.
         first_seed: the first of them; None is the recipe's, under which a run evaluates itself.
+        shown: of how many prompts, from the first, the videos under the first seed are kept.
 
     Raises:
         UserError: a part of the recipe cannot be had here.
@@ -175,7 +181,7 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
     if len(prompts) < videos:
         words.append(f"of {videos} prompts there are {len(prompts)}: each is taken once a seed")
     first = recipe.train.seed if first_seed is None else first_seed
-    return Bench(recipe, setup, metrics, prompts, range(first, first + seeds), words)
+    return Bench(recipe, setup, metrics, prompts, range(first, first + seeds), words, shown)
 
 
 def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:
@@ -184,31 +190,33 @@ def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:
 
 
 def evaluate_sources(
-    bench: Bench, sources: Sequence[Source], on_point: Callable[[Point], object] = lambda point: None
+    bench: Bench, sources: Sequence[Source], on_point: Callable[[Point, Videos], object] = lambda point, videos: None
 ) -> list[Point]:
-    """One point a source that is still there, in order; `on_point` hears of each as it is done."""
+    """One point a source that is still there, in order; `on_point` hears of each as it is done, and of its videos
+    under the first seed."""
     points: list[Point] = []
     for source in sources:
         try:
-            points.append(_point(bench, source))
+            by_seed = _sampled(bench, source)
         except UserError:
             if source.path is None or source.path.exists():
                 raise
             continue
-        on_point(points[-1])
+        points.append(_measured(bench, source, by_seed))
+        on_point(points[-1], by_seed[0])
     return points
 
 
-def _point(bench: Bench, source: Source) -> Point:
+def _sampled(bench: Bench, source: Source) -> list[Videos]:
+    """One video a prompt under each seed's noise."""
     if source.attach is None:
         with adapters_disabled(bench.setup.model.denoisers):  # there is none yet, or one of another source
-            return _measured(bench, source)
+            return [_videos(bench, seed) for seed in bench.seeds]
     source.attach(bench.setup.model)
-    return _measured(bench, source)
+    return [_videos(bench, seed) for seed in bench.seeds]
 
 
-def _measured(bench: Bench, source: Source) -> Point:
-    by_seed = [_videos(bench, seed) for seed in bench.seeds]
+def _measured(bench: Bench, source: Source, by_seed: Sequence[Videos]) -> Point:
     videos = [video for found in by_seed for video in found]
     rewards = [fmean(video.reward for video in found) for found in by_seed]
     over_set = set_figures(bench.setup.accelerator, bench.metrics, videos)
@@ -223,13 +231,13 @@ def _measured(bench: Bench, source: Source) -> Point:
     )
 
 
-def _videos(bench: Bench, seed: int) -> list[VideoScore]:
-    """One video a prompt under a seed's noise."""
+def _videos(bench: Bench, seed: int) -> Videos:
     count, batch = len(bench.prompts), bench.recipe.evaluation.batch
-    return score_videos(bench.setup, bench.prompts, count, seed=seed, metrics=bench.metrics, shown=0, batch=batch)
+    shown = bench.shown if seed == bench.seeds[0] else 0
+    return score_videos(bench.setup, bench.prompts, count, seed=seed, metrics=bench.metrics, shown=shown, batch=batch)
 
 
-def _stderr_over_prompts(by_seed: Sequence[Sequence[VideoScore]]) -> float:
+def _stderr_over_prompts(by_seed: Sequence[Videos]) -> float:
     """Of the mean reward: prompts are what was drawn at random, and a prompt's videos are not independent."""
     means = [fmean(score.reward for score in scores) for scores in zip(*by_seed, strict=True)]
     return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
@@ -251,6 +259,18 @@ def write_evaluation(bench: Bench, points: Sequence[Point], out: Path) -> list[P
     with atomic_write(out / "evaluation.json") as temporary:  # last: where it is, all is there
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [out / "evaluation.json", plot]
+
+
+def write_shown(bench: Bench, step: int, videos: Videos, out: Path) -> Path:
+    """Writes the videos that are shown of one set of weights, and the scores of all, as a run leaves them.
+
+    Returns:
+        The folder of videos.
+    """
+    folder = RunFolder(out)
+    write_scores(folder.evaluation(step), videos)
+    write_samples(folder.samples(step), videos[: bench.shown], bench.recipe.video.fps)
+    return folder.samples(step)
 
 
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
@@ -306,6 +326,11 @@ def _lines(points: Sequence[Point], names: Sequence[str]) -> list[Series]:
 
 
 def _over_steps(label: str, number: int, points: Sequence[Point], values: list[float]) -> Series:
-    """A line over steps; of an adapter without a run, over its place after the base model."""
-    steps = [place if point.step == 0 else point.step for place, point in enumerate(points)]
+    """A line over steps."""
+    steps = [step_shown(point, place) for place, point in enumerate(points)]
     return Series(label, f"run-{number % len(RUN_COLOURS) + 1}", steps, values, points=True)
+
+
+def step_shown(point: Point, place: int) -> int:
+    """A point's step; of an adapter without a run, its place after the base model."""
+    return point.step or place

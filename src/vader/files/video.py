@@ -320,13 +320,21 @@ def _cell_sized(frames: Tensor) -> Tensor:
     return F.interpolate(frames.float(), size, mode="bilinear", antialias=True)
 
 
-def _captioned(strip: Image.Image, caption: str) -> Image.Image:
+def lettered(text: str, width: int, ink: tuple[int, int, int] = INK) -> Image.Image:
+    """A text in as many lines as it takes at a width."""
     font = ImageFont.load_default(FONT_SIZE)
-    lines = _broken(caption, font, strip.width)
-    row = Image.new("RGB", (strip.width, LINE_HEIGHT * len(lines) + GAP + strip.height), PAPER)
-    pen = ImageDraw.Draw(row)
+    lines = _broken(text, font, width)
+    image = Image.new("RGB", (width, LINE_HEIGHT * len(lines)), PAPER)
+    pen = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
-        pen.text((0, i * LINE_HEIGHT), line, fill=INK, font=font)
+        pen.text((0, i * LINE_HEIGHT), line, fill=ink, font=font)
+    return image
+
+
+def _captioned(strip: Image.Image, caption: str) -> Image.Image:
+    words = lettered(caption, strip.width)
+    row = Image.new("RGB", (strip.width, words.height + GAP + strip.height), PAPER)
+    row.paste(words, (0, 0))
     row.paste(strip, (0, row.height - strip.height))
     return row
 

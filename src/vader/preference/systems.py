@@ -7,7 +7,7 @@ or files of the same stem. Nothing is sampled or decoded before all of it is kno
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -96,6 +96,18 @@ class Sampled:
             prompts = [scene.prompt for scene in scenes if scene.seed == seed]
             for video in sample_videos(model, prompts, size, steps, guidance, solver, seed, BATCH):
                 yield video, size.fps
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """Runs that differ by their seed alone, as one system: each makes the videos under its own seed's noise."""
+
+    name: str
+    by_seed: Mapping[int, Sampled]
+
+    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+        for seed in dict.fromkeys(scene.seed for scene in scenes):
+            yield from self.by_seed[seed].videos([scene for scene in scenes if scene.seed == seed])
 
 
 # ---- as they are named ----

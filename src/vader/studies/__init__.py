@@ -1,7 +1,7 @@
 """Every figure and table of the paper by one command: `reproduce("figure7")` trains what is missing and writes it down.
 
 In goes the name of a study and a scale; out come, in one folder, the recipes that were run, the runs, and for each
-study its numbers as JSON, a Markdown table and a plot. What is finished is found again; what was stopped goes on.
+study its numbers as JSON, a Markdown table and a picture. What is finished is found again; what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from vader.errors import UserError, nearest
 from vader.files.atomic import atomic_write, remove_parts
 from vader.files.lock import held
 from vader.recipe import Recipe, library_versions
-from vader.studies import ablation, figure4, figure7, table1
+from vader.studies import pages
 from vader.studies.pages import write_page
 from vader.studies.processes import Start, run_jobs, start_process
 from vader.studies.study import Arm, Options, RunStore, Study, Trained
 
-STUDIES: dict[str, Study] = {
-    study.name: study for study in (figure7.STUDY, figure4.STUDY, table1.STUDY, ablation.STUDY)
-}
+STUDIES: dict[str, Study] = {study.name: study for study in pages.STUDIES}
 ALL = "all"
-WITH_PARTS = ("figure7", "table1")  # one task of them can be done alone
+WITH_PARTS = ("figure4", "figure7", "table1")  # one task of them can be done alone
 
 
 def chosen_studies(what: str, options: Options) -> list[Study]:
@@ -32,7 +30,7 @@ def chosen_studies(what: str, options: Options) -> list[Study]:
     if what != ALL and what not in STUDIES:
         raise UserError(f"cannot reproduce {what!r}: {nearest(what, [ALL, *STUDIES])}")
     if options.only is not None and what not in WITH_PARTS:
-        raise UserError(f"--only picks one reward of {' or '.join(WITH_PARTS)}; {what} has no such parts")
+        raise UserError(f"--only picks one reward of {', '.join(WITH_PARTS)}; {what} has no such parts")
     return list(STUDIES.values()) if what == ALL else [STUDIES[what]]
 
 
@@ -72,6 +70,7 @@ def run_study(
     study: Study, arms: Sequence[Arm], options: Options, out: Path, jobs: int = 1, start: Start = start_process
 ) -> list[Path]:
     """Trains what is missing, evaluates what is missing, and writes JSON, table and plot."""
+    options = study.limited(options)
     store = RunStore(out / "runs")
     placed = [[store.place(recipe) for recipe in arm.seeded(options.seeds)] for arm in arms]
     training = [store.job(recipe, out / "recipes") for recipes in _by_seed(placed) for recipe in recipes]

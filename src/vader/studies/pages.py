@@ -19,8 +19,9 @@ from typing import Any
 from vader.errors import UserError
 from vader.evaluation.formats import duration
 from vader.files.atomic import atomic_write
-from vader.studies import ablation, figure4, figure7, table1
+from vader.studies import ablation, before_after, figure4, figure7, table1, table2
 from vader.studies.formats import count, mean_and_spread
+from vader.studies.sheets import SHEETS
 from vader.studies.study import Study, arm_of, best
 from vader.studies.tasks import TASKS
 
@@ -97,7 +98,7 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, WIDTH, subsequent_indent="  " if line.startswith("- ") else "", break_long_words=False)
 
 
-STUDIES: Sequence[Study] = (figure7.STUDY, figure4.STUDY, table1.STUDY, ablation.STUDY)
+STUDIES: Sequence[Study] = (figure7.STUDY, figure4.STUDY, table1.STUDY, table2.STUDY, *SHEETS, ablation.STUDY)
 
 
 def read_results(folder: Path, study: Study) -> list[dict[str, Any]]:
@@ -148,12 +149,20 @@ def _efficiency(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 
 
 def _figure4(result: Mapping[str, Any]) -> Iterator[str]:
-    gaps, sizes = result["gaps"], result["sizes"]
+    for task, found in result["tasks"].items():
+        yield from _resolution(result, task, found)
+
+
+def _resolution(result: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> Iterator[str]:
+    gaps, sizes, places = found["gaps"], found["sizes"], figure4.places(found)
     grows = all(small["mean"] <= large["mean"] for small, large in pairwise(gaps))
-    listed = _listed(f"{mean_and_spread(gap, 2)} at {size}" for gap, size in zip(gaps, sizes, strict=True))
+    listed = _listed(f"{mean_and_spread(gap, places)} at {size}" for gap, size in zip(gaps, sizes, strict=True))
     said = "grows with every size" if grows else "does not grow with every size, unlike the paper's"
-    yield f"The gain by reward gradient less that by policy gradient is {listed} pixels: it {said}."
-    alone = {method: _listed(mean_and_spread(gain, 2) for gain in gains) for method, gains in result["gains"].items()}
+    title = TASKS[task].title
+    yield f"{title}: the gain by reward gradient less that by policy gradient is {listed} pixels: it {said}."
+    alone = {
+        method: _listed(mean_and_spread(gain, places) for gain in gains) for method, gains in found["gains"].items()
+    }
     queries = {one["labels"]["method"]: one["curve"][-1]["queries"] for one in result["arms"]}
     yield (
         f"The reward gradient alone gains {alone['VADER']} in {queries['VADER']} reward queries, the policy gradient "
@@ -200,5 +209,6 @@ WORDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "figure7": _figure7,
     "figure4": _figure4,
     "table1": _table1,
+    "table2": table2.words,
     "ablation-truncation": _ablation,
-}
+} | {study.name: before_after.words for study in SHEETS}

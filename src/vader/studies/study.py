@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, Literal
@@ -67,6 +67,7 @@ class Study:
         summarise: all numbers, as JSON can hold them, beside what `summary_of` gives of each arm.
         table: these numbers as Markdown.
         draw: these numbers as a plot.
+        most_seeds: how many runs of each kind it takes at most; None: as many as are asked for.
     """
 
     name: str
@@ -76,6 +77,11 @@ class Study:
     table: Callable[[dict[str, Any]], str]
     draw: Callable[[dict[str, Any], Path], Path]
     jobs: Callable[[Sequence[Trained]], list[Job]] = lambda trained: []
+    most_seeds: int | None = None
+
+    def limited(self, options: Options) -> Options:
+        """The options with no more seeds than it takes."""
+        return replace(options, seeds=min(options.seeds, self.most_seeds or options.seeds))
 
 
 # ---- recipes ----

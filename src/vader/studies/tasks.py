@@ -6,7 +6,7 @@ Diffusion, with the settings that the paper's code has. A method's own settings 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vader.errors import UserError, nearest
@@ -47,15 +47,11 @@ TINY_EVALUATION = {"videos": 32, "final_videos": None, "shown": 4, "batch": 16}
 TINY_SAMPLING = {"solver": "ddim", "eta": 1.0}
 
 
-def task_names() -> list[str]:
-    return list(TASKS)
-
-
-def chosen_tasks(only: str | None) -> list[str]:
-    """All tasks, or the one that was asked for. Raises `UserError` if there is no such task."""
-    if only is not None and only not in TASKS:
-        raise UserError(f"no part {only!r} to reproduce alone: {nearest(only, TASKS)}")
-    return [only] if only else task_names()
+def chosen_tasks(only: str | None, tasks: Sequence[str] = tuple(TASKS)) -> list[str]:
+    """A study's tasks, or the one that was asked for. Raises `UserError` if it is none of them."""
+    if only is not None and only not in tasks:
+        raise UserError(f"no part {only!r} to reproduce alone: {nearest(only, tasks)}")
+    return [only] if only else list(tasks)
 
 
 def arm(task: str, method: str, scale: Scale) -> Arm:
@@ -64,7 +60,7 @@ def arm(task: str, method: str, scale: Scale) -> Arm:
 
 
 def task_recipe(task: str, method: str, scale: Scale) -> Recipe:
-    recipe = _watched(load_recipe(TASKS[task].recipes[scale]), TASKS[task].measure)
+    recipe = watched(load_recipe(TASKS[task].recipes[scale]), TASKS[task].measure)
     if scale == "tiny":
         recipe = _tiny(recipe)
     if method != "VADER":
@@ -80,7 +76,7 @@ def _tiny(recipe: Recipe) -> Recipe:
     return changed(recipe, model={"precision": "bf16"}, sampling=sampling, evaluation=TINY_EVALUATION)
 
 
-def _watched(recipe: Recipe, measure: str | None) -> Recipe:
+def watched(recipe: Recipe, measure: str | None) -> Recipe:
     """With the metric that is shown; the action reward is trained as a log-probability and shown as a probability."""
     if measure is None:
         return recipe
