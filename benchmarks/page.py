@@ -73,12 +73,12 @@ def _subject(case: Result) -> str:
 
 def _peaks(case: Result) -> list[str]:
     sizes = (f"{case[name] / GIB:.1f}" for name in ("counted", "measured"))
-    return [_subject(case), case["case"], *sizes, f"{case['ratio']:.3f}"]
+    return [_subject(case), case["way"], *sizes, f"{case['ratio']:.3f}"]
 
 
 def _use(case: Result) -> list[str]:
     figures = [f"{case['operations'] / 1e12:,.0f}", f"{case['seconds']:.1f}", f"{case['share']:.0%}"]
-    return [_subject(case), case["case"], *figures]
+    return [_subject(case), case["way"], *figures]
 
 
 # ---- beside_paper.json ----
@@ -169,7 +169,8 @@ def components(result: Result) -> str:
     return "\n\n".join([
         f"A whole training step of the recipe `{result['settings']['name']}` takes {ratio:.3f} of the time of the "
         f"network passes that it cannot do without, on {hardware['cores']} cores of a CPU (torch's threads: "
-        f"{hardware['threads']}).",
+        f"{hardware['threads']}). It can be less than 1: a step has the adapter merged into the weights until gradient "
+        "begins, and the bare passes have it beside them.",
         markdown(["phase", "seconds", "share"], rows),
     ])  # fmt: skip
 

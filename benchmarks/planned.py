@@ -59,13 +59,25 @@ def recipe_of(result: dict[str, Any], case: dict[str, Any]) -> Recipe:
     return full_size_recipe(result["model"], (size[0], size[1]), changes)
 
 
+GRAINS = {None: "nothing recomputed", "blocks": "`recompute`", "layers": "`of: layers`", "nested": "`of: nested`"}
+
+
+def way_of(recipe: Recipe) -> str:
+    """What lowers the memory of a recipe, in words: recipes are shipped with other settings as time goes by."""
+    techniques = {part.name: part.options for part in recipe.memory}
+    grain = techniques["recompute"].get("of", "blocks") if "recompute" in techniques else None
+    calls = "guidance in one call" if recipe.sampling.guidance_batched else "two calls"
+    return ", ".join([GRAINS[grain], calls, *(name for name in techniques if name != "recompute")])
+
+
 def beside(chip: Chip, result: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     """A case's counted and measured peak, `ratio` counted to measured; its operations, and with its seconds the `share`
     that they are of what the chip could do in that time. Or why nothing could be counted."""
     about = {"model": result["model"], "gpu": result["hardware"]["gpu"]}
-    about |= {name: case[name] for name in ("size", "case", "steps")}
+    recipe = recipe_of(result, case)
+    about |= {name: case[name] for name in ("size", "case", "steps")} | {"way": way_of(recipe)}
     try:
-        found = forecast(recipe_of(result, case))
+        found = forecast(recipe)
     except UserError as error:
         return about | {"error": str(error)}
     measured = case["peak_memory"]["total"]

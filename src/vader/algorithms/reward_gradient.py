@@ -19,7 +19,7 @@ from vader.errors import UserError
 from vader.networks.adapter import adapters_disabled
 from vader.nouns import flat
 from vader.plugins import Part
-from vader.recipe import Recipe
+from vader.recipe import PrefixSection, Recipe
 from vader.sampling.policies import load_policy
 from vader.sampling.rehearsal import rehearse
 from vader.sampling.walk import Walk
@@ -48,7 +48,13 @@ class RewardGradient(Algorithm):
     def __init__(self, settings: RewardGradientSettings, recipe: Recipe) -> None:
         super().__init__(settings, recipe)
         self.policy = load_policy(settings.policy.name, settings.policy.options)
-        self.active = rehearse(self.policy, recipe.sampling.steps)
+        rehearsed = rehearse(self.policy, recipe.sampling.steps)
+        self.active = frozenset[int]().union(*rehearsed)
+        if recipe.sampling.prefix != PrefixSection() and all(0 in steps for steps in rehearsed):
+            raise UserError(
+                f"sampling.prefix is about the steps before those with gradient, and the policy "
+                f"{settings.policy.name!r} has gradient from the first step on: leave it out"
+            )
         self.trained = chosen_segments(settings.segments, recipe.video.segments)
 
     def check(self, engine: Engine) -> None:

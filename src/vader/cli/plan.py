@@ -14,7 +14,7 @@ from vader.errors import UserError
 if TYPE_CHECKING:
     from vader.planning.search import Plan
 
-LEAST = 1.0  # GiB
+LEAST, MOST = 1.0, 100_000.0  # GiB
 
 
 @app.command(epilog="Example: vader plan svd-aesthetic --vram 16 --write my-svd.yaml")
@@ -25,7 +25,9 @@ def plan(
     ] = None,
     vram: Annotated[
         float | None,
-        typer.Option("--vram", metavar="GIB", min=LEAST, help="The GPU's memory; default: that of this one, or 16."),
+        typer.Option(
+            "--vram", metavar="GIB", min=LEAST, max=MOST, help="The GPU's memory; default: that of this one, or 16."
+        ),
     ] = None,
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="Write the recipe with the settings that fit.")
@@ -46,6 +48,8 @@ def plan(
     if write is not None and write.exists():
         raise UserError(f"{str(write)!r} is there already: name another file")
     resolved = load_recipe(recipe, overrides or [], trust_code=trust_code)
+    from rich.console import Console
+
     from vader.algorithms import resolved as with_settings
     from vader.files.atomic import atomic_write
     from vader.planning.search import GIB
@@ -55,12 +59,15 @@ def plan(
 
     card = int(vram * GIB) if vram is not None else here or 16 * GIB
     print(headline(resolved))
-    found = find(resolved, card)
+    with Console().status("counting the memory of a training step"):
+        found = find(resolved, card)
     print(verdict(found, card))
     if measure:
         _measure(found)
     else:
         print_wide(table(found.after))
+    if write is not None and not found.fits:
+        raise UserError(f"nothing fits {card / GIB:g} GiB, so {write} was not written: ask for smaller videos")
     if write is not None:
         named = changed(found.recipe, {"name": write.stem})
         page = commented(with_settings(named), f"The recipe {resolved.name!r} for a GPU of {card / GIB:g} GiB.")

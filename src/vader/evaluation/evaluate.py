@@ -269,7 +269,7 @@ def write_shown(bench: Bench, step: int, videos: Videos, out: Path) -> Path:
     """
     folder = RunFolder(out)
     write_scores(folder.evaluation(step), videos)
-    write_samples(folder.samples(step), videos[: bench.shown], bench.recipe.video.fps)
+    write_samples(folder.samples(step), videos[: bench.shown], bench.recipe.video.size)
     return folder.samples(step)
 
 

@@ -24,6 +24,7 @@ class Compile(Technique):
     """The denoisers' layers are compiled when they are first called: that takes minutes, then they are faster."""
 
     stage: ClassVar[Stage] = Stage.COMPILE
+    exact: ClassVar[bool] = True
 
     def prepare(self, network: nn.Module, role: Role) -> None:
         if role.kind == "denoiser":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import ClassVar
 
 import torch
 
@@ -11,6 +12,8 @@ from vader.networks.techniques import Technique
 
 class OffloadActivations(Technique):
     """Steps with a graph keep their activations on the CPU."""
+
+    exact: ClassVar[bool] = True
 
     def gradient_step(self) -> AbstractContextManager[None]:
         return offload_activations()

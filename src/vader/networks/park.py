@@ -26,6 +26,7 @@ class Park(Technique):
     """Encoders and rewards wait in CPU memory between their uses."""
 
     stage: ClassVar[Stage] = Stage.PARK
+    exact: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.places: dict[nn.Module, Place] = {}

@@ -26,6 +26,7 @@ class Recompute(Technique):
     """
 
     stage: ClassVar[Stage] = Stage.RECOMPUTE
+    exact: ClassVar[bool] = True
 
     def __init__(self, of: Grain = "blocks") -> None:
         self.of = of

@@ -24,6 +24,7 @@ class Shard(Technique):
     """Denoisers' frozen weights are shared out over the processes, and with `rewards` also those of reward networks."""
 
     stage: ClassVar[Stage] = Stage.SHARD
+    exact: ClassVar[bool] = True
 
     def __init__(self, rewards: bool = False) -> None:
         self.rewards = rewards

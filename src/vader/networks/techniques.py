@@ -60,9 +60,15 @@ def _label(technique: Technique) -> str:
 
 
 class Technique:
-    """One way to need less memory. Options are the constructor's arguments; both methods may do nothing."""
+    """One way to need less memory. Options are the constructor's arguments; both methods may do nothing.
+
+    Attributes:
+        stage: where it acts in the written order.
+        exact: whether it changes no result beyond rounding, so that a run may go on with or without it.
+    """
 
     stage: ClassVar[Stage] = Stage.RECOMPUTE
+    exact: ClassVar[bool] = False
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -122,6 +128,14 @@ def load_techniques(parts: Sequence[Part]) -> Techniques:
     return Techniques(sorted(map(_load, parts), key=lambda technique: technique.stage))
 
 
+def inexact(parts: Sequence[Part]) -> list[Part]:
+    """Those that change results, or may. Raises `UserError` if there is no such technique."""
+    return [part for part in parts if not _class(part).exact]
+
+
 def _load(part: Part) -> Technique:
-    found = find_class(part.name, "memory technique", TECHNIQUES, Technique)
-    return instantiate(found, f"memory technique {part.name!r}", part.options)
+    return instantiate(_class(part), f"memory technique {part.name!r}", part.options)
+
+
+def _class(part: Part) -> type[Technique]:
+    return find_class(part.name, "memory technique", TECHNIQUES, Technique)

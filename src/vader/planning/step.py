@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
-from vader.engine.build import assemble, joined
+from vader.engine.build import assemble, check_prefix, check_segments, joined
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine, Setup
 from vader.errors import UserError
@@ -74,6 +74,8 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
         UserError: a part of the recipe cannot be had, or does not fit the others.
     """
     algorithm, counter = load_algorithm(recipe), Counter(device)
+    check_prefix(recipe, algorithm.differentiates)
+    check_segments(recipe, algorithm.chains)
     with torch.random.fork_rng(devices=[]):
         setup = drawn_setup(recipe, device)
         batch = planned_batch(recipe, algorithm.videos_per_prompt, setup.model)

@@ -43,6 +43,13 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where} is no recipe: it is nested too deeply") from None
 
 
+def _called(key: yaml.Node) -> str:
+    """A key that is no text, as it stands there: YAML takes on, off, yes and no for truth values."""
+    if not isinstance(key, yaml.ScalarNode):
+        return "a key"
+    return f"key {key.value}" + (", a truth value in YAML," if key.tag == f"{PREFIX}bool" else "")
+
+
 class Loader(yaml.SafeLoader):
     """YAML in which `1e-4` is a number and a date a text; keys are texts, each given once."""
 
@@ -66,7 +73,7 @@ class Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key.tag not in (f"{PREFIX}str", f"{PREFIX}merge"):
-                raise _mistake(key, "a key is no text: put quotes round it")
+                raise _mistake(key, f"{_called(key)} is no text: put quotes round it")
             if key.value in seen:
                 raise _mistake(key, f"key {key.value!r} is given twice")
             seen.add(key.value)

@@ -29,24 +29,26 @@ class _Still(Guidance):
         return 0.0 * passes.latents + torch.zeros((), requires_grad=torch.is_grad_enabled())
 
 
-def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> frozenset[int]:
-    """The steps, of a chain of so many, that a policy gives gradient in some of its draws.
+def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> list[frozenset[int]]:
+    """The steps, of a chain of so many, that a policy gives gradient, draw by draw of its random choices.
 
     Raises:
         UserError: its options do not fit such a chain, or what it shows the reward carries no gradient.
     """
-    solver, reached = solver_from_config(FLOW), set[int]()
+    solver, found = solver_from_config(FLOW), list[frozenset[int]]()
     sampler = Sampler(NOBODY, solver, solver.schedule(steps), _Still())
     condition = Condition({"": torch.zeros(1)}, {})
     for draw in range(draws):
+        reached = set[int]()
         noise = Noise((1,), 0, "rehearsal", draw, [0])
-        walk = Walk(sampler, condition, noise, on_gradient=lambda walk, i, *rest: reached.add(i))
+        walk = Walk(sampler, condition, noise, on_gradient=lambda walk, i, *rest, here=reached: here.add(i))
         for view in _views(policy(walk, generator(0, "rehearsal", draw))):
             if not view.latents.requires_grad:
                 raise UserError("the policy shows the reward latents without gradient: make a step with grad=True")
-    if not reached:
+        found.append(frozenset(reached))
+    if not any(found):
         raise UserError("the policy shows the reward nothing: yield View(latents) of steps made with grad=True")
-    return frozenset(reached)
+    return found
 
 
 def _views(found: object) -> Iterator[View]:

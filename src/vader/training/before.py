@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from vader.algorithms import load_algorithm
 from vader.algorithms.base import Algorithm
@@ -20,7 +21,7 @@ from vader.evaluation.metrics.registry import check_metrics
 from vader.files.hub import Missing
 from vader.files.paths import is_writable
 from vader.models.registry import model_class, model_options
-from vader.networks.techniques import load_techniques
+from vader.networks.techniques import inexact, load_techniques
 from vader.nouns import Prompt
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, first_difference, load_recipe
@@ -104,11 +105,14 @@ def occupied(recipe: Recipe, run: RunFolder) -> str | None:
 
 
 def another_recipe(run: RunFolder, recipe: Recipe) -> str | None:
-    """The first key in which a run's recipe is another one; that it is to train for more steps is none."""
+    """The first key in which a run's recipe is another one: not that it is to train for more steps, or in less memory
+    by what changes no result."""
     there = _recipe_of(run)
-    if there.train.steps < recipe.train.steps:
-        there = there.model_copy(update={"train": there.train.model_copy(update={"steps": recipe.train.steps})})
-    return first_difference(there, recipe)
+    train = {"micro_batch": recipe.train.micro_batch, "steps": max(there.train.steps, recipe.train.steps)}
+    may_differ: dict[str, Any] = {"train": there.train.model_copy(update=train), "scoring": recipe.scoring}
+    if inexact(there.memory) == inexact(recipe.memory):
+        may_differ["memory"] = recipe.memory
+    return first_difference(there.model_copy(update=may_differ), recipe)
 
 
 def has_trained(run: RunFolder) -> bool:

@@ -129,7 +129,7 @@ def train(
         RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
     """
     recipe, place = resolved(recipe), RunFolder(Path(runs) / recipe.name if folder is None else Path(folder))
-    if is_done(recipe, place):
+    if not dry_run and is_done(recipe, place):
         with place.held():  # and so rid of what a killed end has left
             return replace(read_result(place), finished_before=True)
     checked = check_recipe(recipe)
