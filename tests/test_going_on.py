@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from toy_runs import TOY, adapter, metrics, toy_recipe
+from toy_runs import TOY, adapter, assert_close_metrics, metrics, toy_recipe
+from vader.algorithms import resolved
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import RunError, Stopped
 from vader.evaluation.held_out import HeldOut
 from vader.networks.adapter_files import FILE_NAME
+from vader.recipe import first_difference, load_recipe
 from vader.runs.folder import ADAPTER
 from vader.training.trainer import train
 
@@ -87,6 +89,31 @@ def test_the_longer_run_is_the_run_of_the_folder(tmp_path, capsys):
     assert "is the run of another recipe (train.steps is 7 there and 6 here)" in capsys.readouterr().err
     assert main(["train", str(TOY), "train.steps=7", "--runs", str(tmp_path)]) == 0
     assert "is finished already" in capsys.readouterr().out
+
+
+LESS_MEMORY = ("train.micro_batch=1", "scoring.chunk=1", "memory=[{name: recompute}, {name: offload_activations}]")
+
+
+@pytest.mark.parametrize("override", LESS_MEMORY)
+def test_a_run_may_go_on_in_less_memory(tmp_path, override):
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train(toy_recipe(), tmp_path / "thrifty")
+    train(toy_recipe(override), tmp_path / "thrifty")
+    train(toy_recipe(), tmp_path / "plain")
+    assert_close_metrics(metrics(tmp_path / "thrifty/toy"), metrics(tmp_path / "plain/toy"), relative=1e-4)
+    kept = load_recipe(str(tmp_path / "thrifty/toy/recipe.yaml"), trust_code=True)
+    assert first_difference(kept, resolved(toy_recipe(override))) is None  # it says what it goes on with
+
+
+def test_a_dry_run_of_a_finished_run_trains_nothing_and_says_so(tmp_path, capsys):
+    assert main(["train", str(TOY), "--runs", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["train", str(TOY), "--runs", str(tmp_path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "dry run: everything is in place, nothing was trained" in out
+    assert "held-out reward" not in out
 
 
 # ---- moved and renamed ----

@@ -445,6 +445,32 @@ def test_the_command_tells_and_writes(tmp_path, capsys, monkeypatch):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_what_does_not_fit_is_not_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vader.planning.search.forecast", made_up)
+    file = tmp_path / "mine.yaml"
+    assert main(["plan", "tiny", *LARGE, "--vram", "1.001", "--write", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert "and nothing here does: the least is" in out
+    assert err == f"vader: nothing fits 1.001 GiB, so {file} was not written: ask for smaller videos\n"
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    (["sampling.prefix.guidance=[0.5, 0.1]"], "its start must not be above its end"),
+    (["sampling.prefix.every=4", "algorithm.policy={name: full}"], "'full' has gradient from the first step on"),
+    (["video.segments=3"], "take no pictures"),
+])  # fmt: skip
+def test_a_plan_is_refused_as_the_run_would_be(capsys, asked, said):
+    assert main(["plan", "tiny", *asked]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("vram", ["inf", "0", "nan", "1e9"])
+def test_a_card_has_so_many_gibibytes(capsys, vram):
+    assert main(["plan", "tiny", "--vram", vram]) == 2
+    assert "Invalid value for '--vram'" in capsys.readouterr().err
+
+
 def test_without_a_gpu_nothing_is_measured(capsys, monkeypatch):
     monkeypatch.setattr("vader.engine.device.card_bytes", lambda: None)
     assert main(["plan", "tiny", "--measure"]) == 2

@@ -345,7 +345,8 @@ def test_a_folder_of_something_else(tmp_path, capsys):
         ("optimizer.lr=0.02", "optimizer.lr is 0.01 there and 0.02 here"),
         ("train.steps=5", "train.steps is 6 there and 5 here"),
         ("rewards.1.weight=0.25", "rewards.1.weight is 0.5 there and 0.25 here"),
-        ("train.micro_batch=2", "train.micro_batch is null there and 2 here"),
+        ("train.batch=8", "train.batch is 4 there and 8 here"),
+        ("memory=[{name: quantize}]", "memory.0.name is recompute there and quantize here"),
         ("evaluation.metrics=[{name: judge}]", "evaluation.metrics.0.name is left out there and judge here"),
     ],
 )
