@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vader.evaluation.formats import decimals, fixed
 from vader.files.foreign import reading
 from vader.files.sheets import Row, draw_sheet
@@ -44,7 +46,7 @@ def sheet_study(name: str, title: str, arms: Callable[[Options], list[Arm]], sho
         return [_seen_job(one.runs[0], shown.seen) for one in trained if shown.seen]
 
     def summarise(trained: Sequence[Trained]) -> dict[str, Any]:
-        rows = [row for one in trained for row in _rows(one, shown)]
+        rows = [row for one in trained for row in rows(one, shown)]
         return {"arms": [summary_of(one) for one in trained], "rows": rows}
 
     return Study(name, title, arms, summarise, table, draw, jobs, most_seeds=1)
@@ -61,7 +63,7 @@ def _seen_job(run: Run, count: int) -> Job:
 # ---- numbers ----
 
 
-def _rows(trained: Trained, shown: Shown) -> Iterator[dict[str, Any]]:
+def rows(trained: Trained, shown: Shown) -> Iterator[dict[str, Any]]:
     """A row a prompt, those that were trained on first."""
     run = trained.runs[0]
     if shown.seen:
@@ -78,7 +80,8 @@ def _pairs(
     before, after = (_videos(folder, step, home, trained.arm.measure)[:count] for step in steps)
     for pair in zip(before, after, strict=True):  # of one recipe: the same prompts in the same order
         found = {end: {"file": file, "scores": scores} for end, (_, file, scores) in zip(ENDS, pair, strict=True)}
-        yield {**trained.arm.labels, "seen": seen, "prompt": pair[0][0], **found}
+        seams = trained.arm.recipe.video.size.seams
+        yield {**trained.arm.labels, "seen": seen, "prompt": pair[0][0], "seams": seams, **found}
 
 
 Shot = tuple[str, str, dict[str, float]]  # prompt, file as seen from the results' folder, scores
@@ -149,7 +152,12 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     return draw_sheet(HEADS, [_drawn(row, path.parent) for row in result["rows"]], path)
 
 
+def parts_of(video: Tensor, seams: Sequence[int]) -> list[Tensor]:
+    """The frames that each segment of a video `[F, 3, H, W]` made; the one at a seam is the earlier's."""
+    return list(video.tensor_split([seam + 1 for seam in seams]))
+
+
 def _drawn(row: Mapping[str, Any], home: Path) -> Row:
     seen = "a prompt trained on" if row["seen"] else "an unseen prompt"
-    videos = [[read_video(home / row[end]["file"])] for end in ENDS]
+    videos = [parts_of(read_video(home / row[end]["file"]), row["seams"]) for end in ENDS]
     return Row(f"{row['base']}, {row['reward']}; {seen}", f"“{row['prompt']}”", videos, _notes(row))

@@ -19,7 +19,7 @@ from typing import Any
 from vader.errors import UserError
 from vader.evaluation.formats import duration
 from vader.files.atomic import atomic_write
-from vader.studies import ablation, before_after, figure4, figure7, table1, table2
+from vader.studies import ablation, before_after, figure4, figure7, figure9, table1, table2
 from vader.studies.formats import count, mean_and_spread
 from vader.studies.sheets import SHEETS
 from vader.studies.study import Study, arm_of, best
@@ -98,7 +98,15 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, WIDTH, subsequent_indent="  " if line.startswith("- ") else "", break_long_words=False)
 
 
-STUDIES: Sequence[Study] = (figure7.STUDY, figure4.STUDY, table1.STUDY, table2.STUDY, *SHEETS, ablation.STUDY)
+STUDIES: Sequence[Study] = (
+    figure7.STUDY,
+    figure4.STUDY,
+    table1.STUDY,
+    table2.STUDY,
+    *SHEETS,
+    figure9.STUDY,
+    ablation.STUDY,
+)
 
 
 def read_results(folder: Path, study: Study) -> list[dict[str, Any]]:
@@ -211,4 +219,5 @@ WORDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "table1": _table1,
     "table2": table2.words,
     "ablation-truncation": _ablation,
+    "figure9": figure9.words,
 } | {study.name: before_after.words for study in SHEETS}
