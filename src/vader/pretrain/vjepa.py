@@ -3,8 +3,8 @@
 As in V-JEPA (arXiv 2404.08471) the target encoder is a moving average of the context encoder, and the predictor is
 told nothing but the place of what it predicts. Clips are shown clean and lightly noisy: a network that must predict
 from heavily disturbed frames learns to trust no frame's details, and so not the order of frames either. Every batch
-shares its masks. Most batches hide all that comes after the clip's beginning: under V-JEPA's own masks alone, whose
-blocks span the whole time, so small a network learns the background and leaves out the object.
+shares its masks. Most batches hide all that comes after the clip's beginning: V-JEPA's own masks, whose blocks span the
+whole time, ask little of the object that moves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Figure 9: videos of three segments, each started from the last frame of the one before, before and after alignment.
 
 At scale `tiny` the judge says how much of each segment is as the picture's caption has it, and the later segments of
-the same pictures and noise are compared, pair by pair. At scale `full` the sheet and the trained reward are what there is.
+the same pictures and noise are compared, pair by pair. At scale `full` there are the sheet and the trained reward.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def arms(options: Options) -> list[Arm]:
 def summarise(trained: Sequence[Trained]) -> dict[str, Any]:
     return {
         "arms": [summary_of(one) | _judged(one) for one in trained],
-        "rows": [row for row in rows(trained[0], SHOWN)],
+        "rows": list(rows(trained[0], SHOWN)),
     }
 
 
