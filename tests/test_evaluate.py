@@ -13,6 +13,7 @@ from toy_runs import TOY, toy_recipe
 from vader.cli import main
 from vader.errors import UserError
 from vader.evaluation.evaluate import build_bench, evaluate_sources, sources_of_run
+from vader.files.video import read_video
 from vader.runs.folder import RunFolder
 from vader.runs.reader import read_run
 from vader.training.trainer import train
@@ -85,6 +86,20 @@ def test_seeds_are_averaged_and_prompts_give_the_error(run):
     (moved,) = evaluate_sources(build_bench(found.recipe, 3, 2, first_seed=4), sources_of_run(found)[:1])
     assert moved.by_seed[0] == pytest.approx(alone[1].reward)
     assert moved.by_seed[1] not in (pytest.approx(alone[0].reward), pytest.approx(alone[1].reward))
+
+
+def test_videos_are_kept_if_asked_for(run, tmp_path):
+    """Of the first prompts under the first seed, by the step of their checkpoint: those of the run itself."""
+    arguments = ["--videos", "2", "--seeds", "2", "--shown", "1", "--out", str(tmp_path), "--trust-code"]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    kept, own = RunFolder(tmp_path), RunFolder(run)
+    assert list(kept.sampled) == [0, 2, 4, 6]
+    for step, folder in kept.sampled.items():
+        assert [path.name for path in folder.glob("*.mp4")] == ["000.mp4"]
+        assert len(kept.evaluation(step).read_text().splitlines()) == 2
+        if step in own.sampled:
+            again, before = (read_video(place / "000.mp4") for place in (folder, own.samples(step)))
+            assert (again - before).abs().max() < 0.01
 
 
 def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):

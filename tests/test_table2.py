@@ -170,7 +170,7 @@ def test_people_are_counted_beside_the_judge_and_the_study_stays(trained, tmp_pa
     said, ready = table2.words(result)
     assert "- fidelity, by the tiny world's judge: VADER's video is preferred 10 times, ModelScope's 0 times" in said
     assert "in the paper 79%." in said
-    assert "vader study serve table2-study-2-seeds" in ready
+    assert "`table2-study-2-seeds` in that of the results, has 10 pairs" in ready
     assert table2.draw(result, tmp_path / "table2.png").stat().st_size > 5_000
 
 

@@ -122,7 +122,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _notes(row: Mapping[str, Any]) -> list[str]:
     """The scores before and after, each with as many decimals in both."""
     ends = [row[end]["scores"] for end in ENDS]
-    places = {name: decimals([scores[name] for scores in ends]) for name in ends[0]}
+    places = {name: min(3, decimals([scores[name] for scores in ends])) for name in ends[0]}
     return [
         ", ".join(f"{name.replace('_', ' ')} {fixed(score, places[name])}" for name, score in scores.items())
         for scores in ends

@@ -140,8 +140,8 @@ def words(result: Mapping[str, Any]) -> Iterator[str]:
     lines = [_finding(RATERS[who], one) for who, found in result["raters"].items() for one in found]
     yield "\n".join(f"- {line}" for line in lines)
     yield (
-        f"The study is of {result['pairs']} pairs and ready for people: `vader study serve {result['folder']}` in the "
-        "folder of the results; the same `vader reproduce table2` counts what they have answered."
+        f"The study's folder, `{result['folder']}` in that of the results, has {result['pairs']} pairs and is ready "
+        "for people to rate; the same `vader reproduce table2` counts what they have answered."
     )
 
 
