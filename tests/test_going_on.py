@@ -91,6 +91,18 @@ def test_the_longer_run_is_the_run_of_the_folder(tmp_path, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(tmp_path):
+    """A setting that came later had its default before it came."""
+    train(toy_recipe("train.steps=3"), tmp_path / "older")
+    file = tmp_path / "older/toy/recipe.yaml"
+    text = file.read_text()
+    assert "  segments: last\n" in text
+    file.write_text(text.replace("  segments: last\n", ""))
+    train(toy_recipe(), tmp_path / "older")
+    train(toy_recipe(), tmp_path / "plain")
+    assert adapter(tmp_path / "older/toy") == adapter(tmp_path / "plain/toy")
+
+
 LESS_MEMORY = ("train.micro_batch=1", "scoring.chunk=1", "memory=[{name: recompute}, {name: offload_activations}]")
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vader.algorithms import load_algorithm
+from vader.algorithms import load_algorithm, resolved
 from vader.algorithms.base import Algorithm
 from vader.engine.build import check_guidance, check_prefix, check_segments, video_size
 from vader.engine.optimizer import check_optimizer
@@ -122,4 +122,7 @@ def has_trained(run: RunFolder) -> bool:
 
 
 def _recipe_of(run: RunFolder) -> Recipe:
-    return load_recipe(str(run.recipe), trust_code=True)  # only read: what is trained is the recipe that was given
+    there = load_recipe(str(run.recipe), trust_code=True)  # only read: what is trained is the recipe that was given
+    with suppress(UserError):  # of an algorithm that is not here; else with settings that are newer than the run
+        there = resolved(there)
+    return there
