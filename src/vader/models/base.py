@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vader.errors import UserError
 from vader.files.images import check_pictures
+from vader.networks.recompute import Grain, checkpoint_blocks
 from vader.nouns import Audio, Condition, Prompt, VideoSize
 from vader.plugins import explain_methods
 
@@ -214,6 +215,14 @@ class VideoModel(ABC):
             UserError: this family has no way to; one that has overrides this.
         """
         raise UserError(f"models of {type(self).__name__} cannot encode videos, so they learn from no video files")
+
+    def recompute(self, name: str, network: nn.Module, of: Grain) -> None:
+        """Has one of the networks, in place, keep little for the backward pass and compute the rest again there.
+
+        Every block of it, whatever it is, unless a family overrides this: where one block of a VAE is most of it, say,
+        its layers, or its class's own switch.
+        """
+        checkpoint_blocks(network, of)
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:

@@ -171,7 +171,7 @@ def _run(run: Run) -> None:
 def _announce(run: Run, word: str | None = None) -> None:
     """Says what the run is and what it runs on, and a word more."""
     if run.accelerator.is_main_process:
-        print(*summary(run.engine), *([word] if word else []), sep="\n")
+        print(*summary(run.engine), *run.algorithm.words(run.engine), *([word] if word else []), sep="\n")
 
 
 def _loop(run: Run, display: Display, stop: list[int], restored: bool) -> None:
