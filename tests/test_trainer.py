@@ -388,7 +388,7 @@ def test_a_mistake_is_told_before_the_folder_of_another_recipe(plain_run, capsys
 
 def test_a_dry_run_tells_of_the_folder_of_another_recipe_and_goes_on(plain_run, capsys):
     assert main(["train", str(TOY), "optimizer.lr=0.02", "--dry-run", "--runs", str(plain_run.parent)]) == 0
-    _, word, _, end = capsys.readouterr().out.splitlines()
+    *_, word, _, end = capsys.readouterr().out.splitlines()
     assert word.startswith(f"{plain_run} is the run of another recipe (optimizer.lr is 0.01 there and 0.02 here): ")
     assert end == "dry run: everything is in place, nothing was trained"
 
@@ -438,7 +438,7 @@ def test_a_dry_run_loads_everything_and_writes_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize(("shift", "little"), [(0.1, True), (5.0, False)])
 def test_steps_that_start_with_little_noise_are_told_of(shift, little):
-    """The last of 4 steps of a flow starts at 0.1 / 4 / (1 - 0.9 / 4) with a shift of 0.1, at 5 / 4 / 2 with one of 5."""
+    """The last of 4 even steps of a flow starts at 1 / 4, shifted."""
     solver = solver_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"}, shift=shift, sigmas="even")
     algorithm = load_algorithm(toy_recipe("algorithm.policy.k=1"))
     (line,) = algorithm.words(SimpleNamespace(sampler=SimpleNamespace(schedule=solver.schedule(4))))

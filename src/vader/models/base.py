@@ -42,6 +42,21 @@ def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
     return size.height // factor, size.width // factor
 
 
+def latent_frames(size: VideoSize, factor: int) -> int:
+    """Frames in latents of a causal VAE, which makes one frame of the first and `factor` of each other.
+
+    Raises:
+        UserError: there are no so many frames; names the nearest that are possible.
+    """
+    more, over = divmod(size.frames - 1, factor)
+    if over:
+        below, above = more * factor + 1, (more + 1) * factor + 1
+        raise UserError(
+            f"{size.frames} frames are not possible: they must be {factor}n + 1; the nearest are {below} and {above}"
+        )
+    return more + 1
+
+
 class VideoModel(ABC):
     """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapters.
 
@@ -162,6 +177,11 @@ class VideoModel(ABC):
         raise UserError(
             f"{type(self).__name__} does not say its tokens, on which its noise levels depend: add `tokens`"
         )
+
+    @property
+    def check_size(self) -> VideoSize:
+        """Small videos that it can make, for `vader check model`."""
+        return VideoSize(frames=4, height=32, width=32)
 
     @abstractmethod
     def denoise(self, latents: Any, time: Tensor, inputs: dict[str, Tensor]) -> Any:
