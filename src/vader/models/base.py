@@ -68,6 +68,7 @@ class VideoModel(ABC):
         takes_negative: whether a prompt may say what guidance leads away from; not where no text is read.
         guidance: the strategy it was made for, by name (`vader.sampling.guidance`).
         frame_axis: which axis of the latents counts frames.
+        lora_pipeline: the pipeline of diffusers whose own loader takes this family's adapters; empty: none.
         sigmas: of a flow model, the levels that its pipeline asks for, as `solver_from_config` takes them.
         denoisers: the networks that carry adapters, by component name; experts come in the order of their use.
         scheduler: the checkpoint's own scheduler settings, as `solver_from_config` reads them.
@@ -81,6 +82,7 @@ class VideoModel(ABC):
     guidance: ClassVar[str] = "cfg"
     frame_axis: ClassVar[int] = 2
     sigmas: ClassVar[str | None] = None
+    lora_pipeline: ClassVar[str] = ""
 
     denoisers: dict[str, nn.Module]
     scheduler: Mapping[str, Any]

@@ -67,6 +67,7 @@ class Wan(VideoModel):
     """
 
     family = "wan"
+    lora_pipeline = "WanPipeline"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
 
     def __init__(
