@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
 from factories import Fixed
 from vader.cli import main
 from vader.errors import UserError
-from vader.models import load_model
+from vader.models import load_adapter, load_model
 from vader.models.wan import Wan
 from vader.networks.adapter import matching_layers
 from vader.networks.measure import count_parameters
+from vader.networks.recompute import Recomputed
 from vader.nouns import Prompt, VideoSize
+from vader.runs.reader import read_run
 from vader.sampling.guidance import load_guidance
 from vader.sampling.videos import make_sampler
 from vader.sampling.walk import Walk
@@ -220,3 +224,78 @@ def test_the_full_size_decoders_have_the_released_numbers_of_weights():
     with torch.device("meta"):
         vae = AutoencoderKLWan()
     assert round(count_parameters(vae) / 1e6, 1) == 126.9
+
+
+# ---- trained ----
+
+RECIPE = """
+name: wan
+model: {family: wan, checkpoint: CHECKPOINT}
+video: {frames: 9, height: 16, width: 16, fps: 16}
+sampling: {steps: 4, guidance: 3.0}
+rewards: [{name: "toys:Warmth", sees: 2}]
+prompts: {train: tiny-train, test: tiny-test}
+algorithm: {policy: {name: last, k: 1}}
+adapter: {rank: 2}
+optimizer: {lr: 1.0e-2}
+train: {steps: 2, batch: 2}
+evaluation: {every: 2, videos: 2, shown: 1}
+memory: [{name: recompute}]
+"""
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """`run(checkpoint, "name", "key=value")` is a finished run's folder, or the line by which it is refused."""
+
+    def train(checkpoint: Path, name: str, *changes: str) -> Path | str:
+        (tmp_path / "wan.yaml").write_text(RECIPE.replace("CHECKPOINT", str(checkpoint)))
+        arguments = [str(tmp_path / "wan.yaml"), f"name={name}", *changes, "--runs", str(tmp_path / "runs")]
+        capsys.readouterr()
+        status = main(["train", *arguments])
+        return tmp_path / "runs" / name if status == 0 else capsys.readouterr().err.strip()
+
+    return train
+
+
+def test_a_run_trains_and_another_starts_from_its_published_form(run, folder, tmp_path, capsys):
+    first = run(folder, "first")
+    published = tmp_path / "published"
+    assert main(["export", str(first), "--adapter", "--format", "comfyui", "--out", str(published)]) == 0
+    assert "into diffusers' WanPipeline: pipe.load_lora_weights(" in capsys.readouterr().out
+    second = run(folder, "second", f"adapter.init={published / 'lora.safetensors'}", "train.steps=1")
+    before, after = (read_run(path).evaluations for path in (first, second))
+    assert after[0].reward == pytest.approx(before[-1].reward, abs=1e-6)
+
+
+def test_the_expert_that_a_policy_never_reaches_is_told_and_the_other_starts_from_a_file_that_does_not_say(
+    run, experts, tmp_path
+):
+    line = run(experts, "both")
+    assert "never reaches 'transformer'" in line
+    assert line.endswith("or set adapter.denoisers to [transformer_2]")
+    low = run(experts, "low", "adapter.denoisers=[transformer_2]")
+    (file,) = (low / "adapter").iterdir()
+    assert file.name == "pytorch_lora_weights.transformer_2.safetensors"
+    save_file(load_file(file), tmp_path / "bare.safetensors")  # without what it says of itself
+    again = run(experts, "again", "adapter.denoisers=[transformer_2]", f"adapter.init={tmp_path / 'bare.safetensors'}")
+    assert read_run(again).evaluations[0].reward == pytest.approx(read_run(low).evaluations[-1].reward, abs=1e-6)
+
+
+def test_the_vae_is_recomputed_layer_by_layer(model):
+    vae = copy.deepcopy(model.vae)
+    model.recompute("vae", vae, "blocks")
+    assert sum(isinstance(part.forward, Recomputed) for part in vae.decoder.modules()) > len(vae.decoder.up_blocks) + 1
+    transformer = copy.deepcopy(model.denoiser)
+    model.recompute("transformer", transformer, "blocks")
+    assert all(isinstance(block.forward, Recomputed) for block in transformer.blocks)
+
+
+def test_a_merged_model_is_a_pipeline_that_samples_the_same(run, folder, tmp_path):
+    trained = run(folder, "merged")
+    assert main(["export", str(trained), "--merged", "--trust-code", "--out", str(tmp_path / "out")]) == 0
+    model = load_adapter(load_model("wan", str(folder)), trained / "adapter")
+    latents = start(model)
+    found = ours(model, latents, SIZE, 2, 5.0)
+    same(found, theirs(pipeline(tmp_path / "out"), latents, SIZE, 2, "latent", guidance_scale=5.0))
+    assert (found - ours(load_model("wan", str(folder)), latents, SIZE, 2, 5.0)).abs().max() > 1e-4
