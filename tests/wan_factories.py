@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from opensora_factories import write_tokenizer
 
@@ -59,4 +73,26 @@ def make_tiny_wan(
         boundary_ratio=0.875 if experts else None,
         **more,
     ).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_wan_i2v(folder: Path, experts: bool = False) -> Path:
+    """A `WanImageToVideoPipeline` folder: of Wan 2.1 with a CLIP image encoder, or with two experts and none."""
+    text, width = make_tiny_wan(folder / "text"), 8
+    seen = {"in_channels": 4 + 4 + 4} | ({} if experts else {"image_dim": width, "added_kv_proj_dim": 24})
+    parts = WanPipeline.from_pretrained(text).components
+    parts |= {"transformer": make_transformer(0, **seen), "image_encoder": None, "image_processor": None}
+    parts["transformer_2"] = make_transformer(5, **seen) if experts else None
+    if not experts:
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            parts["image_encoder"] = CLIPVisionModel(CLIPVisionConfig(
+                hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28,
+                patch_size=14,
+            ))  # fmt: skip
+        crop = {"height": 28, "width": 28}
+        parts["image_processor"] = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=crop)
+    pipe = WanImageToVideoPipeline(**parts, boundary_ratio=0.9 if experts else None)
+    pipe.save_pretrained(folder)
+    shutil.rmtree(text)
     return folder

@@ -107,22 +107,12 @@ class Wan(VideoModel):
         Raises:
             UserError: there is no such checkpoint, it is not of this family, or `back` is below 0.
         """
-        if back < 0:
-            raise UserError(f"model.options.back is {back}: it counts latents before a frame's own, 0 or more")
         source = cls.locate(checkpoint)
-        index = Index.of(source)
-        second = index.boundary is not None
-        return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
-            text=TextEmbedder(
-                UMT5EncoderModel, Part(source, "text_encoder"), Part(source, "tokenizer"), dtype, TOKENS, "wan"
-            ),
-            vae=files.load_network(AutoencoderKLWan, source, "vae", dtype),
-            transformer=_load_transformer(source, "transformer", dtype),
-            transformer_2=_load_transformer(source, "transformer_2", dtype) if second else None,
-            index=index,
-            back=back,
-        )
+        model = cls(**load_parts(source, dtype, back))
+        seen = model.denoiser.config
+        if seen.in_channels != seen.out_channels:
+            raise UserError(f"checkpoint {source!r} starts from images: set model.family to wan-i2v")
+        return model
 
     # ---- text ----
 
@@ -139,11 +129,11 @@ class Wan(VideoModel):
         """
         if images is not None:
             raise UserError("models of the family 'wan' take no images: use text prompts")
-        cond, uncond = self._embed(prompts)
+        cond, uncond = self.embed(prompts)
         return Condition({"text": cond}, {"text": uncond})
 
-    def _embed(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Of the texts and of the negatives."""
+    def embed(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Text embeddings `[B, 512, D]` of the prompts and of their negatives."""
         texts = [prompt_clean(text) for text in [*(one.text for one in prompts), *(one.negative for one in prompts)]]
         embedded, _ = self.text(texts, self.device)
         cond, uncond = F.pad(embedded, (0, 0, 0, TOKENS - embedded.shape[1])).chunk(2)
@@ -182,9 +172,9 @@ class Wan(VideoModel):
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction (the velocity, noise minus data) are `[N, C, T, h, w]`."""
-        return self._pass(latents, time, inputs["text"], time.to(latents).expand(len(latents))).to(latents.dtype)
+        return self.run(latents, time, inputs["text"], time.to(latents).expand(len(latents))).to(latents.dtype)
 
-    def _pass(self, seen: Tensor, time: Tensor, text: Tensor, told: Tensor, **more: Tensor) -> Tensor:
+    def run(self, seen: Tensor, time: Tensor, text: Tensor, told: Tensor, **more: Tensor) -> Tensor:
         """The prediction of the expert of this time, for what the network sees; `told` is its time, or each token's."""
         one = len(self.denoisers) == 1  # a look at the time would wait for the device
         network: Any = self.denoiser if one else self.denoisers[self.expert(float(time))]
@@ -222,20 +212,34 @@ class Wan(VideoModel):
 
     def diffusers_pipeline(self) -> WanPipeline:
         """The same networks as diffusers' pipeline, with the checkpoint's own scheduler and text encoder."""
-        return WanPipeline(
-            tokenizer=self.text.load_tokenizer(),
-            text_encoder=self.text.load(torch.device("cpu")),
-            vae=self.vae,
-            scheduler=getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler),
+        return WanPipeline(**self._pipeline_parts())
+
+    def _pipeline_parts(self) -> dict[str, Any]:
+        """What diffusers' pipelines of this family are made of."""
+        return {
+            "tokenizer": self.text.load_tokenizer(),
+            "text_encoder": self.text.load(torch.device("cpu")),
+            "vae": self.vae,
+            "scheduler": getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler),
             **self.denoisers,
-            boundary_ratio=self.index.boundary,
-            expand_timesteps=self.index.expand,
-        )
+            "boundary_ratio": self.index.boundary,
+            "expand_timesteps": self.index.expand,
+        }
 
 
-def _load_transformer(source: str, name: str, dtype: torch.dtype) -> WanTransformer3DModel:
-    """Raises `UserError` also if it is one that sees a picture."""
-    network = files.load_network(WanTransformer3DModel, source, name, dtype)
-    if network.config.in_channels != network.config.out_channels:
-        raise UserError(f"checkpoint {source!r} starts from images: its {name} sees more than the video's latents")
-    return network
+def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
+    """Arguments of `Wan`. Raises `UserError` if a part cannot be read, or `back` is below 0."""
+    if back < 0:
+        raise UserError(f"model.options.back is {back}: it counts latents before a frame's own, 0 or more")
+    index = Index.of(source)
+    names = ["transformer"] if index.boundary is None else ["transformer", "transformer_2"]
+    return {
+        "scheduler": files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+        "text": TextEmbedder(
+            UMT5EncoderModel, Part(source, "text_encoder"), Part(source, "tokenizer"), dtype, TOKENS, "wan"
+        ),
+        "vae": files.load_network(AutoencoderKLWan, source, "vae", dtype),
+        **{name: files.load_network(WanTransformer3DModel, source, name, dtype) for name in names},
+        "index": index,
+        "back": back,
+    }

@@ -35,4 +35,5 @@ NAMES = OriginalNames(
     experts={"transformer": "high_noise", "transformer_2": "low_noise"},
 )
 
-register_names("wan", NAMES)
+for family in ("wan", "wan-i2v"):
+    register_names(family, NAMES)
