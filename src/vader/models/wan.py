@@ -54,9 +54,14 @@ class Index:
     def of(cls, source: str) -> Index:
         """Raises `UserError` if it cannot be read, or names a second expert and not when it works."""
         said = files.load_config(source, "", "model_index.json")
-        boundary = said.get("boundary_ratio") if any(said.get("transformer_2") or ()) else None
-        if boundary is None and any(said.get("transformer_2") or ()):
-            raise UserError(f"checkpoint {source!r} has a transformer_2, and its model_index.json no boundary_ratio")
+        second, boundary = said.get("transformer_2"), said.get("boundary_ratio")
+        if not second or second == [None, None]:
+            return cls(None, bool(said.get("expand_timesteps")))
+        if not isinstance(boundary, float) or not 0 < boundary < 1:
+            raise UserError(
+                f"checkpoint {source!r} has a transformer_2, and its model_index.json the boundary_ratio {boundary!r}: "
+                "below which share of the noise does it work?"
+            )
         return cls(boundary, bool(said.get("expand_timesteps")))
 
 
@@ -168,7 +173,8 @@ class Wan(VideoModel):
         """See `VideoModel.expert`."""
         if self.index.boundary is None:
             return "transformer"
-        return "transformer" if time >= self.index.boundary * self.scheduler["num_train_timesteps"] else "transformer_2"
+        trained = self.scheduler.get("num_train_timesteps", 1000)
+        return "transformer" if time >= self.index.boundary * trained else "transformer_2"
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction (the velocity, noise minus data) are `[N, C, T, h, w]`."""
