@@ -268,7 +268,7 @@ def test_diffusers_loads_the_files_of_both_experts(experts, tmp_path):
 
 def test_the_lines_that_an_export_prints_load_it_into_networks_of_diffusers(experts, tmp_path):
     files.save_adapters(experts, tmp_path, {"family": "my_wan:Wan"})
-    *lines, ours = loading_lines(tmp_path)
+    *lines, ours = loading_lines(files.adapter_files(tmp_path))
     networks = make_experts()
     for line in lines:
         exec(line.removeprefix("into one of diffusers: "), dict(networks))
@@ -280,13 +280,15 @@ def test_the_lines_that_an_export_prints_load_it_into_networks_of_diffusers(expe
 
 def test_of_a_network_that_diffusers_cannot_load_into_an_export_prints_one_line(unet, folder, tmp_path):
     files.save_adapter(adapted(unet), tmp_path, "unet", {"family": "modelscope"})
-    (line,) = loading_lines(tmp_path)
+    (line,) = loading_lines(files.adapter_files(tmp_path))
     assert line == f'into any network: vader.load_into(unet, "{tmp_path}")'
     other = fresh(folder)
     exec(line.removeprefix("into any network: "), {"vader": vader, "unet": other})
     torch.testing.assert_close(run(other), run(unet), atol=0, rtol=0)
     files.save_adapter(unet, tmp_path, "unet", {"family": "mine"})
-    assert loading_lines(tmp_path)[0].endswith(', weight_name="pytorch_lora_weights.safetensors", prefix="unet")')
+    assert loading_lines(files.adapter_files(tmp_path))[0].endswith(
+        ', weight_name="pytorch_lora_weights.safetensors", prefix="unet")'
+    )
 
 
 def test_a_folder_is_loaded_into_all_denoisers_or_a_pipeline(experts, tmp_path):

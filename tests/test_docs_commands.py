@@ -26,11 +26,15 @@ from vader.cli import main
 from vader.errors import UserError
 from vader.files.hub import TINY_WEIGHTS
 from vader.files.video import write_mp4
+from vader.models.wan import Wan
+from vader.networks.adapter import add_adapter
+from vader.networks.adapter_files import save_adapters
 from vader.planning.step import Forecast
 from vader.preference.study import Study, read_study
-from vader.recipe import load_recipe, recipe_names
+from vader.recipe import dump_recipe, load_recipe, recipe_names
 from vader.recipe.sections import TrainSection
 from vader.runs.folder import step_name
+from wan_factories import make_transformer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -109,6 +113,9 @@ def folder(tmp_path_factory) -> Path:
     adapter = root / "runs" / "tiny" / "adapter"
     for place in ("some/adapter", *(f"runs/{name}/adapter" for name in recipe_names() if "tiny" not in name)):
         shutil.copytree(adapter, root / place)
+    wan = {"transformer": add_adapter(make_transformer(0), Wan.lora_targets, rank=2)}
+    save_adapters(wan, root / "runs" / "wan-1.3b-hps" / "adapter", {"family": "wan"})
+    dump_recipe(load_recipe("wan-1.3b-hps"), root / "runs" / "wan-1.3b-hps" / "recipe.yaml", {})
     shutil.copytree(TINY_WEIGHTS / "modelscope", root / "path" / "to" / "fine-tune")
     (root / "vader_videocrafter_pickscore.pt").touch()
     for picture in ("photos/rex.jpg", "holiday/sea.jpg", "photos/labradors/a.jpg", "photos/malteses/b.jpg"):

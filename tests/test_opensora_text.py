@@ -13,8 +13,8 @@ from transformers import T5Config, T5EncoderModel
 
 from opensora_factories import write_text_encoder, write_tokenizer
 from vader.errors import UserError
-from vader.models.opensora.parts import Part
-from vader.models.opensora.text import EmbeddingCache, TextEmbedder, cleaned, fingerprint, prepared, with_scores
+from vader.models.opensora.text import cleaned, prepared, with_scores
+from vader.models.text_cache import EmbeddingCache, Part, TextEmbedder, fingerprint
 
 CPU = torch.device("cpu")
 
@@ -58,9 +58,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "t5"
 
 
-def embedder(folder, dtype=torch.float32, max_length=40, **options):
+def embedder(folder, dtype=torch.float32, max_length=40, template="plain", **options):
     part = Part(str(folder))
-    return TextEmbedder(part, part, dtype, max_length, **options)
+    return TextEmbedder(T5EncoderModel, part, part, dtype, max_length, template, **options)
 
 
 def test_embeddings_are_those_of_padded_prompts_without_the_padding(folder):
@@ -117,17 +117,19 @@ def test_each_prompt_is_encoded_once_and_the_encoder_is_dropped(folder, monkeypa
     assert len(loads) == 2
 
 
-def test_another_encoder_precision_or_length_has_its_own_embeddings(folder, tmp_path):
+def test_another_encoder_precision_length_or_template_has_its_own_embeddings(folder, tmp_path):
     folders = {embedder(folder).cache.folder, embedder(folder, torch.bfloat16).cache.folder}
     folders.add(embedder(folder, max_length=9).cache.folder)
+    folders.add(embedder(folder, template="another").cache.folder)
     before, _ = embedder(folder)(["a"], CPU)
     write_text_encoder(folder, seed=1)
     os.utime(folder / "model.safetensors", (time.time() + 5, time.time() + 5))
     after, _ = embedder(folder)(["a"], CPU)
     folders.add(embedder(folder).cache.folder)
-    assert len(folders) == 4
+    assert len(folders) == 5
     assert (before - after).abs().max() > 0.01
     assert fingerprint(Part("user/model")) == "user/model"
+    assert fingerprint(Part("user/model", "text_encoder")) == "user/model/text_encoder"
 
 
 def test_float16_is_too_narrow_for_t5(folder):

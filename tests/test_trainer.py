@@ -19,12 +19,15 @@ from factories import make_tiny_modelscope
 from regenerate_golden import GOLDEN, RUNS, curve
 from toy_runs import TOY, adapter, assert_close_metrics, metrics, toy_recipe
 from toys import ToyModel, Warmth
+from vader.algorithms import load_algorithm
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import RunError, UserError
 from vader.runs.folder import ADAPTER, RunFolder
 from vader.runs.reader import read_run
 from vader.sampling import POLICIES
+from vader.solvers import Level
+from vader.solvers.scheduler_config import solver_from_config
 from vader.training.trainer import train
 
 # ---- numbers ----
@@ -386,7 +389,7 @@ def test_a_mistake_is_told_before_the_folder_of_another_recipe(plain_run, capsys
 
 def test_a_dry_run_tells_of_the_folder_of_another_recipe_and_goes_on(plain_run, capsys):
     assert main(["train", str(TOY), "optimizer.lr=0.02", "--dry-run", "--runs", str(plain_run.parent)]) == 0
-    _, word, _, end = capsys.readouterr().out.splitlines()
+    *_, word, _, end = capsys.readouterr().out.splitlines()
     assert word.startswith(f"{plain_run} is the run of another recipe (optimizer.lr is 0.01 there and 0.02 here): ")
     assert end == "dry run: everything is in place, nothing was trained"
 
@@ -426,11 +429,29 @@ def test_a_dry_run_loads_everything_and_writes_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == (
         "toy: toys:ToyModel on cpu in float32, 1 process; 48 of 391 weights are trained; each step 4 videos of "
         "4 frames of 8x8 in 4 denoising steps\n"
+        "gradient enters from step 3 of 4 on, at sigma 0.411 (0 clean, 1 noise)\n"
         "a training step takes 0.0 GiB at its peak on a GPU, and about 1 beside tensors: "
         "'vader plan' says where, and what lowers it\n"
         "dry run: everything is in place, nothing was trained\n"
     )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("shift", "little"), [(0.1, True), (5.0, False)])
+def test_steps_that_start_with_little_noise_are_told_of(shift, little):
+    """The last of 4 even steps of a flow starts at 1 / 4, shifted."""
+    solver = solver_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"}, shift=shift, sigmas="even")
+    algorithm = load_algorithm(toy_recipe("algorithm.policy.k=1"))
+    (line,) = algorithm.words(SimpleNamespace(sampler=SimpleNamespace(schedule=solver.schedule(4))))
+    start = shift / 4 / (1 + (shift - 1) / 4)
+    assert line.startswith(f"gradient enters from step 4 of 4 on, at sigma {start:.3f} (0 clean, 1 noise)")
+    assert ("hardly what is where" in line) == little
+
+
+def test_paths_of_all_kinds_have_one_measure_of_noise():
+    """Variance-preserving, of a flow, and exploding, at one signal-to-noise ratio."""
+    levels = [Level(0.8, 0.6, 0.0), Level(4 / 7, 3 / 7, 0.0), Level(1.0, 0.75, 0.0)]
+    assert [level.noise_share for level in levels] == pytest.approx([3 / 7] * 3)
 
 
 def test_a_finished_run_is_left_alone(plain_run, capsys, no_model):

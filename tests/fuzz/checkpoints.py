@@ -21,25 +21,30 @@ from test_rewards_imagereward import WORDS, released  # noqa: E402
 from vader.files.hub import TINY_WEIGHTS  # noqa: E402
 from vader.files.open_clip import to_open_clip  # noqa: E402
 from vader.files.video import write_mp4, write_png  # noqa: E402
+from wan_factories import make_tiny_wan  # noqa: E402
 
 OPENSORA_SIZE = ("--frames", "1", "--height", "32", "--width", "32")
+WAN_SIZE = ("--frames", "5", "--height", "16", "--width", "16")
 SMALL_SIZE = ("--frames", "2", "--height", "32", "--width", "32")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Files of one model, and `argv(source)`, the command that loads them from there."""
+    """Files of one model, and `argv(source)`, the command that loads them from there; `indexed` is one that reads its
+    `model_index.json`."""
 
     name: str
     source: Path
     argv: Callable[[str], list[str]]
+    indexed: bool = False
 
     def files(self, *suffixes: str) -> list[str]:
         """The names of the files with these endings, relative to the source; of a single file, its own."""
         if self.source.is_file():
             return [self.source.name] if self.source.name.endswith(suffixes) else []
         found = [file for file in sorted(self.source.rglob("*")) if file.is_file() and file.name.endswith(suffixes)]
-        return [file.relative_to(self.source).as_posix() for file in found if file.name != "model_index.json"]
+        names = [file.relative_to(self.source).as_posix() for file in found]
+        return [name for name in names if name != "model_index.json" or self.indexed]
 
     def copied(self, place: Path, but: str) -> Path:
         """The checkpoint in `place`, made of links; the path of the one file that is left out."""
@@ -67,6 +72,7 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
         Checkpoint("svd", weights / "svd", lambda source: _sample("svd", source, "--image", picture)),
         Checkpoint("opensora", weights / "opensora", lambda source: _sample("opensora", source, size=OPENSORA_SIZE)),
         Checkpoint("videocrafter", weights / "videocrafter", lambda source: _sample("videocrafter", source)),
+        Checkpoint("wan", made / "wan", lambda source: _sample("wan", source, size=WAN_SIZE), indexed=True),
         Checkpoint("hps", weights / "clip", scored("hps:checkpoint={}")),
         Checkpoint("aesthetic", weights / "clip", scored("aesthetic:head=tiny,checkpoint={}")),
         Checkpoint("detector", weights / "detector", scored("object_removal:target=circle,checkpoint={}")),
@@ -97,6 +103,7 @@ def _made(folder: Path) -> Path:
     write_mp4(made / "video.mp4", frames, 8)
     write_png(made / "picture.png", Image.new("RGB", (40, 32), (200, 30, 10)))
     make_tiny_grounding_dino(made / "dino")
+    make_tiny_wan(made / "wan", experts=True)
     head = load_file(TINY_WEIGHTS / "aesthetic_head.safetensors")
     torch.save(head, made / "weather.pt")
     torch.save(_jepa(load_file(TINY_WEIGHTS / "vjepa.safetensors")), made / "vjepa.pth")

@@ -18,7 +18,7 @@ from vader.plugins import at_most, explain_methods, is_built_in
 from vader.recipe import Recipe
 
 Count = Annotated[int, at_most(100_000, "no step has use for more")]  # of an algorithm's settings
-WORK = ("__init__", "step", "check", "without_gradient", "state_dict", "load_state_dict", "state_bytes")
+WORK = ("__init__", "step", "check", "words", "without_gradient", "state_dict", "load_state_dict", "state_bytes")
 
 
 @dataclass
@@ -68,6 +68,10 @@ class Algorithm(ABC):
 
     def check(self, engine: Engine) -> None:  # noqa: B027 (most algorithms have nothing to check)
         """Raises `UserError` if it cannot work with this model or these rewards. Asked before a run starts."""
+
+    def words(self, engine: Engine) -> list[str]:
+        """What to know of this run before it starts, a line each."""
+        return []
 
     def without_gradient(self, metrics: Metrics) -> str:
         """Why a step may have had no gradient at all, and what to do: a part of the line that tells of it."""

@@ -25,6 +25,7 @@ from vader.sampling.rehearsal import rehearse
 from vader.sampling.walk import Walk
 from vader.scoring.scorer import Scored
 
+LITTLE_NOISE = 0.05  # a flow's sigma: with less noise a prediction hardly counts in the clean latents
 MOSTLY_CLAMPED = 0.9  # a share of the pixels that explains a lack of gradient
 
 
@@ -67,6 +68,18 @@ class RewardGradient(Algorithm):
                 f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
                 f"[{', '.join(sorted(reached))}]"
             )
+
+    def words(self, engine: Engine) -> list[str]:
+        """See `Algorithm.words`: how noisy the latents are where gradient enters first, so how much it can change."""
+        starts, first = engine.sampler.schedule.starts, min(self.active)
+        share = starts[first].noise_share
+        line = f"gradient enters from step {first + 1} of {len(starts)} on, at sigma {share:.3f} (0 clean, 1 noise)"
+        if share >= LITTLE_NOISE:
+            return [line]
+        return [
+            f"{line}: below {LITTLE_NOISE:g} colours and details can change, hardly what is where; with a policy that "
+            "goes further back it enters sooner"
+        ]
 
     def without_gradient(self, metrics: Metrics) -> str:
         """See `Algorithm.without_gradient`."""

@@ -38,11 +38,12 @@ def check_model(
         str, typer.Argument(metavar="FAMILY[:CHECKPOINT]", help="A family or module:Class, and what it loads.")
     ],
     size: Annotated[
-        str, typer.Option("--size", metavar="FRAMESxHEIGHTxWIDTH", help="The videos to check it on.")
-    ] = "4x32x32",
+        str | None,
+        typer.Option("--size", metavar="FRAMESxHEIGHTxWIDTH", help="The videos to check it on; else the model's own."),
+    ] = None,
 ) -> None:
     """Check a model: shapes, ranges, batch independence, frozen weights, a gradient that reaches the adapter."""
-    video = _video_size(size)
+    video = None if size is None else _video_size(size)
     section = model_section(spec)
     from vader.tools import check
 

@@ -39,12 +39,17 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="The whole model in its own format, the adapter in its weights.")
     ] = False,
-    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, in diffusers' LoRA format.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, as a LoRA file.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="Of the adapter: diffusers, or comfyui where its model's names are known.")
+    ] = "diffusers",
     trust_code: TrustCode = False,
 ) -> None:
     """Export what a run has trained, for use without this package."""
     if merged == adapter:
         raise UserError("export what? give one of --merged and --adapter")
+    if merged and form != "diffusers":
+        raise UserError("--format is the adapter's, and a merged model has its own: leave it out")
     from vader.files.paths import check_out
     from vader.runs.adapters import find_adapter, run_of
     from vader.tools.export import export_adapter, export_merged, loading_lines
@@ -57,8 +62,8 @@ def export(
     if merged:
         print(export_merged(_base_model(folder, trust_code), trained, out))
     else:
-        written = export_adapter(trained, out)
-        print(*written, *loading_lines(written[0].parent), sep="\n")
+        written = export_adapter(trained, out, form)
+        print(*written, *loading_lines(written), sep="\n")
 
 
 def _require_run(run: Path) -> None:

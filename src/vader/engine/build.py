@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -207,7 +208,10 @@ def attach_fresh(recipe: Recipe, model: VideoModel) -> None:
 def _networks(setup: Setup, device: torch.device) -> list[tuple[torch.nn.Module, Role]]:
     """Every network with what it is for."""
     model = setup.model
-    networks = [(network, Role(_kind(model, name), name, device)) for name, network in model.networks().items()]
+    networks = [
+        (network, Role(_kind(model, name), name, device, partial(model.recompute, name)))
+        for name, network in model.networks().items()
+    ]
     return [*networks, *((reward, Role("reward", name, device)) for name, reward in setup.reward.items())]
 
 

@@ -19,6 +19,7 @@ from vader.errors import RunError, UserError
 from vader.plugins import one_line
 
 WEIGHTS = (".safetensors", ".bin")
+PANIC = "PanicException"  # what libraries in Rust raise beside every Exception
 NOT_TENSORS = "it holds something else than tensors"
 
 
@@ -36,7 +37,9 @@ def reading(what: str) -> Iterator[None]:
             yield
         except (UserError, RunError):
             raise
-        except Exception as error:  # a file of strangers: every library fails on it in its own ways
+        except BaseException as error:  # a file of strangers: every library fails on it in its own ways
+            if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+                raise
             raise UserError(f"{what}: {reason(error)}") from error
 
 

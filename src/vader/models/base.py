@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vader.errors import UserError
 from vader.files.images import check_pictures
+from vader.networks.recompute import Grain, checkpoint_blocks
 from vader.nouns import Audio, Condition, Prompt, VideoSize
 from vader.plugins import explain_methods
 
@@ -41,6 +42,21 @@ def latent_sides(size: VideoSize, factor: int) -> tuple[int, int]:
     return size.height // factor, size.width // factor
 
 
+def latent_frames(size: VideoSize, factor: int) -> int:
+    """Frames in latents of a causal VAE, which makes one frame of the first and `factor` of each other.
+
+    Raises:
+        UserError: there are no so many frames; names the nearest that are possible.
+    """
+    more, over = divmod(size.frames - 1, factor)
+    if over:
+        below, above = more * factor + 1, (more + 1) * factor + 1
+        raise UserError(
+            f"{size.frames} frames are not possible: they must be {factor}n + 1; the nearest are {below} and {above}"
+        )
+    return more + 1
+
+
 class VideoModel(ABC):
     """A pretrained video diffusion model. Every network is frozen and in eval mode but for the adapters.
 
@@ -52,6 +68,7 @@ class VideoModel(ABC):
         takes_negative: whether a prompt may say what guidance leads away from; not where no text is read.
         guidance: the strategy it was made for, by name (`vader.sampling.guidance`).
         frame_axis: which axis of the latents counts frames.
+        lora_pipeline: the pipeline of diffusers whose own loader takes this family's adapters; empty: none.
         sigmas: of a flow model, the levels that its pipeline asks for, as `solver_from_config` takes them.
         denoisers: the networks that carry adapters, by component name; experts come in the order of their use.
         scheduler: the checkpoint's own scheduler settings, as `solver_from_config` reads them.
@@ -65,6 +82,7 @@ class VideoModel(ABC):
     guidance: ClassVar[str] = "cfg"
     frame_axis: ClassVar[int] = 2
     sigmas: ClassVar[str | None] = None
+    lora_pipeline: ClassVar[str] = ""
 
     denoisers: dict[str, nn.Module]
     scheduler: Mapping[str, Any]
@@ -162,6 +180,11 @@ class VideoModel(ABC):
             f"{type(self).__name__} does not say its tokens, on which its noise levels depend: add `tokens`"
         )
 
+    @property
+    def check_size(self) -> VideoSize:
+        """Small videos that it can make, for `vader check model`."""
+        return VideoSize(frames=4, height=32, width=32)
+
     @abstractmethod
     def denoise(self, latents: Any, time: Tensor, inputs: dict[str, Tensor]) -> Any:
         """One pass: scaled latents `[N, ...]`, one time (scalar), inputs `[N, ...]` -> the prediction, like latents.
@@ -214,6 +237,14 @@ class VideoModel(ABC):
             UserError: this family has no way to; one that has overrides this.
         """
         raise UserError(f"models of {type(self).__name__} cannot encode videos, so they learn from no video files")
+
+    def recompute(self, name: str, network: nn.Module, of: Grain) -> None:
+        """Has one of the networks, in place, keep little for the backward pass and compute the rest again there.
+
+        Every block of it, whatever it is, unless a family overrides this: where one block of a VAE is most of it, say,
+        its layers, or its class's own switch.
+        """
+        checkpoint_blocks(network, of)
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:

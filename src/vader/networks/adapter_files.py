@@ -1,4 +1,4 @@
-"""Adapter files: written and read in diffusers' LoRA format, one file a denoiser; foreign formats are read as ours.
+"""Adapter files: written and read in diffusers' LoRA format, one file a denoiser; others are read as ours.
 
 In goes a network with an adapter, out comes what diffusers calls a LoRA: keys `<component>.<module>.lora_A.weight`,
 alpha folded into B. The first denoiser's file is `pytorch_lora_weights.safetensors`, that of another one
@@ -42,6 +42,7 @@ from vader.networks.adapter import (
     load_adapter_state,
     lora_layers,
 )
+from vader.networks.original_names import from_original, is_original
 from vader.version import __version__
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -234,7 +235,11 @@ def _read(file: Path) -> Content:
 
 def _read_ours(file: Path) -> Content:
     with safe_open(file, framework="pt") as stream:
-        return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+        weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        header = stream.metadata() or {}
+    if is_original(weights):
+        weights = from_original(weights, f"{str(file)!r} is no LoRA adapter that can be read")
+    return weights, header
 
 
 # ---- loaded ----

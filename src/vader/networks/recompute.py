@@ -6,7 +6,7 @@ In goes any network, it leaves with the same parts and numbers; only what a grap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +19,7 @@ Grain = Literal["blocks", "layers", "nested"]
 
 
 class Recompute(Technique):
-    """Every network is recomputed in the backward pass, part by part.
+    """Every network is recomputed in the backward pass, part by part, or as its family knows better.
 
     Args:
         of: the parts, see `checkpoint_blocks`.
@@ -32,7 +32,7 @@ class Recompute(Technique):
         self.of = of
 
     def prepare(self, network: nn.Module, role: Role) -> None:
-        checkpoint_blocks(network, self.of)
+        (role.recompute or checkpoint_blocks)(network, self.of)
 
 
 class Recomputed:
@@ -85,10 +85,15 @@ def checkpoint_blocks(network: nn.Module, of: Grain = "blocks") -> int:
     blocks = network_blocks(network)
     layers = [layer for block in blocks for layer in block_layers(block)]
     parts = {"blocks": blocks, "layers": layers, "nested": list(dict.fromkeys([*blocks, *layers]))}[of]
+    checkpoint_parts(parts)
+    return len(parts)
+
+
+def checkpoint_parts(parts: Iterable[nn.Module]) -> None:
+    """Has each of these parts of a network, in place, keep its inputs alone and run again in the backward pass."""
     for part in parts:
         if not isinstance(part.forward, Recomputed):
             part.forward = Recomputed(part.forward)
-    return len(parts)
 
 
 def block_layers(block: nn.Module) -> list[nn.Module]:

@@ -8,7 +8,7 @@ subclass `Technique`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -48,11 +48,13 @@ class Role:
         kind: what it does in the program.
         name: its component name in the model ("transformer_2", "vae"), or the reward's name in the recipe.
         device: where it is to work; its weights may still be on the CPU.
+        recompute: how its family has it recomputed, given network and grain; None: as any network.
     """
 
     kind: Literal["denoiser", "decoder", "text", "reward"]
     name: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    recompute: Callable[[nn.Module, Any], object] | None = None
 
 
 def _label(technique: Technique) -> str:

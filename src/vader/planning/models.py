@@ -1,4 +1,4 @@
-"""The four families in their releases' sizes, with random weights: nothing is downloaded.
+"""The families in their releases' sizes, with random weights: nothing is downloaded.
 
 Time and memory do not depend on the values of weights. In goes a device (cpu, cuda, meta) as the `checkpoint`, out
 comes the family with its networks drawn there.
@@ -7,7 +7,7 @@ comes the family with its networks drawn there.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +33,8 @@ from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
+from vader.planning import wan
+from vader.planning.drawn import Drawn, RandomText, drawn
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
 # ---- sizes, where they are not the classes' defaults ----
@@ -78,7 +80,6 @@ IMAGE_TOWER: dict[str, Any] = {  # OpenCLIP ViT-H's, SVD's image encoder
     "hidden_act": "gelu",
     "projection_dim": 1024,
 }
-PROMPT_TOKENS = 32  # T5's of a prompt of some twenty words
 
 # ---- schedules ----
 
@@ -102,23 +103,7 @@ SVD_SCHEDULER: dict[str, Any] = _LEVELS | {
 }
 
 
-def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[str, Any]:
-    """Networks by component name, made on the device, frozen and in `dtype`."""
-    with torch.device(device):
-        networks = {name: make() for name, make in makers.items()}
-    return {name: network.to(dtype).eval().requires_grad_(False) for name, network in networks.items()}
-
-
 # ---- the families ----
-
-
-class Drawn(VideoModel):
-    """A family whose weights are drawn: its `checkpoint` is a device, and nothing has to be found."""
-
-    @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`."""
-        return checkpoint
 
 
 class RandomModelScope(Drawn, ModelScope):
@@ -205,12 +190,17 @@ class RandomOpenSora(Drawn, OpenSora):
         return cls(**networks, text=text, scheduler=RELEASE_SCHEDULER)
 
 
-# By family: the class, and the checkpoints of this shape.
-RELEASES: dict[str, tuple[type[Drawn], tuple[str, ...]]] = {
-    "modelscope": (RandomModelScope, ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b")),
-    "videocrafter": (RandomVideoCrafter, ("VideoCrafter/VideoCrafter2",)),
-    "svd": (RandomSVD, tuple(f"stabilityai/stable-video-diffusion-img2vid{more}" for more in ("", "-xt", "-xt-1-1"))),
-    "opensora": (RandomOpenSora, ("hpcai-tech/OpenSora-STDiT-v3",)),
+# By family, the class that has a checkpoint's shape.
+RELEASES: dict[str, dict[str, type[Drawn]]] = {
+    "modelscope": dict.fromkeys(
+        ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b"), RandomModelScope
+    ),
+    "videocrafter": {"VideoCrafter/VideoCrafter2": RandomVideoCrafter},
+    "svd": dict.fromkeys(
+        (f"stabilityai/stable-video-diffusion-img2vid{more}" for more in ("", "-xt", "-xt-1-1")), RandomSVD
+    ),
+    "opensora": {"hpcai-tech/OpenSora-STDiT-v3": RandomOpenSora},
+    "wan": wan.RELEASES,
 }
 
 
@@ -221,14 +211,14 @@ def load_model_shape(
 
     Options that only say where files lie, or what they hold, are checked and change nothing of a shape.
     """
-    own, (shape, releases) = model_options(family, options), RELEASES.get(family, (Drawn, ()))
-    if checkpoint not in releases:
+    own, shape = model_options(family, options), RELEASES.get(family, {}).get(checkpoint)
+    if shape is None:
         return load_model(family, checkpoint, dtype=dtype, options=options)
     kept = {name: value for name, value in own.items() if name in inspect.signature(shape.load).parameters}
     return shape.load(str(device), dtype=dtype, **kept)
 
 
-# ---- what stands for tokenizers and for T5 ----
+# ---- what stands for tokenizers ----
 
 
 def any_tokenizer() -> Any:
@@ -242,18 +232,3 @@ def any_tokenizer() -> Any:
 
     tokenize.model_max_length = TEXT_TOWER["max_position_embeddings"]  # type: ignore[attr-defined]
     return tokenize
-
-
-class RandomText:
-    """Arbitrary features of `width` channels for T5-XXL's, whose 4.8 billion parameters take no part in a step."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def prepare(self, texts: Sequence[str], device: torch.device) -> None:
-        """As `TextEmbedder`: there is nothing to encode."""
-
-    def __call__(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """As `TextEmbedder`: features `[B, L, width]`, and where there are tokens, `[B, L]`."""
-        features = torch.randn(len(texts), PROMPT_TOKENS, self.width, device=device)
-        return features, torch.ones(features.shape[:2], dtype=torch.bool, device=device)

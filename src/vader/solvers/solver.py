@@ -43,6 +43,11 @@ class Level:
             return math.inf if self.sigma == 0 else -math.inf
         return math.log(self.alpha / self.sigma)
 
+    @property
+    def noise_share(self) -> float:
+        """The sigma, in [0, 1], that a flow has at this signal-to-noise ratio: one measure for all paths."""
+        return self.sigma / (self.alpha + self.sigma)
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -181,9 +181,11 @@ def _shifted_scores(reward: Reward, clip: Clip, numbers: Tensor, prompts: list[P
 # ---- base models ----
 
 
-def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str | Prompt] = PROMPTS) -> list[Check]:
-    """Checks a model on random latents of `size`, one for each prompt (two or more), and random pictures if it
-    starts from them.
+def check_model(
+    model: VideoModel, size: VideoSize | None = None, prompts: Sequence[str | Prompt] = PROMPTS
+) -> list[Check]:
+    """Checks a model on random latents of `size` (by default `VideoModel.check_size`), one for each prompt (two or
+    more), and random pictures if it starts from them.
 
     Adapters are tried on copies of the denoisers; the model itself stays as it is.
     """
@@ -204,6 +206,7 @@ def check_model(model: VideoModel, size: VideoSize = SIZE, prompts: Sequence[str
     }
     if type(model).decode_audio is not VideoModel.decode_audio:
         tests["sound in [-1, 1], with gradient"] = _sound
+    size = size or model.check_size
     bound = {name: partial(test, model, size, as_prompts(prompts)) for name, test in tests.items()}
     return _run(bound | {"weights are frozen, in eval mode": lambda: _frozen(model.networks())})
 

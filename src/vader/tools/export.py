@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from vader.errors import UserError
@@ -17,11 +19,12 @@ from vader.files.lock import new_folder
 from vader.files.paths import user_path
 from vader.files.weights import save_tensors
 from vader.models.base import VideoModel
-from vader.models.registry import FAMILIES
+from vader.models.registry import FAMILIES, model_class
 from vader.networks.adapter import merge_adapters
 from vader.networks.adapter_files import (
     FILE_NAME,
     AdapterFile,
+    Content,
     file_name,
     is_foreign,
     key_prefix,
@@ -29,7 +32,9 @@ from vader.networks.adapter_files import (
     read_adapters,
 )
 from vader.networks.measure import weight_bytes
+from vader.networks.original_names import names_of, to_original
 
+FORMS = ("diffusers", "comfyui")
 HEADROOM = 1.05  # settings and headers beside the weights
 
 
@@ -57,33 +62,77 @@ def export_merged(model: VideoModel, adapter: Path | str, out_dir: Path | str) -
     return out
 
 
-def export_adapter(adapter: Path | str, out_dir: Path | str) -> list[Path]:
-    """Copies an adapter, in diffusers' LoRA format, into a folder that is missing or empty.
+def export_adapter(adapter: Path | str, out_dir: Path | str, form: str = "diffusers") -> list[Path]:
+    """Writes an adapter into a folder that is missing or empty: in diffusers' LoRA format, or under the names of its
+    model's original code, which ComfyUI reads.
 
     Returns:
         The new files, one a denoiser.
 
     Raises:
-        UserError: no adapter, or a folder that is not empty or not writable, or a full disk.
+        UserError: no adapter, a folder that is not empty or not writable, a full disk, layers without such names, or
+            no such form.
     """
+    if form not in FORMS:
+        raise UserError(f"--format {form!r} is none: {' or '.join(FORMS)}")
     files, out = read_adapters(adapter), user_path(out_dir, "--out")
+    renamed = original_files(files) if form == "comfyui" else {}
     with new_folder(out) as temporary:
         _check_room(out, sum(file.path.stat().st_size for file in files))
-        return [out / _copy(file, temporary).name for file in files]
+        for name, (weights, header) in renamed.items():
+            save_tensors(weights, temporary / name, header)
+        return [out / name for name in renamed or [_copy(file, temporary).name for file in files]]
 
 
-def loading_lines(folder: Path) -> list[str]:
+def original_files(files: Sequence[AdapterFile]) -> dict[str, Content]:
+    """Adapters under the names of their model's original code, with nothing in the header that diffusers reads.
+
+    Returns:
+        Weights and header by the new file's name: `lora.safetensors`, and for experts what part of the noise it is for.
+
+    Raises:
+        UserError: a layer, or the whole family, has no names that loaders know.
+    """
+    found = {}
+    for file in files:
+        names, (component,) = names_of(file.ours.get("family")), file.components
+        expert = len(files) > 1 or component != key_prefix(component)
+        name = f"lora_{names.experts[component]}.safetensors" if expert and names.experts else "lora.safetensors"
+        found[name] = to_original(_folded(file, component), names), {"format": "pt", "vader": json.dumps(file.ours)}
+    return found
+
+
+def _folded(file: AdapterFile, component: str) -> dict[str, Tensor]:
+    """A file's weights by layer, all of their scale in B."""
+    state = file.state(component)
+    rank = len(next(weight for name, weight in state.items() if name.endswith("lora_A.weight")))
+    scale = file.alpha(component, rank) / rank
+    return {name: weight * (scale if name.endswith("lora_B.weight") else 1.0) for name, weight in state.items()}
+
+
+def loading_lines(written: Sequence[Path]) -> list[str]:
     """What to write in Python to use an exported adapter: by this package, and where diffusers knows how, without it.
 
-    Of the built-in families' networks, diffusers' own loader knows none (as of 0.42).
+    Of most built-in families' networks diffusers' own loader knows none (as of 0.42).
     """
-    files = read_adapters(folder)
-    where = json.dumps(str(folder), ensure_ascii=False)
+    files = [file for path in written for file in read_adapters(path)]
+    where, family = json.dumps(str(written[0].parent), ensure_ascii=False), files[0].ours.get("family")
+    pipeline = model_class(family).lora_pipeline if family in FAMILIES else ""
+    if pipeline:
+        return [_pipeline_line(file, where, pipeline) for file in files]
     target = files[0].components[0] if len(files) == 1 else "pipe"
     ours = f"into any network: vader.load_into({target}, {where})"
-    if files[0].ours.get("family") in FAMILIES:
+    if family in FAMILIES:
         return [ours]
     return [*(f"into one of diffusers: {_diffusers_line(file, where)}" for file in files), ours]
+
+
+def _pipeline_line(file: AdapterFile, where: str, pipeline: str) -> str:
+    """Files are told by name: a folder may hold several. Experts after the first have to be asked for."""
+    (component,) = file.components
+    expert = "" if component == key_prefix(component) else f", load_into_{component}=True"
+    name = json.dumps(file.path.name)
+    return f"into diffusers' {pipeline}: pipe.load_lora_weights({where}, weight_name={name}{expert})"
 
 
 def _diffusers_line(file: AdapterFile, where: str) -> str:

@@ -40,7 +40,7 @@ from vader.evaluation.report import write_report
 from vader.files.atomic import WriteError, atomic_folder, remove
 from vader.models.registry import model_class
 from vader.networks.adapter import adapters_state, load_adapters_state
-from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
+from vader.networks.adapter_files import AdapterFile, key_prefix, load_adapters, read_adapters, save_adapters
 from vader.nouns import Prompt
 from vader.planning.width import widened_here
 from vader.recipe import Recipe, dump_recipe, library_versions
@@ -171,7 +171,7 @@ def _run(run: Run) -> None:
 def _announce(run: Run, word: str | None = None) -> None:
     """Says what the run is and what it runs on, and a word more."""
     if run.accelerator.is_main_process:
-        print(*summary(run.engine), *([word] if word else []), sep="\n")
+        print(*summary(run.engine), *run.algorithm.words(run.engine), *([word] if word else []), sep="\n")
 
 
 def _loop(run: Run, display: Display, stop: list[int], restored: bool) -> None:
@@ -282,16 +282,24 @@ def warm_start(engine: Engine, init: str) -> None:
         UserError: there is none, or it is not for just the denoisers that this run trains, with their layers and rank.
     """
     path = find_adapter(init)
-    held = {name for file in read_adapters(path) for name in file.components}
-    if held != set(engine.adapted):
+    files, denoisers = read_adapters(path), engine.model.denoisers
+    held = {name for file in files for name in file.components}
+    if _unsaid(files, engine.adapted):
+        denoisers = {key_prefix(engine.adapted[0]): denoisers[engine.adapted[0]]}
+    elif held != set(engine.adapted):
         raise UserError(
             f"adapter.init {init!r} is for {', '.join(sorted(held))}, and this run trains "
             f"{', '.join(engine.adapted)}: set adapter.denoisers to fit, or start from another"
         )
     try:
-        load_adapters(engine.model.denoisers, path, engine.model.family)
+        load_adapters(denoisers, path, engine.model.family)
     except UserError as error:
         raise UserError(f"adapter.init {init!r}: {error}") from error
+
+
+def _unsaid(files: Sequence[AdapterFile], adapted: Sequence[str]) -> bool:
+    """Whether a file does not say which of several experts it is for, and this run trains but one: then for that."""
+    return len(files) == len(adapted) == 1 and not files[0].ours and files[0].components == [key_prefix(adapted[0])]
 
 
 def held_out_words(recipe: Recipe, prompts: int) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from vader.errors import UserError
 from vader.files.hub import resolve
@@ -19,8 +20,9 @@ from vader.models.base import VideoModel
 from vader.models.opensora.parts import find_parts, load_scheduler, load_transformer, load_vae, write_checkpoint
 from vader.models.opensora.sizes import latent_size
 from vader.models.opensora.stdit3 import STDiT3
-from vader.models.opensora.text import TextEmbedder, prepared
+from vader.models.opensora.text import prepared
 from vader.models.opensora.vae import CHANNELS, CHUNK, OpenSoraVAE, pixel_frames
+from vader.models.text_cache import TextEmbedder
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 
@@ -65,7 +67,9 @@ class OpenSora(VideoModel):
         return cls(
             transformer=transformer,
             vae=load_vae(parts.vae, dtype),
-            text=TextEmbedder(parts.text_encoder, parts.tokenizer, dtype, length, text_8bit),
+            text=TextEmbedder(
+                T5EncoderModel, parts.text_encoder, parts.tokenizer, dtype, length, cls.family, text_8bit
+            ),
             scheduler=load_scheduler(parts.transformer),
         )
 

@@ -29,6 +29,7 @@ from vader.files.foreign import reading
 from vader.files.weights import fill, load_tensors
 from vader.models.opensora.stdit3 import FIXED, STDiT3, STDiT3Config, frequencies
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
+from vader.models.text_cache import Part
 
 FAMILY = "opensora"
 RELEASE_VAE = "hpcai-tech/OpenSora-VAE-v1.2"
@@ -42,13 +43,6 @@ ONE_FOLDER = {
 
 
 RELEASE_SCHEDULER = {"_class_name": "RFLOW", "use_timestep_transform": True}  # named in none of the release's files
-
-
-class Part(NamedTuple):
-    """One component: a folder or hub id, and the subfolder in it ("" where it is the whole)."""
-
-    source: str
-    subfolder: str = ""
 
 
 class Parts(NamedTuple):

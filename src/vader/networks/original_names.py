@@ -1,0 +1,158 @@
+"""LoRA files under the names of a model's original code, as ComfyUI and the trainers around it write and read them.
+
+A key is `diffusion_model.<original name>.lora_A.weight` (and B), or `lora_down` and `lora_up`; a scale that is not in
+the weights is `<original name>.alpha`, over the rank. Each family registers its names; files of all of them are read
+wherever adapters are, and written by `vader export --format comfyui`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from vader.errors import UserError
+
+PREFIX = "diffusion_model."
+FACTORS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_down": "lora_A", "lora_up": "lora_B"}
+BLOCK = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<layer>.+)")
+
+
+@dataclass(frozen=True)
+class OriginalNames:
+    """How one family's layers are called in its original code.
+
+    Attributes:
+        component: the network that such files are for.
+        inside: layers of a block, ours to theirs; a block itself is called `blocks.N` by both.
+        outside: all other layers.
+        together: layers of a block that loaders take both or neither.
+        experts: of denoisers that have a file each, what the files are called for.
+    """
+
+    component: str
+    inside: Mapping[str, str]
+    outside: Mapping[str, str]
+    together: tuple[str, str] | None = None
+    experts: Mapping[str, str] | None = None
+
+    @cached_property
+    def _backward(self) -> tuple[dict[str, str], dict[str, str]]:
+        inside, outside = ({theirs: ours for ours, theirs in names.items()} for names in (self.inside, self.outside))
+        return inside, outside
+
+    def theirs(self, layer: str) -> str | None:
+        """A layer's original name; None: it has none that loaders know."""
+        return _renamed(layer, self.inside, self.outside)
+
+    def ours(self, layer: str) -> str | None:
+        """The layer of an original name; None: it is none of this family's."""
+        return _renamed(layer, *self._backward)
+
+
+def _renamed(layer: str, inside: Mapping[str, str], outside: Mapping[str, str]) -> str | None:
+    found = BLOCK.fullmatch(layer)
+    if found is None:
+        return None
+    block = found["block"] or ""
+    name = (inside if block else outside).get(found["layer"])
+    return name and block + name
+
+
+_families: dict[str, OriginalNames] = {}
+
+
+def register_names(family: str, names: OriginalNames) -> None:
+    """Has files under these names read as adapters, and adapters of the family written under them."""
+    _families[family] = names
+
+
+def names_of(family: object) -> OriginalNames:
+    """Raises `UserError` if no program is known to read this family's adapters under original names."""
+    if not isinstance(family, str) or family not in _families:
+        known = ", ".join(sorted(_families))
+        raise UserError(f"ComfyUI's names are known for adapters of {known}, not of {family!r}: use --format diffusers")
+    return _families[family]
+
+
+# ---- written ----
+
+
+def to_original(weights: Mapping[str, Tensor], names: OriginalNames) -> dict[str, Tensor]:
+    """An adapter's `<module path>.lora_A.weight` (and B) under original names; its scale must be in the weights.
+
+    Raises:
+        UserError: a layer has no name that loaders know, or lacks one that they want beside it.
+    """
+    layers = {name.rsplit(".lora_", 1)[0] for name in weights}
+    _check_together(layers, names)
+    named = {layer: names.theirs(layer) for layer in layers}
+    if strange := sorted(layer for layer, theirs in named.items() if theirs is None):
+        raise UserError(f"layer {strange[0]!r} has no name that ComfyUI's loaders read: use --format diffusers")
+    if not any(layer.startswith("blocks.") for layer in layers):
+        raise UserError("the adapter has no layer in a block, and loaders look for one: use --format diffusers")
+    return {
+        f"{PREFIX}{named[layer]}.lora_{factor}": weight
+        for name, weight in weights.items()
+        for layer, factor in [name.rsplit(".lora_", 1)]
+    }
+
+
+def _check_together(layers: Collection[str], names: OriginalNames) -> None:
+    for here, there in [names.together, names.together[::-1]] if names.together else []:
+        for layer in layers:
+            if layer.endswith(here) and layer.removesuffix(here) + there not in layers:
+                raise UserError(f"layer {layer!r} is read only beside its {there!r}: use --format diffusers")
+
+
+# ---- read ----
+
+
+def is_original(weights: Collection[str]) -> bool:
+    return all(name.startswith(PREFIX) for name in weights) and bool(weights)
+
+
+def from_original(weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """A file's weights as ours, `<component>.<module path>.lora_A.weight` (and B), alpha folded into B.
+
+    Raises:
+        UserError: they are of no family whose names are known, or of more than LoRA's two factors.
+    """
+    found = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    names = _family_of(found, label)
+    ours = {}
+    for name, weight in found.items():
+        if name.endswith(".alpha"):
+            continue
+        layer, factor = _parts(name, label)
+        ours[f"{names.component}.{names.ours(layer)}.{factor}.weight"] = weight.float() * _scale(found, layer, factor)
+    return ours
+
+
+def _family_of(found: Collection[str], label: str) -> OriginalNames:
+    layers = {_parts(name, label)[0] for name in found if not name.endswith(".alpha")}
+    for names in _families.values():
+        if all(names.ours(layer) for layer in layers):
+            return names
+    strange = next((layer for layer in layers if not any(one.ours(layer) for one in _families.values())), "a mixture")
+    raise UserError(f"{label}: it is under the names of no model that is known here ({strange})")
+
+
+def _parts(name: str, label: str) -> tuple[str, str]:
+    """A key as the layer's name and our word for the factor."""
+    layer, _, factor = name.removesuffix(".weight").rpartition(".")
+    if not name.endswith(".weight") or factor not in FACTORS:
+        raise UserError(f"{label}: it holds {name!r}, which is no factor of a LoRA")
+    return layer, FACTORS[factor]
+
+
+def _scale(found: Mapping[str, Tensor], layer: str, factor: str) -> float:
+    """What goes into a factor: alpha over rank into B, where there is an alpha."""
+    alpha = found.get(f"{layer}.alpha")
+    if alpha is None or factor != "lora_B":
+        return 1.0
+    (rank,) = {len(found[key]) for key in (f"{layer}.lora_A.weight", f"{layer}.lora_down.weight") if key in found}
+    return float(alpha) / rank
