@@ -33,7 +33,7 @@ def test_its_recipes_are_of_long_videos_and_of_v_jepa(scale):
     for arm in found:
         assert arm.recipe.video.segments == 3
         assert arm.recipe.rewards[0].name == "vjepa"
-    assert [reward.name for reward in found[-1].recipe.rewards] == ["vjepa"]  # as in the paper
+        assert len(arm.recipe.rewards) == (1 if scale == "full" else 2)
 
 
 @pytest.fixture(scope="module")
