@@ -107,13 +107,15 @@ def test_the_files_are_read_here_again(tmp_path):
 
 @pytest.mark.parametrize("alpha", [None, 2.0])
 @pytest.mark.parametrize("words", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
-def test_files_that_others_publish_are_read_with_their_scale(tmp_path, words, alpha):
-    network = trained(0, alpha=alpha)
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_", "lora_unet__"])
+def test_files_that_others_publish_are_read_with_their_scale(tmp_path, prefix, words, alpha):
+    network = trained(0, TARGETS["everywhere"], alpha=alpha)
     (file,) = export_adapter(saved(tmp_path / "adapter", transformer=network), tmp_path / "out", "comfyui")
     scale = 1.0 if alpha is None else alpha / 4
     published = {}
     for name, weight in load_file(file).items():
-        layer, factor = name.removesuffix(".weight").rsplit(".", 1)
+        layer, factor = name.removeprefix("diffusion_model.").removesuffix(".weight").rsplit(".", 1)
+        layer = prefix + (layer if prefix.endswith(".") else layer.replace(".", "_"))
         down = factor == "lora_A"
         published[f"{layer}.{words[not down]}.weight"] = weight if down else weight / scale
         if alpha is not None:
@@ -152,7 +154,7 @@ def test_what_loaders_misread_is_not_written(tmp_path):
 
 def test_families_without_known_names_are_told(tmp_path):
     save_adapters({"transformer": trained(0)}, tmp_path / "adapter", {"family": "svd"})
-    with pytest.raises(UserError, match="ComfyUI's names are known for adapters of wan, not of 'svd'"):
+    with pytest.raises(UserError, match="ComfyUI's names are known for adapters of wan, wan-i2v, not of 'svd'"):
         export_adapter(tmp_path / "adapter", tmp_path / "out", "comfyui")
     with pytest.raises(UserError, match="--format 'kohya' is none: diffusers or comfyui"):
         export_adapter(tmp_path / "adapter", tmp_path / "out", "kohya")

@@ -65,12 +65,10 @@ def gradient(pixels, latents, frames):
 
 @pytest.mark.parametrize("back", [0, 2, LATENTS])
 def test_gradient_is_the_whole_decode_s_at_a_window_s_latents_and_none_before(vae, latents, back):
+    vae.decoder.conv_out.weight.data.mul_(0.05)  # grey enough that nothing is clamped
     leaf, frame, own = latents[:1].clone().requires_grad_(), 14, 4
-    expected = gradient(WindowDecoder(vae, back=LATENTS)(leaf), leaf, [frame])
-    in_one_graph = gradient(whole(vae, leaf), leaf, [frame])
-    kept = whole(vae, leaf)[:, frame].detach()
-    if ((kept > 0) & (kept < 1)).all():  # where nothing is clamped
-        torch.testing.assert_close(expected, in_one_graph, atol=1e-12, rtol=0)
+    assert 0 < whole(vae, leaf).min() < whole(vae, leaf).max() < 1
+    expected = gradient(whole(vae, leaf), leaf, [frame])
     found = gradient(WindowDecoder(vae, back)(leaf, chosen(frame)), leaf, [0])
     first = max(own - back, 0)
     torch.testing.assert_close(found[:, :, first:], expected[:, :, first:], atol=1e-12, rtol=0)

@@ -178,9 +178,9 @@ class Wan(VideoModel):
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction (the velocity, noise minus data) are `[N, C, T, h, w]`."""
-        return self.run(latents, time, inputs["text"], time.to(latents).expand(len(latents))).to(latents.dtype)
+        return self.velocity(latents, time, inputs["text"], time.to(latents).expand(len(latents))).to(latents.dtype)
 
-    def run(self, seen: Tensor, time: Tensor, text: Tensor, told: Tensor, **more: Tensor) -> Tensor:
+    def velocity(self, seen: Tensor, time: Tensor, text: Tensor, told: Tensor, **more: Tensor) -> Tensor:
         """The prediction of the expert of this time, for what the network sees; `told` is its time, or each token's."""
         one = len(self.denoisers) == 1  # a look at the time would wait for the device
         network: Any = self.denoiser if one else self.denoisers[self.expert(float(time))]

@@ -113,11 +113,11 @@ class WanImage(Wan):
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `Wan.denoise`. A picture that is the first latent is at time 0, so that each token has its own."""
         if not self._beside:
-            return self.run(latents, time, inputs["text"], self._times(latents, time)).to(latents.dtype)
+            return self.velocity(latents, time, inputs["text"], self._times(latents, time)).to(latents.dtype)
         seen = torch.cat([latents, inputs["image"].to(latents)], dim=1)
         more = {"encoder_hidden_states_image": inputs["clip"]} if "clip" in inputs else {}
         told = time.to(latents).expand(len(latents))
-        return self.run(seen, time, inputs["text"], told, **more).to(latents.dtype)
+        return self.velocity(seen, time, inputs["text"], told, **more).to(latents.dtype)
 
     def _times(self, latents: Tensor, time: Tensor) -> Tensor:
         """The time of each token `[N, tokens]`: 0 in the first latent."""

@@ -1,8 +1,9 @@
 """LoRA files under the names of a model's original code, as ComfyUI and the trainers around it write and read them.
 
 A key is `diffusion_model.<original name>.lora_A.weight` (and B), or `lora_down` and `lora_up`; a scale that is not in
-the weights is `<original name>.alpha`, over the rank. Each family registers its names; files of all of them are read
-wherever adapters are, and written by `vader export --format comfyui`.
+the weights is `<original name>.alpha`, over the rank. Others write `lora_unet_<original name, dots as underscores>`,
+which is read and never written: diffusers wants all layers of a block then. Each family registers its names; files of
+all of them are read wherever adapters are, and written by `vader export --format comfyui`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from vader.errors import UserError
 
 PREFIX = "diffusion_model."
+FLAT = re.compile(r"lora_unet_+(?P<name>[^.]+)(?P<rest>.+)")
+FLAT_BLOCK = re.compile(r"blocks_(?P<number>\d+)_(?P<layer>.+)")
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_down": "lora_A", "lora_up": "lora_B"}
 BLOCK = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<layer>.+)")
 
@@ -43,6 +46,14 @@ class OriginalNames:
     def _backward(self) -> tuple[dict[str, str], dict[str, str]]:
         inside, outside = ({theirs: ours for ours, theirs in names.items()} for names in (self.inside, self.outside))
         return inside, outside
+
+    def dotted(self, flat: str) -> str | None:
+        """An original name whose dots were made underscores, as it was; None: it is none of this family's."""
+        found, (inside, outside) = FLAT_BLOCK.fullmatch(flat), self._backward
+        if found is None:
+            return next((name for name in outside if name.replace(".", "_") == flat), None)
+        layer = next((name for name in inside if name.replace(".", "_") == found["layer"]), None)
+        return layer and f"blocks.{found['number']}.{layer}"
 
     def theirs(self, layer: str) -> str | None:
         """A layer's original name; None: it has none that loaders know."""
@@ -112,7 +123,7 @@ def _check_together(layers: Collection[str], names: OriginalNames) -> None:
 
 
 def is_original(weights: Collection[str]) -> bool:
-    return all(name.startswith(PREFIX) for name in weights) and bool(weights)
+    return all(name.startswith(PREFIX) or FLAT.fullmatch(name) for name in weights) and bool(weights)
 
 
 def from_original(weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
@@ -121,7 +132,7 @@ def from_original(weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor
     Raises:
         UserError: they are of no family whose names are known, or of more than LoRA's two factors.
     """
-    found = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    found = {_plain(name): weight for name, weight in weights.items()}
     names = _family_of(found, label)
     ours = {}
     for name, weight in found.items():
@@ -130,6 +141,15 @@ def from_original(weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor
         layer, factor = _parts(name, label)
         ours[f"{names.component}.{names.ours(layer)}.{factor}.weight"] = weight.float() * _scale(found, layer, factor)
     return ours
+
+
+def _plain(name: str) -> str:
+    """A key without its prefix, its dots back where they were underscores and a family knows the name."""
+    flat = FLAT.fullmatch(name)
+    if flat is None:
+        return name.removeprefix(PREFIX)
+    known = (names.dotted(flat["name"]) for names in _families.values())
+    return next(filter(None, known), flat["name"]) + flat["rest"]
 
 
 def _family_of(found: Collection[str], label: str) -> OriginalNames:

@@ -201,6 +201,7 @@ RELEASES: dict[str, dict[str, type[Drawn]]] = {
     ),
     "opensora": {"hpcai-tech/OpenSora-STDiT-v3": RandomOpenSora},
     "wan": wan.RELEASES,
+    "wan-i2v": wan.FROM_PICTURES,
 }
 
 

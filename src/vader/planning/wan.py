@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor
 
 from vader.models.wan import Index, Wan
+from vader.models.wan_i2v import WanImage
+from vader.nouns import Condition, Prompt, VideoSize
 from vader.planning.drawn import Drawn, RandomText, drawn
 
 TEXT_WIDTH = 4096  # of umt5-xxl
@@ -26,6 +30,8 @@ MIDDLE: dict[str, Any] = {
     "in_channels": 48,
     "out_channels": 48,
 }
+SEEING: dict[str, Any] = {"in_channels": 36}  # the picture's latents, and where they are given, beside the video's
+FEATURES = 257  # of a picture, by CLIP ViT-H
 RESIDUAL_VAE: dict[str, Any] = {
     "base_dim": 160,
     "decoder_base_dim": 256,
@@ -48,6 +54,8 @@ class RandomWan(Drawn, Wan):
     shift: ClassVar[float] = 3.0
     boundary: ClassVar[float | None] = None
 
+    expand: ClassVar[bool] = False
+
     @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> RandomWan:
         """See `Wan.load`; `checkpoint` is the device to draw the weights on."""
@@ -58,7 +66,7 @@ class RandomWan(Drawn, Wan):
             **drawn(checkpoint, dtype, **makers, vae=lambda: AutoencoderKLWan(**cls.autoencoder)),
             text=text,
             scheduler=SCHEDULER | {"flow_shift": cls.shift},
-            index=Index(cls.boundary),
+            index=Index(cls.boundary, cls.expand),
             back=back,
         )
 
@@ -83,6 +91,45 @@ class RandomWanExperts(RandomWan):
     boundary = 0.875
 
 
+class RandomWanImage(RandomWan, WanImage):  # type: ignore[misc]
+    """`Wan-AI/Wan2.1-I2V-14B-480P-Diffusers` in shape; its pictures are random too, so prompts are texts."""
+
+    takes_images = False
+    transformer = SEEING | {"image_dim": 1280, "added_kv_proj_dim": 5120}
+
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        """See `WanImage.encode`, of random pictures."""
+        pictures = torch.rand(len(prompts), 3, size.height, size.width, device=self.device)
+        return WanImage.encode(self, prompts, size, pictures)
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        """Random ones, where the transformer looks at any: its encoder takes part in no step."""
+        width = self.denoiser.config.image_dim
+        return {} if width is None else {"clip": torch.rand(len(images), FEATURES, width, device=images.device)}
+
+
+class RandomWanImageMiddle(RandomWanImage):
+    """`Wan-AI/Wan2.2-TI2V-5B-Diffusers` in shape, from pictures."""
+
+    transformer = MIDDLE
+    autoencoder = RESIDUAL_VAE
+    shift = 5.0
+    expand = True
+
+
+class RandomWanImageExperts(RandomWanImage):
+    """`Wan-AI/Wan2.2-I2V-A14B-Diffusers` in shape."""
+
+    transformer = SEEING
+    boundary = 0.9
+
+
+FROM_PICTURES: dict[str, type[Drawn]] = {
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": RandomWanImage,
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": RandomWanImage,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": RandomWanImageMiddle,
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": RandomWanImageExperts,
+}
 RELEASES: dict[str, type[Drawn]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": RandomWanSmall,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": RandomWan,

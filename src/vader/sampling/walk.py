@@ -130,8 +130,7 @@ class Walk:
         """The prediction for (unscaled) latents at step i, with guidance or the conditional one alone."""
         sampler, here = self.sampler, self.start_of(i)
         scaled = map_latents(lambda x: x * here.input_scale, latents)
-        first = _first(latents)  # filled there, as a copy would wait for the device; meta tensors hold no time
-        time = first.new_full((), here.time, device="cpu" if first.is_meta else first.device)
+        time = _first(latents).new_full((), here.time)  # filled there: a copy would wait for the device
         share = i / len(self)
         passes = Passes(sampler.model, scaled, time, self.condition, share, sampler.batched, sampler.detach_uncond)
         return sampler.guidance(passes) if guided else passes.cond()
