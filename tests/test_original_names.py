@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vader
+from vader.cli import main
 from vader.errors import UserError
 from vader.models.wan_lora import NAMES
 from vader.networks.adapter import adapter_parameters, add_adapter
@@ -158,3 +159,9 @@ def test_families_without_known_names_are_told(tmp_path):
         export_adapter(tmp_path / "adapter", tmp_path / "out", "comfyui")
     with pytest.raises(UserError, match="--format 'kohya' is none: diffusers or comfyui"):
         export_adapter(tmp_path / "adapter", tmp_path / "out", "kohya")
+
+
+def test_a_merged_model_has_no_format_to_choose(tmp_path, capsys):
+    command = ["export", "runs/x", "--merged", "--format", "comfyui", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert capsys.readouterr().err == "vader: --format is the adapter's, and a merged model has its own: leave it out\n"

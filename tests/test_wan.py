@@ -20,6 +20,7 @@ from vader.networks.adapter import matching_layers
 from vader.networks.measure import count_parameters
 from vader.networks.recompute import Recomputed
 from vader.nouns import Prompt, VideoSize
+from vader.runs.folder import ADAPTER
 from vader.runs.reader import read_run
 from vader.sampling.guidance import load_guidance
 from vader.sampling.videos import make_sampler
@@ -266,6 +267,17 @@ def test_a_run_trains_and_another_starts_from_its_published_form(run, folder, tm
     second = run(folder, "second", f"adapter.init={published / 'lora.safetensors'}", "train.steps=1")
     before, after = (read_run(path).evaluations for path in (first, second))
     assert after[0].reward == pytest.approx(before[-1].reward, abs=1e-6)
+
+
+def test_window_by_window_trains_as_one_graph_does(run, folder):
+    """A frame's gradient is the same whatever else is decoded beside it."""
+    changes = ["rewards.0.sees=4", "train.steps=1", "model.options={back: 1}"]
+    split = run(folder, "split", *changes)
+    whole = run(folder, "whole", *changes, "algorithm.split_backward=false")
+    ours, theirs = (load_file(path / ADAPTER) for path in (split, whole))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=1e-4)
 
 
 def test_the_expert_that_a_policy_never_reaches_is_told_and_the_other_starts_from_a_file_that_does_not_say(

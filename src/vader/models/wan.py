@@ -113,11 +113,9 @@ class Wan(VideoModel):
             UserError: there is no such checkpoint, it is not of this family, or `back` is below 0.
         """
         source = cls.locate(checkpoint)
-        model = cls(**load_parts(source, dtype, back))
-        seen = model.denoiser.config
-        if seen.in_channels != seen.out_channels:
+        if sees_pictures(source):
             raise UserError(f"checkpoint {source!r} starts from images: set model.family to wan-i2v")
-        return model
+        return cls(**load_parts(source, dtype, back))
 
     # ---- text ----
 
@@ -231,6 +229,12 @@ class Wan(VideoModel):
             "boundary_ratio": self.index.boundary,
             "expand_timesteps": self.index.expand,
         }
+
+
+def sees_pictures(source: str) -> bool:
+    """Whether a checkpoint's transformer sees more than the video's latents."""
+    said = files.load_config(source, "transformer")
+    return said.get("in_channels") != said.get("out_channels")
 
 
 def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from vader.errors import UserError
 from vader.files import hub as files
 from vader.files.images import prompt_images
-from vader.models.wan import Wan, load_parts
+from vader.models.wan import Index, Wan, load_parts, sees_pictures
 from vader.models.wan_vae import encode
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Known, Prompt, VideoSize
@@ -49,11 +49,10 @@ class WanImage(Wan):
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> WanImage:
         """See `Wan.load`."""
         source = cls.locate(checkpoint)
-        parts = load_parts(source, dtype, back)
-        seen = parts["transformer"].config
-        if seen.in_channels == seen.out_channels and not parts["index"].expand:
+        if not sees_pictures(source) and not Index.of(source).expand:
             raise UserError(f"checkpoint {source!r} makes videos of text alone: set model.family to wan")
-        if seen.image_dim is not None:
+        parts = load_parts(source, dtype, back)
+        if parts["transformer"].config.image_dim is not None:
             parts["image_encoder"] = files.load_network(CLIPVisionModel, source, "image_encoder", dtype)
             parts["image_config"] = files.load_config(source, "image_processor", "preprocessor_config.json")
         return cls(**parts)
