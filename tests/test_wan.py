@@ -259,6 +259,7 @@ def run(tmp_path, capsys):
     return train
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_another_starts_from_its_published_form(run, folder, tmp_path, capsys):
     first = run(folder, "first")
     published = tmp_path / "published"
@@ -269,6 +270,7 @@ def test_a_run_trains_and_another_starts_from_its_published_form(run, folder, tm
     assert after[0].reward == pytest.approx(before[-1].reward, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_window_by_window_trains_as_one_graph_does(run, folder):
     """A frame's gradient is the same whatever else is decoded beside it."""
     changes = ["rewards.0.sees=4", "train.steps=1", "model.options={back: 1}"]
@@ -280,6 +282,7 @@ def test_window_by_window_trains_as_one_graph_does(run, folder):
         torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_expert_that_a_policy_never_reaches_is_told_and_the_other_starts_from_a_file_that_does_not_say(
     run, experts, tmp_path
 ):
@@ -303,6 +306,7 @@ def test_the_vae_is_recomputed_layer_by_layer(model):
     assert all(isinstance(block.forward, Recomputed) for block in transformer.blocks)
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_a_pipeline_that_samples_the_same(run, folder, tmp_path):
     trained = run(folder, "merged")
     assert main(["export", str(trained), "--merged", "--trust-code", "--out", str(tmp_path / "out")]) == 0

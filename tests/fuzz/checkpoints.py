@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ sys.path.insert(0, str(TESTS))  # the tests' own factories
 
 from transformers import BertTokenizer  # noqa: E402
 
+from opensora_factories import write_tokenizer  # noqa: E402
 from reward_factories import make_tiny_grounding_dino  # noqa: E402
 from test_rewards_imagereward import WORDS, released  # noqa: E402
 from vader.files.hub import TINY_WEIGHTS  # noqa: E402
@@ -104,6 +106,8 @@ def _made(folder: Path) -> Path:
     write_png(made / "picture.png", Image.new("RGB", (40, 32), (200, 30, 10)))
     make_tiny_grounding_dino(made / "dino")
     make_tiny_wan(made / "wan", experts=True)
+    shutil.rmtree(made / "wan" / "tokenizer")  # as tokenizer.json: what spoils that makes its library panic, at length
+    write_tokenizer(made / "wan" / "tokenizer")
     head = load_file(TINY_WEIGHTS / "aesthetic_head.safetensors")
     torch.save(head, made / "weather.pt")
     torch.save(_jepa(load_file(TINY_WEIGHTS / "vjepa.safetensors")), made / "vjepa.pth")

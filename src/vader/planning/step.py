@@ -30,7 +30,8 @@ from vader.networks.park import Park
 from vader.networks.techniques import Stage, Technique, Techniques, load_techniques
 from vader.nouns import Prompt
 from vader.planning.counter import Counter, Remembered, fused_attention
-from vader.planning.models import Drawn, load_model_shape
+from vader.planning.drawn import Drawn
+from vader.planning.models import load_model_shape
 from vader.planning.rewards import load_reward_shape
 from vader.plugins import explained
 from vader.prompts import load_prompts
