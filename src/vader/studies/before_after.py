@@ -46,8 +46,8 @@ def sheet_study(name: str, title: str, arms: Callable[[Options], list[Arm]], sho
         return [_seen_job(one.runs[0], shown.seen) for one in trained if shown.seen]
 
     def summarise(trained: Sequence[Trained]) -> dict[str, Any]:
-        rows = [row for one in trained for row in rows(one, shown)]
-        return {"arms": [summary_of(one) for one in trained], "rows": rows}
+        pairs = [row for one in trained for row in rows(one, shown)]
+        return {"arms": [summary_of(one) for one in trained], "rows": pairs}
 
     return Study(name, title, arms, summarise, table, draw, jobs, most_seeds=1)
 
