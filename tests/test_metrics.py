@@ -178,7 +178,7 @@ class Wrong(Metric):
 
 
 def test_built_in_metrics_have_a_line_each(capsys):
-    assert list(metric_names()) == ["judge", "gold", "diversity"]
+    assert list(metric_names()) == ["judge", "gold", "diversity", "drift", "segments"]
     assert main(["list", "metrics"]) == 0
     assert "gold" in capsys.readouterr().out
 
