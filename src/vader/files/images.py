@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vader.errors import UserError
 from vader.files.foreign import reading, require_regular
-from vader.nouns import Prompt
+from vader.nouns import Prompt, VideoSize
 
 WHITE = (255, 255, 255, 255)
 
@@ -75,3 +75,17 @@ def _on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, WHITE), layer).convert("RGB")
+
+
+def starting_images(prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None) -> Tensor:
+    """What videos start from, `[B, 3, H, W]` in [0, 1]: the images given, or else those that the prompts carry.
+
+    Raises:
+        UserError: a prompt carries no image, or those given are of another size than the videos.
+    """
+    if images is None:
+        return prompt_images(prompts, size.height, size.width)
+    height, width = images.shape[-2:]
+    if (height, width) != (size.height, size.width):
+        raise UserError(f"images are {height}x{width}, but the videos {size.height}x{size.width}: make them equal")
+    return images

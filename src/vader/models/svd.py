@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.files.images import normalize, prompt_images
+from vader.files.images import normalize, starting_images
 from vader.models.base import VideoModel, latent_sides
 from vader.models.image_vae import space_factor
 from vader.networks.measure import weight_dtype
@@ -124,12 +124,7 @@ class StableVideoDiffusion(VideoModel):
         Raises:
             UserError: a prompt carries no image, or those given are of another size than the videos.
         """
-        if images is None:
-            images = prompt_images(prompts, size.height, size.width)
-        if images.shape[-2:] != (size.height, size.width):
-            height, width = images.shape[-2:]
-            raise UserError(f"images are {height}x{width}, but the videos {size.height}x{size.width}: make them equal")
-        images = images.to(self.device)
+        images = starting_images(prompts, size, images).to(self.device)
         numbers = images.new_tensor([[size.fps - 1, self.motion_bucket, self.noise_augmentation]]).repeat(
             len(images), 1
         )

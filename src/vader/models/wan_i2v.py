@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.files.images import prompt_images
+from vader.files.images import starting_images
 from vader.models.wan import Index, Wan, load_parts, sees_pictures
 from vader.models.wan_vae import encode
 from vader.networks.measure import weight_dtype
@@ -67,12 +67,7 @@ class WanImage(Wan):
         Raises:
             UserError: a prompt carries no image, or those given are of another size than the videos.
         """
-        if images is None:
-            images = prompt_images(prompts, size.height, size.width)
-        if images.shape[-2:] != (size.height, size.width):
-            height, width = images.shape[-2:]
-            raise UserError(f"images are {height}x{width}, but the videos {size.height}x{size.width}: make them equal")
-        images = images.to(self.device)
+        images = starting_images(prompts, size, images).to(self.device)
         cond, uncond = self.embed(prompts)
         if self._beside:
             shown = {"image": self._given(images, size), **self._features(images)}
