@@ -349,7 +349,7 @@ def _along_the_video(run: Run) -> str:
     if not (names := curve_names(run.evaluations)):
         return ""
     first, last = run.evaluations[0], run.evaluations[-1]
-    shown = [(first, _step_name(first.step), "faint"), (last, _step_name(last.step), "held-out")]
+    shown = [(first, _step_name(first.step), "before"), (last, _step_name(last.step), "held-out")]
     lines = {name: [frame_series(one, name, label, style) for one, label, style in shown] for name in names}
     cards = "".join(frame_chart(name, series, run.recipe.video.size) for name, series in lines.items())
     seams = "; dashed where one segment ends and the next begins" if run.recipe.video.segments > 1 else ""

@@ -26,6 +26,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
+    ViTConfig,
+    ViTModel,
     YolosConfig,
     YolosForObjectDetection,
 )
@@ -36,6 +38,7 @@ from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.clip import ImageTower, TextTower
 from vader.rewards.compression import Compression
+from vader.rewards.consistency import Consistency, DinoTower
 from vader.rewards.hps import HPS
 from vader.rewards.imagereward import LENGTH, ImageReward
 from vader.rewards.needs import AllFrames
@@ -138,6 +141,11 @@ def videomae() -> action.Action:
     return bare(action.Action, model=model, indices=names, resize=action.RESIZERS["crop"], **settings)
 
 
+def dino() -> Consistency:
+    tower = DinoTower(ViTModel(ViTConfig(), add_pooling_layer=False), "squash")  # ViT-B/16 of 224 pixels
+    return bare(Consistency, tower=tower, to_first=True, to_previous=True)
+
+
 def vjepa() -> VJEPA:
     network = VJepa1(grid=Grid(8, 14, 14), tubelet=2, patch=16, **VJEPA_L)
     settings = {"size": network.size, "needs": PAIRS, "masks": 1, "seed": 0, "context": None, "target_gradient": True}
@@ -153,6 +161,7 @@ BUILDERS: dict[str, Callable[[], Reward]] = {
     "imagereward": image_reward,
     "object_removal": yolos,
     "action": videomae,
+    "consistency": dino,
     "vjepa": vjepa,
 }
 

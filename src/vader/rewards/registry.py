@@ -48,6 +48,7 @@ BUILT_IN = {
     "weather": "vader.rewards.weather:Weather",
     "compression": "vader.rewards.compression:Compression",
     "object_removal": "vader.rewards.object_removal:ObjectRemoval",
+    "consistency": "vader.rewards.consistency:Consistency",
     "vjepa": "vader.rewards.vjepa:VJEPA",
 }
 
