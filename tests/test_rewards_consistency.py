@@ -57,7 +57,7 @@ def test_it_is_vbench_s_number(saved, clips, kind):
 def test_a_clip_s_tower_will_do(clips):
     found = load_reward("consistency", checkpoint="tiny")(clips, ["", ""])
     with torch.no_grad():
-        features = load_image_tower("tiny", "squash")(clips.flatten(0, 1)).unflatten(0, (2, 4))
+        features = load_image_tower("tiny", "squash", "hps")(clips.flatten(0, 1)).unflatten(0, (2, 4))
     assert found.tolist() == pytest.approx([vbench(one) for one in features], abs=1e-6)
 
 

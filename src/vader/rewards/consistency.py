@@ -25,7 +25,7 @@ from vader.rewards.clip import load_image_tower
 from vader.rewards.needs import AllFrames
 from vader.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalize, resizer
 
-TINY = "clip"  # the tiny world's own encoder
+TINY = "hps"  # of the tiny world's encoders the one that sees damage best
 SIZE = 224  # pixels a side, at which DINO is used; version 2's settings name a larger one, of its last training
 DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")  # transformers' names of the kind
 
@@ -99,7 +99,7 @@ def load_tower(source: str, resize: str) -> nn.Module:
     with reading(f"cannot read the settings of {source}"):
         kind = AutoConfig.from_pretrained(source).model_type
     if kind.startswith("clip"):
-        return load_image_tower(source, resize)
+        return load_image_tower(source, resize, TINY)
     if kind not in DINO:
         raise UserError(f"{source} is a {kind}: reward 'consistency' takes a DINO ({', '.join(DINO)}) or a CLIP")
     options = {"add_pooling_layer": False} if kind == "vit" else {}  # DINO was trained without it

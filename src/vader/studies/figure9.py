@@ -37,13 +37,13 @@ LEVEL = 0.95  # of intervals
 
 
 def arms(options: Options) -> list[Arm]:
-    """At scale `tiny` text match stands beside the paper's V-JEPA, which alone takes blur for consistency."""
+    """At scale `tiny` rewards are other than the paper's V-JEPA, which there takes blur for consistency."""
     if options.scale == "full":
         return [Arm({"base": BASE, "reward": "V-JEPA"}, load_recipe("svd-long"))]
     recipe = load_recipe("tiny-long")
     ends = {"every": recipe.train.steps, "videos": recipe.evaluation.videos_at_the_ends, "final_videos": None}
     judged = changed(recipe, evaluation={**ends, "metrics": [*JUDGED, {"name": "drift"}]})
-    return [Arm({"base": BASE, "reward": "V-JEPA and text match"}, judged)]
+    return [Arm({"base": BASE, "reward": "text match and subject consistency"}, judged)]
 
 
 # ---- numbers ----
