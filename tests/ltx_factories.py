@@ -25,7 +25,11 @@ _SMALL: dict[str, Any] = {
     "decoder_spatio_temporal_scaling": (True, True), "decoder_inject_noise": (False,) * 3,
     "down_block_types": ("LTXVideoDownBlock3D",) * 2, "downsample_type": ("conv",) * 2,
 }  # fmt: skip
-_RESIDUAL: dict[str, Any] = {"upsample_residual": (True, True), "upsample_factor": (2, 2), "timestep_conditioning": True}
+_RESIDUAL: dict[str, Any] = {
+    "upsample_residual": (True, True),
+    "upsample_factor": (2, 2),
+    "timestep_conditioning": True,
+}
 VAES: dict[str, dict[str, Any]] = {
     "0.9.0": _SMALL,
     "0.9.1": _SMALL | _RESIDUAL | {"decoder_inject_noise": (True, True, False)},

@@ -1,4 +1,4 @@
-"""LTX-Video's VAE: chosen frames as in the whole decode, their gradient too, recomputation to the bit, and what it saves."""
+"""LTX-Video's VAE: chosen frames and their gradient as in the whole decode, recomputed to the bit, and their cost."""
 
 from __future__ import annotations
 
@@ -83,15 +83,6 @@ def test_saturated_pixels_have_gradient_and_nobody_else_s_noise_is_drawn(decoder
     leaf, state = latents[:1].clone().requires_grad_(), torch.get_rng_state()
     assert gradient(decoder(leaf, chosen(5)), leaf).any()
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_each_part_runs_on_the_frames_that_it_is_asked_for_alone(decoder):
-    """Frame 21 of 45 hangs on one neighbour at the end, on some more in each part before, on most latents at first."""
-    decoder.sight = (1, 1)
-    spans = decoder._spans(range(21, 22), LATENTS)
-    assert spans[-1] == range(20, 23)
-    assert all(len(one) <= 2 * (len(after) + 2 * 3) for one, after in zip(spans, spans[1:], strict=False))
-    assert decoder._spans(range(FRAMES), LATENTS) == [range(LATENTS)] * 3 + [range(2 * LATENTS - 1), range(FRAMES)]
 
 
 def kept_bytes(decoder, latents, frames):

@@ -66,7 +66,7 @@ LATER = Generation(256, padded=False, sigmas="linear_quadratic", early=True, pip
 
 
 class LTX(VideoModel):
-    """A transformer over rows of tokens, a VAE whose frames see each other; text is encoded once, the encoder not kept."""
+    """A transformer over rows of tokens, a VAE whose frames see each other; the text encoder is not kept."""
 
     family = "ltx"
     lora_pipeline = "LTXPipeline"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from vader.networks.original_names import OriginalNames, register_names
 
-_ATTENTION = [f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")]
+_ATTENTION = [
+    f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
+]
 NAMES = OriginalNames(
     component="transformer",
     inside={layer: layer for layer in [*_ATTENTION, "ff.net.0.proj", "ff.net.2"]},

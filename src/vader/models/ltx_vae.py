@@ -1,4 +1,4 @@
-"""The VAE of LTX-Video (diffusers' `AutoencoderKLLTXVideo`): chosen frames with gradient, at the price of what they see.
+"""The VAE of LTX-Video (diffusers' `AutoencoderKLLTXVideo`): chosen frames at the price of what they hang on.
 
 The decoder looks back and ahead, some twenty latents each way, so no window of latents alone gives the whole decode's
 pixels. But what looks that far are its early layers, at an eighth of the frames; those at full size see a few

@@ -74,7 +74,14 @@ class TextEmbedder:
         self.eight_bit = eight_bit
         self.attend_padding = attend_padding
         precision = "int8" if eight_bit else self.dtype
-        parts = (fingerprint(encoder), fingerprint(tokenizer), precision, max_length, template, *["padding"] * attend_padding)
+        parts = (
+            fingerprint(encoder),
+            fingerprint(tokenizer),
+            precision,
+            max_length,
+            template,
+            *["padding"] * attend_padding,
+        )
         self.cache = EmbeddingCache(" ".join(map(str, parts)))
 
     def prepare(self, texts: Sequence[str], device: torch.device) -> None:

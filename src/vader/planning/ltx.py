@@ -25,7 +25,12 @@ DYNAMIC: dict[str, Any] = FLOW | {
     "shift_terminal": 0.1,
 }
 # Sizes, where they are not the classes' defaults: those are of 0.9.0, whose transformer 0.9.5's is too.
-LARGE: dict[str, Any] = {"num_attention_heads": 32, "attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}
+LARGE: dict[str, Any] = {
+    "num_attention_heads": 32,
+    "attention_head_dim": 128,
+    "cross_attention_dim": 4096,
+    "num_layers": 48,
+}
 TOLD_VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 1024, 2048),
     "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
@@ -61,7 +66,8 @@ class RandomLTX(Drawn, LTX):
         decode_noise_scale: float | None = None,
     ) -> RandomLTX:
         """See `LTX.load`; `checkpoint` is the device to draw the weights on."""
-        told, text = told_of(cls.autoencoder, decode_timestep, decode_noise_scale), RandomText(TEXT_WIDTH)
+        told = told_of(cls.autoencoder, decode_timestep, decode_noise_scale)
+        text: Any = RandomText(TEXT_WIDTH)
         networks = drawn(
             checkpoint,
             dtype,
