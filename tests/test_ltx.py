@@ -133,6 +133,12 @@ def test_sampling_equals_the_later_pipeline(folders, given, steps):
         same(mine, theirs(pipe, PROMPTS, steps, output))
 
 
+@pytest.mark.parametrize(("version", "sigma"), [("0.9.0", 0.1), ("0.9.5", 0.124)])
+def test_the_last_of_thirty_steps_starts_with_noise_left(folders, version, sigma):
+    starts = solver_of(load_model("ltx", str(folders[version]))).schedule(30, SIZE).starts
+    assert starts[-1].sigma == pytest.approx(sigma, abs=1e-3)
+
+
 def test_distilled_sigmas_and_rescaled_guidance_are_the_pipeline_s(folders, given):
     model = load_model("ltx", str(folders["0.9.5"]))
     pipe, latents = pipeline(PIPELINES["0.9.5"], folders["0.9.5"]), start(model)
@@ -325,6 +331,7 @@ def test_the_names_are_those_that_diffusers_converter_finds():
     }  # fmt: skip
     weights = {f"{layer}.lora_{factor}.weight": torch.zeros(1, 1) for layer in known for factor in "AB"}
     assert to_diffusers(to_original(weights, NAMES)).keys() == {f"transformer.{name}" for name in weights}
+    assert NAMES.dotted("transformer_blocks_3_ff_net_0_proj") == "transformer_blocks.3.ff.net.0.proj"
     with pytest.raises(UserError, match="'proj_in' has no name that ComfyUI's loaders read"):
         to_original({"proj_in.lora_A.weight": torch.ones(1, 1)}, NAMES)
 

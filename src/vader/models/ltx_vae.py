@@ -10,7 +10,7 @@ about [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ class FrameDecoder:
         self.vae = vae
         self.told = told
         self.parts = list(_parts(vae.decoder))
+        self.draws = any(vae.config.decoder_inject_noise)
         self.sight = (2, 0) if vae.config.decoder_causal else (1, 1)  # of a convolution over three frames
 
     def __call__(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
@@ -86,7 +87,7 @@ class FrameDecoder:
     def _video(self, z: Tensor, wanted: Sequence[int]) -> Tensor:
         """The wanted frames `[n, 3, H, W]` of one video's latents `[1, C, T, h, w]`, and nothing outside them."""
         first, stop = min(wanted), max(wanted) + 1
-        with fixed_noise(z.device):
+        with fixed_noise(z.device) if self.draws else nullcontext():
             pixels = self._run(self._noisy(z).to(weight_dtype(self.vae)), range(first, stop))
         return pixels[0].movedim(1, 0)[[frame - first for frame in wanted]].to(z.dtype) / 2 + 0.5
 
