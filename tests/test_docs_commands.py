@@ -20,13 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ltx_factories import make_ltx_transformer
 from run_factories import write_run
 from study_factories import answered, attentive, by_system
 from vader.cli import main
 from vader.errors import UserError
 from vader.files.hub import TINY_WEIGHTS
 from vader.files.video import write_mp4
-from vader.models.wan import Wan
+from vader.models import VideoModel
 from vader.networks.adapter import add_adapter
 from vader.networks.adapter_files import save_adapters
 from vader.planning.step import Forecast
@@ -113,9 +114,10 @@ def folder(tmp_path_factory) -> Path:
     adapter = root / "runs" / "tiny" / "adapter"
     for place in ("some/adapter", *(f"runs/{name}/adapter" for name in recipe_names() if "tiny" not in name)):
         shutil.copytree(adapter, root / place)
-    wan = {"transformer": add_adapter(make_transformer(0), Wan.lora_targets, rank=2)}
-    save_adapters(wan, root / "runs" / "wan-1.3b-hps" / "adapter", {"family": "wan"})
-    dump_recipe(load_recipe("wan-1.3b-hps"), root / "runs" / "wan-1.3b-hps" / "recipe.yaml", {})
+    for recipe, network in {"wan-1.3b-hps": make_transformer(0), "ltx-2b-hps": make_ltx_transformer()}.items():
+        adapted = {"transformer": add_adapter(network, VideoModel.lora_targets, rank=2)}
+        save_adapters(adapted, root / "runs" / recipe / "adapter", {"family": recipe.split("-")[0]})
+        dump_recipe(load_recipe(recipe), root / "runs" / recipe / "recipe.yaml", {})
     shutil.copytree(TINY_WEIGHTS / "modelscope", root / "path" / "to" / "fine-tune")
     (root / "vader_videocrafter_pickscore.pt").touch()
     for picture in ("photos/rex.jpg", "holiday/sea.jpg", "photos/labradors/a.jpg", "photos/malteses/b.jpg"):

@@ -228,7 +228,6 @@ def test_what_is_not_supported_is_named(config, options, said):
     [
         (WAN, {}, 1001, "between 1 and the model's 1000"),
         (LTX, {"shift": 1.0}, 1, "shift_terminal"),
-        (MOCHI, {"sigmas": "linear_quadratic"}, 1, "at least 2 steps"),
     ],
 )
 def test_impossible_schedules_are_users_errors(config, options, steps, said):

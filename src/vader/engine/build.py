@@ -185,8 +185,10 @@ def check_segments(recipe: Recipe, chains: bool) -> None:
 
 def build_solver(recipe: Recipe, model: VideoModel) -> Solver:
     """The solver that the checkpoint's scheduler settings and the recipe name together."""
-    sampling = recipe.sampling
-    return solver_of(model, eta=sampling.eta, kind=sampling.solver, spacing=sampling.spacing, shift=sampling.shift)
+    asked = recipe.sampling
+    return solver_of(
+        model, asked.sigmas, eta=asked.eta, kind=asked.solver, spacing=asked.spacing, shift=asked.shift
+    )  # fmt: skip
 
 
 def build_sampler(recipe: Recipe, model: VideoModel, guidance: Guidance) -> Sampler:

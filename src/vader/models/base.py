@@ -81,9 +81,9 @@ class VideoModel(ABC):
     takes_negative: ClassVar[bool] = True
     guidance: ClassVar[str] = "cfg"
     frame_axis: ClassVar[int] = 2
-    sigmas: ClassVar[str | None] = None
     lora_pipeline: ClassVar[str] = ""
 
+    sigmas: str | None = None
     denoisers: dict[str, nn.Module]
     scheduler: Mapping[str, Any]
 

@@ -11,6 +11,8 @@ from vader.models.base import VideoModel
 from vader.plugins import checked_options, explained, find_class
 
 FAMILIES = {
+    "ltx": "vader.models.ltx:LTX",
+    "ltx-i2v": "vader.models.ltx_i2v:LTXImage",
     "modelscope": "vader.models.modelscope:ModelScope",
     "opensora": "vader.models.opensora.model:OpenSora",
     "svd": "vader.models.svd:StableVideoDiffusion",
@@ -19,6 +21,8 @@ FAMILIES = {
     "wan-i2v": "vader.models.wan_i2v:WanImage",
 }
 ABOUT = {  # what `vader list models` says of each
+    "ltx": "LTX-Video 0.9.x, text to video, 2B and 13B: Lightricks/LTX-Video, Lightricks/LTX-Video-0.9.5 and others.",
+    "ltx-i2v": "LTX-Video 0.9.x, image to video: Lightricks/LTX-Video-0.9.5 and all others of ltx.",
     "modelscope": "Text to video, 1.7B: ali-vilab/text-to-video-ms-1.7b; tiny.",
     "opensora": "Open-Sora 1.2, text to video, 1.2B, a flow transformer: hpcai-tech/OpenSora-STDiT-v3; tiny.",
     "svd": "Stable Video Diffusion, image to video: stabilityai/stable-video-diffusion-img2vid, ...-img2vid-xt; tiny.",

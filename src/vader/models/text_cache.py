@@ -46,6 +46,8 @@ class TextEmbedder:
         max_length: tokens after which a text is cut, its end mark included.
         eight_bit: keep the encoder's linear layers in 8 bits (LLM.int8(), arXiv 2208.07339, by bitsandbytes): the
             4.8 B weights of T5-v1.1-XXL then take 5 GB, not 10.
+        attend_padding: fill every text up to `max_length`, and have the encoder attend to what it is filled up with:
+            some pipelines do, and embeddings are others then.
 
     Raises:
         UserError: 8 bits are asked for, and bitsandbytes is not installed.
@@ -60,6 +62,7 @@ class TextEmbedder:
         max_length: int,
         template: str,
         eight_bit: bool = False,
+        attend_padding: bool = False,
     ) -> None:
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError('model.options.text_8bit needs bitsandbytes: pip install "vader-video[int8]"')
@@ -69,8 +72,16 @@ class TextEmbedder:
         self.dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         self.max_length = max_length
         self.eight_bit = eight_bit
+        self.attend_padding = attend_padding
         precision = "int8" if eight_bit else self.dtype
-        parts = (fingerprint(encoder), fingerprint(tokenizer), precision, max_length, template)
+        parts = (
+            fingerprint(encoder),
+            fingerprint(tokenizer),
+            precision,
+            max_length,
+            template,
+            *["padding"] * attend_padding,
+        )
         self.cache = EmbeddingCache(" ".join(map(str, parts)))
 
     def prepare(self, texts: Sequence[str], device: torch.device) -> None:
@@ -95,8 +106,15 @@ class TextEmbedder:
         encoder = self.load(device)
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            tokens = tokenizer(some, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-            hidden = encoder(tokens.input_ids.to(device), tokens.attention_mask.to(device)).last_hidden_state.cpu()
+            tokens = tokenizer(
+                some,
+                padding="max_length" if self.attend_padding else True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+            attended = torch.ones_like(tokens.attention_mask) if self.attend_padding else tokens.attention_mask
+            hidden = encoder(tokens.input_ids.to(device), attended.to(device)).last_hidden_state.cpu()
             for text, row, kept in zip(some, hidden, tokens.attention_mask.bool(), strict=True):
                 self.cache[text] = row[kept]
 

@@ -19,9 +19,7 @@ from vader.errors import UserError
 
 PREFIX = "diffusion_model."
 FLAT = re.compile(r"lora_unet_+(?P<name>[^.]+)(?P<rest>.+)")
-FLAT_BLOCK = re.compile(r"blocks_(?P<number>\d+)_(?P<layer>.+)")
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_down": "lora_A", "lora_up": "lora_B"}
-BLOCK = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<layer>.+)")
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,9 @@ class OriginalNames:
 
     Attributes:
         component: the network that such files are for.
-        inside: layers of a block, ours to theirs; a block itself is called `blocks.N` by both.
+        inside: layers of a block, ours to theirs.
         outside: all other layers.
+        blocks: what the list of blocks is called, by both: `blocks.N`.
         together: layers of a block that loaders take both or neither.
         experts: of denoisers that have a file each, what the files are called for.
     """
@@ -39,6 +38,7 @@ class OriginalNames:
     component: str
     inside: Mapping[str, str]
     outside: Mapping[str, str]
+    blocks: str = "blocks"
     together: tuple[str, str] | None = None
     experts: Mapping[str, str] | None = None
 
@@ -49,28 +49,27 @@ class OriginalNames:
 
     def dotted(self, flat: str) -> str | None:
         """An original name whose dots were made underscores, as it was; None: it is none of this family's."""
-        found, (inside, outside) = FLAT_BLOCK.fullmatch(flat), self._backward
+        found, (inside, outside) = re.fullmatch(rf"{self.blocks}_(?P<number>\d+)_(?P<layer>.+)", flat), self._backward
         if found is None:
             return next((name for name in outside if name.replace(".", "_") == flat), None)
         layer = next((name for name in inside if name.replace(".", "_") == found["layer"]), None)
-        return layer and f"blocks.{found['number']}.{layer}"
+        return layer and f"{self.blocks}.{found['number']}.{layer}"
 
     def theirs(self, layer: str) -> str | None:
         """A layer's original name; None: it has none that loaders know."""
-        return _renamed(layer, self.inside, self.outside)
+        return self._renamed(layer, self.inside, self.outside)
 
     def ours(self, layer: str) -> str | None:
         """The layer of an original name; None: it is none of this family's."""
-        return _renamed(layer, *self._backward)
+        return self._renamed(layer, *self._backward)
 
-
-def _renamed(layer: str, inside: Mapping[str, str], outside: Mapping[str, str]) -> str | None:
-    found = BLOCK.fullmatch(layer)
-    if found is None:
-        return None
-    block = found["block"] or ""
-    name = (inside if block else outside).get(found["layer"])
-    return name and block + name
+    def _renamed(self, layer: str, inside: Mapping[str, str], outside: Mapping[str, str]) -> str | None:
+        found = re.fullmatch(rf"(?P<block>{self.blocks}\.\d+\.)?(?P<layer>.+)", layer)
+        if found is None:
+            return None
+        block = found["block"] or ""
+        name = (inside if block else outside).get(found["layer"])
+        return name and block + name
 
 
 _families: dict[str, OriginalNames] = {}
@@ -103,7 +102,7 @@ def to_original(weights: Mapping[str, Tensor], names: OriginalNames) -> dict[str
     named = {layer: names.theirs(layer) for layer in layers}
     if strange := sorted(layer for layer, theirs in named.items() if theirs is None):
         raise UserError(f"layer {strange[0]!r} has no name that ComfyUI's loaders read: use --format diffusers")
-    if not any(layer.startswith("blocks.") for layer in layers):
+    if not any(layer.startswith(f"{names.blocks}.") for layer in layers):
         raise UserError("the adapter has no layer in a block, and loaders look for one: use --format diffusers")
     return {
         f"{PREFIX}{named[layer]}.lora_{factor}": weight

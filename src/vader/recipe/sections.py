@@ -91,6 +91,8 @@ class SamplingSection(Section):
     """Which training times are visited: leading, trailing, linspace, uniform or auto."""
     shift: PositiveFloat | None = None
     """Of the noise levels of flow models; null is the checkpoint's own."""
+    sigmas: str | tuple[PositiveFloat, ...] | None = None
+    """The noise levels of flow models before any shift: even, euler, unipc, linear_quadratic or numbers, one a step."""
     guidance: Scale | Part = 9.0
     """The scale of the family's own strategy, 1 being none; or a strategy by name (vader list guidance)."""
     negative: str = ""

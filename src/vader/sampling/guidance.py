@@ -22,6 +22,7 @@ from vader.nouns import Condition, Prompt, map_latents
 from vader.plugins import explain_methods, explained, find_class, instantiate, is_built_in
 
 Scale = Annotated[float, Field(ge=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,27 @@ class NoGuidance(Guidance):
 
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """`uncond + scale * (cond - uncond)` (arXiv 2207.12598, eq. 6, scale = 1 + w there); scale 1 needs one pass."""
+    """`uncond + scale * (cond - uncond)` (arXiv 2207.12598, eq. 6, scale = 1 + w there); scale 1 needs one pass.
+
+    `rescale` is the share of a prediction that has the conditional one's spread (arXiv 2305.08891, section 3.4).
+    """
 
     scale: Scale
+    rescale: Share = 0.0
 
     @property
     def two_branches(self) -> bool:
         return self.scale != 1.0
 
     def __call__(self, passes: Passes) -> Any:
-        return _guided(passes, self.scale)
+        if self.scale == 1.0 or self.rescale == 0.0:
+            return _guided(passes, self.scale)
+        return map_latents(self._rescaled, *passes.both())
+
+    def _rescaled(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        guided, dims = uncond + self.scale * (cond - uncond), tuple(range(1, cond.ndim))
+        spread = cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        return guided * (1 + self.rescale * (spread - 1))
 
 
 @dataclass(frozen=True)

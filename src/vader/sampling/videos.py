@@ -24,14 +24,18 @@ from vader.solvers.scheduler_config import solver_from_config
 SCHEDULER = "the checkpoint's scheduler settings cannot be used"
 
 
-def solver_of(model: VideoModel, **options: Any) -> Solver:
+def solver_of(model: VideoModel, sigmas: str | Sequence[float] | None = None, **options: Any) -> Solver:
     """The solver that the checkpoint's own scheduler settings name, with options of `solver_from_config`.
+
+    Args:
+        sigmas: None: those that the model's own pipeline asks for.
 
     Raises:
         UserError: the settings make no solver, or an option means nothing to it.
     """
     with reading(SCHEDULER):
-        return solver_from_config(model.scheduler, sigmas=model.sigmas, tokens=model.tokens, **options)
+        asked = model.sigmas if sigmas is None else sigmas
+        return solver_from_config(model.scheduler, sigmas=asked, tokens=model.tokens, **options)
 
 
 def make_sampler(

@@ -128,9 +128,9 @@ def unipc_sigmas(steps: int, count: int, shift: float) -> Tensor:
 
 
 def linear_quadratic_sigmas(steps: int, count: int = 1000, shift: float = 1.0) -> Tensor:
-    """Mochi's: half of the steps fall evenly from 1 to 0.975, the other half ever faster to 0."""
-    if steps < 2:
-        raise UserError("linear_quadratic sigmas need at least 2 steps: raise sampling.steps")
+    """Of Mochi, and LTX-Video from 0.9.5 on: half of the steps fall evenly from 1 to 0.975, the others faster to 0."""
+    if steps == 1:
+        return torch.ones(1, dtype=torch.float64)
     flat, done = steps // 2, 0.025
     i = torch.arange(steps, dtype=torch.float64)
     curvature = (1 - done * steps / flat) / (steps - flat) ** 2
