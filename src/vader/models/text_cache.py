@@ -44,6 +44,8 @@ class TextEmbedder:
         template: a name for how texts are prepared and cut, so that no family takes another's embeddings.
         dtype: of the encoder. (float16 is too narrow for T5, so bfloat16 stands in for it.)
         max_length: tokens after which a text is cut, its end mark included.
+        filled: every text is filled up to `max_length` tokens, to which the encoder attends as to any, and all of them
+            are kept: for models that were trained so.
         eight_bit: keep the encoder's linear layers in 8 bits (LLM.int8(), arXiv 2208.07339, by bitsandbytes): the
             4.8 B weights of T5-v1.1-XXL then take 5 GB, not 10.
 
@@ -60,6 +62,7 @@ class TextEmbedder:
         max_length: int,
         template: str,
         eight_bit: bool = False,
+        filled: bool = False,
     ) -> None:
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError('model.options.text_8bit needs bitsandbytes: pip install "vader-video[int8]"')
@@ -69,8 +72,9 @@ class TextEmbedder:
         self.dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         self.max_length = max_length
         self.eight_bit = eight_bit
+        self.filled = filled
         precision = "int8" if eight_bit else self.dtype
-        parts = (fingerprint(encoder), fingerprint(tokenizer), precision, max_length, template)
+        parts = (fingerprint(encoder), fingerprint(tokenizer), precision, max_length, template, *["filled"] * filled)
         self.cache = EmbeddingCache(" ".join(map(str, parts)))
 
     def prepare(self, texts: Sequence[str], device: torch.device) -> None:
@@ -95,9 +99,11 @@ class TextEmbedder:
         encoder = self.load(device)
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            tokens = tokenizer(some, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-            hidden = encoder(tokens.input_ids.to(device), tokens.attention_mask.to(device)).last_hidden_state.cpu()
-            for text, row, kept in zip(some, hidden, tokens.attention_mask.bool(), strict=True):
+            padding = "max_length" if self.filled else True
+            tokens = tokenizer(some, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt")
+            mask = torch.ones_like(tokens.input_ids) if self.filled else tokens.attention_mask
+            hidden = encoder(tokens.input_ids.to(device), mask.to(device)).last_hidden_state.cpu()
+            for text, row, kept in zip(some, hidden, mask.bool(), strict=True):
                 self.cache[text] = row[kept]
 
     def load_tokenizer(self) -> Any:
