@@ -13,10 +13,11 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideo
 from diffusers.pipelines.cogvideo import pipeline_cogvideox_image2video as image_to_video
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from cogvideox_factories import TEXT_TOKENS, VARIANTS, make_tiny_cogvideox, make_transformer
+from vader.cli import main
 from vader.errors import UserError
 from vader.models import load_adapter, load_model
 from vader.models.cogvideox import CogVideoX
@@ -24,6 +25,8 @@ from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.networks.adapter_files import save_adapters
 from vader.networks.recompute import Recomputed
 from vader.nouns import Prompt, VideoSize
+from vader.runs.folder import ADAPTER
+from vader.runs.reader import read_run
 from vader.sampling.guidance import load_guidance
 from vader.sampling.noise import Noise
 from vader.sampling.videos import make_sampler
@@ -260,3 +263,54 @@ def test_diffusers_loads_an_adapter_with_the_same_output_and_we_load_what_diffus
     save_file({f"transformer.{key.replace('.default_0', '')}": value for key, value in names.items()}, published)
     model = load_adapter(load(folders, name), published)
     torch.testing.assert_close(output(model.denoiser), output(network), atol=0, rtol=0)
+
+
+RECIPE = """
+name: cogvideox
+model: {family: cogvideox, checkpoint: CHECKPOINT}
+video: {frames: 17, height: 16, width: 16}
+sampling: {steps: 3, solver: ddim, guidance: 3.0}
+rewards: [{name: "toys:Warmth", sees: 2}]
+prompts: {train: tiny-train, test: tiny-test}
+algorithm: {policy: {name: last, k: 1}}
+adapter: {rank: 2}
+optimizer: {lr: 1.0e-2}
+train: {steps: 1, batch: 2}
+evaluation: {every: 1, videos: 1, shown: 1}
+memory: [{name: recompute}]
+"""
+
+
+@pytest.fixture(scope="module")
+def train(folders, tmp_path_factory):
+    """`train("name", "key=value")` is a finished run's folder."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "cogvideox.yaml").write_text(RECIPE.replace("CHECKPOINT", str(folders["1.5-5b"])))
+
+    def run(name: str, *changes: str) -> Path:
+        arguments = [str(root / "cogvideox.yaml"), f"name={name}", *changes, "--runs", str(root)]
+        assert main(["train", *arguments]) == 0
+        return root / name
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_trains_and_another_starts_from_its_published_form(train, tmp_path):
+    first, published = train("first"), tmp_path / "published"
+    assert main(["export", str(first), "--adapter", "--format", "diffusers", "--out", str(published)]) == 0
+    (file,) = published.glob("*.safetensors")
+    second = train("second", f"adapter.init={file}")
+    before, after = (read_run(path).evaluations for path in (first, second))
+    assert before[0].reward != before[-1].reward
+    assert after[0].reward == pytest.approx(before[-1].reward, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_window_by_window_trains_as_one_graph_does(train):
+    changes = ["rewards.0.sees=4", "model.options={back: 1}"]
+    split, whole = train("split", *changes), train("whole", *changes, "algorithm.split_backward=false")
+    ours, expected = (load_file(path / ADAPTER) for path in (split, whole))
+    assert ours.keys() == expected.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
