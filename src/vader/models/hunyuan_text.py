@@ -1,4 +1,4 @@
-"""HunyuanVideo's prompts: a Llama's features of them within a template that asks for a description, and CLIP's."""
+"""HunyuanVideo's prompts: a Llama's features of them, within a template that asks it for a description."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 from vader.models.text_cache import TextEmbedder
 
 TOKENS = 256  # of every text, its end mark included
-TEMPLATE = DEFAULT_PROMPT_TEMPLATE["template"]
-CROP = DEFAULT_PROMPT_TEMPLATE["crop_start"]  # tokens of the template before the text
+TEMPLATE: str = DEFAULT_PROMPT_TEMPLATE["template"]
 LAYER = -3  # whose output is taken
 
 
 class LlamaEmbedder(TextEmbedder):
-    """Features `[n, D]` of texts in the template, without the template's own."""
+    """Features `[n, D]` of texts in the template, without those of the template."""
 
-    def tokens_of(self, text: str) -> str:
+    skipped = DEFAULT_PROMPT_TEMPLATE["crop_start"]
+
+    def said(self, text: str) -> str:
         return TEMPLATE.format(text)
 
     def features(self, encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:

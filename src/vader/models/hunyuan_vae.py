@@ -29,7 +29,7 @@ def recompute_layers(vae: nn.Module) -> None:
 
 
 class TileDecoder:
-    """Decodes chosen frames of videos from the tiles that they need; `vae` is diffusers' `AutoencoderKLHunyuanVideo`."""
+    """Decodes chosen frames of videos from the tiles that they need; the VAE is diffusers' own."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
@@ -61,8 +61,9 @@ class TileDecoder:
         pixels: dict[int, Tensor] = {}
         for number, window in enumerate(self.windows(latents.shape[2])):
             own = [frame for frame in window if frame in wanted]
-            for at in {number, number - (bool(own) and own[0] - window.start < self.blend)} if own else ():
-                if at >= 0 and at not in tiles:
+            shared = number > 0 and any(frame - window.start < self.blend for frame in own)
+            for at in [number - 1] * shared + [number] * bool(own):
+                if at not in tiles:
                     tiles[at] = self._tile(latents, at)
             pixels |= {frame: self._frame(tiles, number, frame - window.start) for frame in own}
         return torch.stack([pixels[frame] for frame in wanted])

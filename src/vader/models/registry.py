@@ -13,6 +13,7 @@ from vader.plugins import checked_options, explained, find_class
 FAMILIES = {
     "cogvideox": "vader.models.cogvideox:CogVideoX",
     "cogvideox-i2v": "vader.models.cogvideox_i2v:CogVideoXImage",
+    "hunyuan": "vader.models.hunyuan:HunyuanVideo",
     "modelscope": "vader.models.modelscope:ModelScope",
     "opensora": "vader.models.opensora.model:OpenSora",
     "svd": "vader.models.svd:StableVideoDiffusion",
@@ -23,6 +24,7 @@ FAMILIES = {
 ABOUT = {  # what `vader list models` says of each
     "cogvideox": "CogVideoX, text to video: zai-org/CogVideoX-2b, zai-org/CogVideoX-5b, zai-org/CogVideoX1.5-5B.",
     "cogvideox-i2v": "CogVideoX, image to video: zai-org/CogVideoX-5b-I2V, zai-org/CogVideoX1.5-5B-I2V.",
+    "hunyuan": "HunyuanVideo, text to video, 12.8B: hunyuanvideo-community/HunyuanVideo.",
     "modelscope": "Text to video, 1.7B: ali-vilab/text-to-video-ms-1.7b; tiny.",
     "opensora": "Open-Sora 1.2, text to video, 1.2B, a flow transformer: hpcai-tech/OpenSora-STDiT-v3; tiny.",
     "svd": "Stable Video Diffusion, image to video: stabilityai/stable-video-diffusion-img2vid, ...-img2vid-xt; tiny.",

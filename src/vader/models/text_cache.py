@@ -13,7 +13,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +38,9 @@ class Part(NamedTuple):
 class TextEmbedder:
     """Embeddings of prepared texts, from the cache or, for new ones, from the encoder.
 
+    Attributes:
+        skipped: tokens in front whose embeddings are not kept: those of a template around the texts.
+
     Args:
         network: the encoder's class in transformers.
         encoder, tokenizer: where they lie.
@@ -52,6 +55,8 @@ class TextEmbedder:
     Raises:
         UserError: 8 bits are asked for, and bitsandbytes is not installed.
     """
+
+    skipped: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -100,11 +105,20 @@ class TextEmbedder:
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
             padding = "max_length" if self.filled else True
-            tokens = tokenizer(some, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt")
+            said = [self.said(text) for text in some]
+            tokens = tokenizer(said, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt")
             mask = torch.ones_like(tokens.input_ids) if self.filled else tokens.attention_mask
-            hidden = encoder(tokens.input_ids.to(device), mask.to(device)).last_hidden_state.cpu()
+            hidden = self.features(encoder, tokens.input_ids.to(device), mask.to(device)).cpu()
             for text, row, kept in zip(some, hidden, mask.bool(), strict=True):
-                self.cache[text] = row[kept]
+                self.cache[text] = row[kept][self.skipped :]
+
+    def said(self, text: str) -> str:
+        """What the encoder is given of a text."""
+        return text
+
+    def features(self, encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        """What it makes of tokens `[B, L]`: `[B, L, D]`."""
+        return encoder(ids, mask).last_hidden_state
 
     def load_tokenizer(self) -> Any:
         return files.load_tokenizer(AutoTokenizer, self.tokenizer.source, self.tokenizer.subfolder)

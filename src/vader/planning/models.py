@@ -33,7 +33,7 @@ from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
-from vader.planning import cogvideox, wan
+from vader.planning import cogvideox, hunyuan, wan
 from vader.planning.drawn import Drawn, RandomText, drawn
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -202,6 +202,7 @@ RELEASES: dict[str, dict[str, type[Drawn]]] = {
     "opensora": {"hpcai-tech/OpenSora-STDiT-v3": RandomOpenSora},
     "cogvideox": cogvideox.RELEASES,
     "cogvideox-i2v": cogvideox.FROM_PICTURES,
+    "hunyuan": hunyuan.RELEASES,
     "wan": wan.RELEASES,
     "wan-i2v": wan.FROM_PICTURES,
 }
