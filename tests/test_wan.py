@@ -172,7 +172,7 @@ def test_tokens_and_windows(model):
 
 
 def test_a_latent_too_far_back_is_refused(folder):
-    with pytest.raises(UserError, match=r"model\.options\.back is -1: it counts latents"):
+    with pytest.raises(UserError, match=r"model\.options\.back is -1: it counts what is decoded before"):
         load_model("wan", str(folder), options={"back": -1})
 
 

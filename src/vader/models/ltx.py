@@ -251,6 +251,5 @@ def told_of(vae: Mapping[str, Any], timestep: float | None, noise: float | None)
 def embedder(source: str, dtype: torch.dtype, generation: Generation) -> TextEmbedder:
     """T5-v1.1-XXL of a checkpoint."""
     encoder, tokenizer = Part(source, "text_encoder"), Part(source, "tokenizer")
-    return TextEmbedder(
-        T5EncoderModel, encoder, tokenizer, dtype, generation.tokens, "ltx", attend_padding=generation.padded
-    )
+    filled = "attended" if generation.padded else None
+    return TextEmbedder(T5EncoderModel, encoder, tokenizer, dtype, generation.tokens, "ltx", filled=filled)

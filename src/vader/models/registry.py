@@ -11,6 +11,9 @@ from vader.models.base import VideoModel
 from vader.plugins import checked_options, explained, find_class
 
 FAMILIES = {
+    "cogvideox": "vader.models.cogvideox:CogVideoX",
+    "cogvideox-i2v": "vader.models.cogvideox_i2v:CogVideoXImage",
+    "hunyuan": "vader.models.hunyuan:HunyuanVideo",
     "ltx": "vader.models.ltx:LTX",
     "ltx-i2v": "vader.models.ltx_i2v:LTXImage",
     "modelscope": "vader.models.modelscope:ModelScope",
@@ -21,6 +24,9 @@ FAMILIES = {
     "wan-i2v": "vader.models.wan_i2v:WanImage",
 }
 ABOUT = {  # what `vader list models` says of each
+    "cogvideox": "CogVideoX, text to video: zai-org/CogVideoX-2b, zai-org/CogVideoX-5b, zai-org/CogVideoX1.5-5B.",
+    "cogvideox-i2v": "CogVideoX, image to video: zai-org/CogVideoX-5b-I2V, zai-org/CogVideoX1.5-5B-I2V.",
+    "hunyuan": "HunyuanVideo, text to video, 12.8B: hunyuanvideo-community/HunyuanVideo.",
     "ltx": "LTX-Video 0.9.x, text to video, 2B and 13B: Lightricks/LTX-Video, Lightricks/LTX-Video-0.9.5 and others.",
     "ltx-i2v": "LTX-Video 0.9.x, image to video: Lightricks/LTX-Video-0.9.5 and all others of ltx.",
     "modelscope": "Text to video, 1.7B: ali-vilab/text-to-video-ms-1.7b; tiny.",

@@ -13,7 +13,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -38,20 +38,25 @@ class Part(NamedTuple):
 class TextEmbedder:
     """Embeddings of prepared texts, from the cache or, for new ones, from the encoder.
 
+    Attributes:
+        skipped: tokens in front whose embeddings are not kept: those of a template around the texts.
+
     Args:
         network: the encoder's class in transformers.
         encoder, tokenizer: where they lie.
         template: a name for how texts are prepared and cut, so that no family takes another's embeddings.
         dtype: of the encoder. (float16 is too narrow for T5, so bfloat16 stands in for it.)
         max_length: tokens after which a text is cut, its end mark included.
+        filled: fill every text up to `max_length` tokens, to which the encoder attends as to any, as some pipelines do;
+            "attended" keeps the embeddings of its own tokens alone, "kept" all of them. None: no text is filled up.
         eight_bit: keep the encoder's linear layers in 8 bits (LLM.int8(), arXiv 2208.07339, by bitsandbytes): the
             4.8 B weights of T5-v1.1-XXL then take 5 GB, not 10.
-        attend_padding: fill every text up to `max_length`, and have the encoder attend to what it is filled up with:
-            some pipelines do, and embeddings are others then.
 
     Raises:
         UserError: 8 bits are asked for, and bitsandbytes is not installed.
     """
+
+    skipped: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -62,7 +67,7 @@ class TextEmbedder:
         max_length: int,
         template: str,
         eight_bit: bool = False,
-        attend_padding: bool = False,
+        filled: Literal["attended", "kept"] | None = None,
     ) -> None:
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError('model.options.text_8bit needs bitsandbytes: pip install "vader-video[int8]"')
@@ -72,16 +77,10 @@ class TextEmbedder:
         self.dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         self.max_length = max_length
         self.eight_bit = eight_bit
-        self.attend_padding = attend_padding
+        self.filled = filled
         precision = "int8" if eight_bit else self.dtype
-        parts = (
-            fingerprint(encoder),
-            fingerprint(tokenizer),
-            precision,
-            max_length,
-            template,
-            *["padding"] * attend_padding,
-        )
+        more = [filled] if filled else []
+        parts = (fingerprint(encoder), fingerprint(tokenizer), precision, max_length, template, *more)
         self.cache = EmbeddingCache(" ".join(map(str, parts)))
 
     def prepare(self, texts: Sequence[str], device: torch.device) -> None:
@@ -106,17 +105,22 @@ class TextEmbedder:
         encoder = self.load(device)
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            tokens = tokenizer(
-                some,
-                padding="max_length" if self.attend_padding else True,
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-            attended = torch.ones_like(tokens.attention_mask) if self.attend_padding else tokens.attention_mask
-            hidden = encoder(tokens.input_ids.to(device), attended.to(device)).last_hidden_state.cpu()
-            for text, row, kept in zip(some, hidden, tokens.attention_mask.bool(), strict=True):
-                self.cache[text] = row[kept]
+            padding = "max_length" if self.filled else True
+            said = [self.said(text) for text in some]
+            tokens = tokenizer(said, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt")
+            mask = torch.ones_like(tokens.input_ids) if self.filled else tokens.attention_mask
+            shown = mask if self.filled == "kept" else tokens.attention_mask
+            hidden = self.features(encoder, tokens.input_ids.to(device), mask.to(device)).cpu()
+            for text, row, kept in zip(some, hidden, shown.bool(), strict=True):
+                self.cache[text] = row[kept][self.skipped :]
+
+    def said(self, text: str) -> str:
+        """What the encoder is given of a text."""
+        return text
+
+    def features(self, encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        """What it makes of tokens `[B, L]`: `[B, L, D]`."""
+        return encoder(ids, mask).last_hidden_state
 
     def load_tokenizer(self) -> Any:
         return files.load_tokenizer(AutoTokenizer, self.tokenizer.source, self.tokenizer.subfolder)

@@ -22,8 +22,9 @@ from transformers import UMT5EncoderModel
 from vader.errors import UserError
 from vader.files import hub as files
 from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.causal_vae import check_back
 from vader.models.text_cache import Part, TextEmbedder
-from vader.models.wan_vae import WindowDecoder, encode, frame_window, recompute_layers
+from vader.models.wan_vae import WindowDecoder, encode, recompute_layers
 from vader.networks.measure import weight_dtype
 from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
@@ -191,7 +192,7 @@ class Wan(VideoModel):
     def windows(self, size: VideoSize) -> Sequence[range]:
         """The first frame, and four of each later latent."""
         _, latents, *_ = self.noise_shape(size)
-        return [frame_window(latent, self.decoder.step) for latent in range(latents)]
+        return self.decoder.windows(latents)
 
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped` and `vader.models.wan_vae`."""
@@ -239,8 +240,7 @@ def sees_pictures(source: str) -> bool:
 
 def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
     """Arguments of `Wan`. Raises `UserError` if a part cannot be read, or `back` is below 0."""
-    if back < 0:
-        raise UserError(f"model.options.back is {back}: it counts latents before a frame's own, 0 or more")
+    check_back(back)
     index = Index.of(source)
     names = ["transformer"] if index.boundary is None else ["transformer", "transformer_2"]
     return {

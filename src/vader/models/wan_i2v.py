@@ -88,7 +88,7 @@ class WanImage(Wan):
     def _given(self, images: Tensor, size: VideoSize) -> Tensor:
         """Which frames of each latent are given, `[B, 4, T, h, w]`, and latents of the picture with grey after it."""
         latents = torch.cat([encode(self.vae, _then_grey(image, size.frames)) for image in images.split(1)])
-        places = torch.zeros_like(latents[:, : self.decoder.step])
+        places = torch.zeros_like(latents[:, : self.vae.config.scale_factor_temporal])
         places[:, :, 0] = 1
         return torch.cat([places, latents], dim=1)
 

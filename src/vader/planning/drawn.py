@@ -39,13 +39,14 @@ def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[
 class RandomText:
     """Arbitrary features of `width` channels for T5-XXL's, whose billions of parameters take no part in a step."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, tokens: int = PROMPT_TOKENS) -> None:
         self.width = width
+        self.tokens = tokens
 
     def prepare(self, texts: Sequence[str], device: torch.device) -> None:
         """As `TextEmbedder`: there is nothing to encode."""
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """As `TextEmbedder`: features `[B, L, width]`, and where there are tokens, `[B, L]`."""
-        features = torch.randn(len(texts), PROMPT_TOKENS, self.width, device=device)
+        features = torch.randn(len(texts), self.tokens, self.width, device=device)
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=device)

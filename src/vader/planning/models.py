@@ -33,7 +33,7 @@ from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
-from vader.planning import ltx, wan
+from vader.planning import cogvideox, hunyuan, ltx, wan
 from vader.planning.drawn import Drawn, RandomText, drawn
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -200,6 +200,9 @@ RELEASES: dict[str, dict[str, type[Drawn]]] = {
         (f"stabilityai/stable-video-diffusion-img2vid{more}" for more in ("", "-xt", "-xt-1-1")), RandomSVD
     ),
     "opensora": {"hpcai-tech/OpenSora-STDiT-v3": RandomOpenSora},
+    "cogvideox": cogvideox.RELEASES,
+    "cogvideox-i2v": cogvideox.FROM_PICTURES,
+    "hunyuan": hunyuan.RELEASES,
     "ltx": ltx.RELEASES,
     "ltx-i2v": ltx.FROM_PICTURES,
     "wan": wan.RELEASES,

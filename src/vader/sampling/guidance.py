@@ -1,12 +1,13 @@
 """Guidance: how the conditional and the unconditional prediction of a denoiser become one, at every time of the chain.
 
 A strategy gets one pass of the denoiser as a function and the condition, and knows the time. Strategies by name:
-`cfg`, `ramp`, `interval`, `experts`, `embedded`, `none`; or `module:Class`, a subclass of `Guidance`. A model names the
-one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with options.
+`cfg`, `ramp`, `interval`, `dynamic`, `experts`, `embedded`, `none`; or `module:Class`, a subclass of `Guidance`. A
+model names the one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with options.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Passes:
     """One or two passes of a model's denoiser at one time.
 
     `batched` runs both branches as one batch (faster) or one after the other (less memory). `detach_uncond` stops the
-    gradient of the unconditional branch. `share` is how far the chain is, from 0 at its noise to 1 at its end.
+    gradient of the unconditional branch. `share` is how far the chain is, from 0 at its noise to 1 at its end, and
+    `steps` how many it has.
     """
 
     model: VideoModel
@@ -40,6 +42,7 @@ class Passes:
     share: float = 0.0
     batched: bool = True
     detach_uncond: bool = False
+    steps: int = 1
 
     def cond(self, **more: Tensor) -> Any:
         """The conditional prediction; `more` goes to the denoiser beside the condition."""
@@ -171,6 +174,22 @@ class Interval(Guidance):
 
 
 @dataclass(frozen=True)
+class Dynamic(Guidance):
+    """CogVideoX's: `1 + scale * (1 - cos(pi * ((S - t) / S) ** 5)) / 2` at trained time t of a chain of S steps.
+
+    This is its release's formula, and diffusers' (`use_dynamic_cfg`). As t runs to 1000 and S is some 50, it swings
+    between 1 and 1 + scale in the first steps, and is all but 1 in the last ones.
+    """
+
+    scale: Scale
+
+    def __call__(self, passes: Passes) -> Any:
+        left = (passes.steps - passes.time.double()) / passes.steps  # double: the cosine is of millions
+        scale = (1 + self.scale * (1 - torch.cos(math.pi * left**5)) / 2).float()
+        return map_latents(lambda cond, uncond: uncond + scale * (cond - uncond), *passes.both())
+
+
+@dataclass(frozen=True)
 class Experts(Guidance):
     """Classifier-free guidance with a scale for each denoiser of a model with several (Wan 2.2)."""
 
@@ -224,6 +243,7 @@ STRATEGIES: dict[str, type[Guidance]] = {
     "cfg": ClassifierFree,
     "ramp": Ramp,
     "interval": Interval,
+    "dynamic": Dynamic,
     "experts": Experts,
     "embedded": Embedded,
     "none": NoGuidance,

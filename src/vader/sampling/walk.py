@@ -132,7 +132,8 @@ class Walk:
         scaled = map_latents(lambda x: x * here.input_scale, latents)
         time = _first(latents).new_full((), here.time)  # filled there: a copy would wait for the device
         share = i / len(self)
-        passes = Passes(sampler.model, scaled, time, self.condition, share, sampler.batched, sampler.detach_uncond)
+        branches = (sampler.batched, sampler.detach_uncond)
+        passes = Passes(sampler.model, scaled, time, self.condition, share, *branches, steps=len(self))
         return sampler.guidance(passes) if guided else passes.cond()
 
     def step(self, at: Place, grad: bool = True, weight: float = 1.0, carry: float = 1.0) -> Place:
