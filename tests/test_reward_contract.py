@@ -163,8 +163,8 @@ ERRORS = [
     MemoryError(),
 ]
 ADVICE = (
-    "try train.micro_batch=1, scoring.chunk=1, evaluation.batch=1, sampling.guidance_batched=false, "
-    "{name: recompute, of: layers} in memory, {name: park} in memory, {name: offload_activations} in memory, "
+    "try train.micro_batch=1, scoring.chunk=1, evaluation.batch=1, {name: recompute, of: layers} in memory, "
+    "{name: park} in memory, {name: offload_activations} in memory, sampling.guidance_batched=false, "
     "a smaller video, under another name=...; 'vader plan' tells what fits a GPU"
 )
 

@@ -133,8 +133,8 @@ class TrainingStep:
     def drawn(cls, recipe: Recipe, device: torch.device) -> TrainingStep:
         """The step that `forecast` walks through, on a device with data: releases have random weights of their shapes.
 
-        It has the optimiser's state, as from a run's second step on, and as many of the batch's videos as show all
-        there is to see, see `planned_batch`.
+        It begins as a run's second step does, see `fill`, with as many of the batch's videos as show all there is to
+        see, see `planned_batch`.
 
         Raises:
             UserError: a part of the recipe cannot be had.

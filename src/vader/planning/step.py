@@ -191,19 +191,22 @@ def _dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def fill(engine: Engine) -> None:
-    """What a run has from its second step on: the optimiser's state."""
+    """How a run's second step finds things, and every later one: the optimiser has its state, what is parked waits."""
     for parameter in engine.parameters:
         parameter.grad = torch.zeros_like(parameter)
     engine.optimizer.step()
     engine.optimizer.zero_grad(set_to_none=True)
+    for park in _parks(engine):
+        park.leave()
+
+
+def _parks(engine: Engine) -> list[Park]:
+    return [technique for technique in engine.memory if isinstance(technique, Park)]
 
 
 def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
     """The bytes of frozen weights by network; those that are there when a step begins are told to the counter."""
-    parks = [technique for technique in engine.memory if isinstance(technique, Park)]
-    for park in parks:
-        park.leave()
-    found = {}
+    parks, found = _parks(engine), {}
     for name, network in {**engine.model.networks(), **dict(engine.reward.items())}.items():
         tensors = [*network.parameters(), *network.buffers()]
         found[name] = sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad)

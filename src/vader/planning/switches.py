@@ -25,12 +25,6 @@ def chunk(recipe: Recipe) -> Changes:
     return {"scoring.chunk": 1} if recipe.scoring.images > 1 else {}
 
 
-def two_calls(recipe: Recipe) -> Changes:
-    """Guidance's two branches one after the other."""
-    batched = recipe.sampling.guidance_batched and load_recipe_guidance(recipe).two_branches
-    return {"sampling.guidance_batched": False} if batched else {}
-
-
 def layers(recipe: Recipe) -> Changes:
     """Recomputation by layer: as many operations as by block, and one more forward than without."""
     return _recompute(recipe, "layers") if _grain(recipe) in (None, "blocks") else {}
@@ -51,7 +45,14 @@ def offload(recipe: Recipe) -> Changes:
     return _added(recipe, "offload_activations")
 
 
-SWITCHES: tuple[Switch, ...] = (micro_batch, chunk, two_calls, layers, park, nested, offload)
+def two_calls(recipe: Recipe) -> Changes:
+    """Guidance's two branches one after the other: no more operations, but a GPU that one video does not fill takes up
+    to twice as long, at every denoising step."""
+    batched = recipe.sampling.guidance_batched and load_recipe_guidance(recipe).two_branches
+    return {"sampling.guidance_batched": False} if batched else {}
+
+
+SWITCHES: tuple[Switch, ...] = (micro_batch, chunk, layers, park, nested, offload, two_calls)
 
 
 def switched(recipe: Recipe, switches: tuple[Switch, ...]) -> tuple[Recipe, Changes]:

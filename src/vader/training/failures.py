@@ -95,10 +95,10 @@ def memory_advice(recipe: Recipe) -> str:
         "train.micro_batch=1": (recipe.train.micro_batch or recipe.train.batch) > 1,
         "scoring.chunk=1": recipe.scoring.images > 1,
         "evaluation.batch=1": recipe.evaluation.batch > 1,
-        "sampling.guidance_batched=false": recipe.sampling.guidance_batched,
         "{name: recompute, of: layers} in memory": techniques.get("recompute", {}).get("of", "blocks") == "blocks",
         "{name: park} in memory": "park" not in techniques,
         "{name: offload_activations} in memory": "offload_activations" not in techniques,
+        "sampling.guidance_batched=false": recipe.sampling.guidance_batched,
         "a smaller video": True,
     }
     tried = ", ".join(name for name, left in switches.items() if left)
