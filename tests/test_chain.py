@@ -201,7 +201,7 @@ def test_segments_are_named_by_number():
     assert list(chosen_segments("all", 3)) == [0, 1, 2]
     assert chosen_segments((0, 2), 3) == (0, 2)
     for asked, there, said in (
-        ((0, 3), 3, "names 3, but video.segments is 3: they start at 0"),
+        ((0, 3), 3, "names 3, but video.segments is 3: they are 0 to 2"),
         ((1, 1), 3, "name at least one, and each once"),
         ((), 3, "name at least one"),
     ):

@@ -132,9 +132,9 @@ def test_each_segment_is_judged_as_a_video_of_its_own():
 
 
 def test_segments_ask_for_segments():
-    with pytest.raises(UserError, match="is for videos of several"):
+    with pytest.raises(UserError, match="is given a single one"):
         segments(name="judge").suited(PROMPTS, VideoSize(8, 32, 32))
-    with pytest.raises(UserError, match="measures single, silent videos"):
+    with pytest.raises(UserError, match="which measures sets of videos or sound"):
         segments(name="diversity")
     with pytest.raises(UserError, match="unknown metric"):
         segments(name="juge")

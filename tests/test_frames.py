@@ -188,10 +188,10 @@ def test_a_frame_reward_takes_one_frame():
 @pytest.mark.parametrize(
     ("sees", "message"),
     [
-        ("5", "rewards.0.sees is 5 but video.frames is 4: let it see at most 4, or set it to all"),
+        ("5", "rewards.0.sees is 5 but videos have 4 frames: let it see at most 4, or set it to all"),
         ("0", "expected"),
         ("[]", "rewards.0.sees is an empty list"),
-        ("[4]", "rewards.0.sees holds 4 but video.frames is 4"),
+        ("[4]", "rewards.0.sees holds 4 but videos have 4 frames"),
         ("[1, 1]", "name each index once"),
         ("some", "expected"),
     ],
@@ -200,3 +200,14 @@ def test_frames_that_cannot_be_are_refused_with_the_recipe(sees, message):
     with pytest.raises(UserError) as error:
         toy_recipe(f"rewards.0.sees={sees}")
     assert message in str(error.value)
+
+
+def test_segments_share_pictures_so_that_an_even_number_of_frames_each_may_be_odd_together():
+    pairs = AllFrames(least=2, multiple=2)
+    pairs.check("vjepa", VideoSize(22, 32, 32, segments=3))
+    with pytest.raises(
+        UserError, match=r"got 15: 2 segments of 8 frames are 15 together, so choose others .* let it see 14"
+    ):
+        pairs.check("vjepa", VideoSize(15, 32, 32, segments=2))
+    with pytest.raises(UserError, match=r"set video\.frames or the reward's key sees to one, as 14"):
+        pairs.check("vjepa", VideoSize(15, 32, 32))

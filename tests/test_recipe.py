@@ -213,8 +213,8 @@ def test_a_wrong_override_is_one_helpful_line(override, parts):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rewards.0.sees=9"], "rewards.0.sees is 9 but video.frames is 8: let it see at most 8, or set it to all"),
-        (["rewards.0.sees=[0, 8]"], "rewards.0.sees holds 8 but video.frames is 8: indices run from 0 to 7"),
+        (["rewards.0.sees=9"], "rewards.0.sees is 9 but videos have 8 frames: let it see at most 8, or set it to all"),
+        (["rewards.0.sees=[0, 8]"], "rewards.0.sees holds 8 but videos have 8 frames: indices run from 0 to 7"),
         (["rewards.0.sees=[]"], "rewards.0.sees is an empty list"),
         (["rewards.0.sees=[2, 2]"], "is [2, 2]: name each index once"),
         (["rewards.0.sees=first_middle_last", "video.frames=2"], "it needs at least 3"),
@@ -313,7 +313,7 @@ def test_what_can_only_be_a_file_brings_no_list_of_names(source):
         f"recipe file {source!r} does not exist: give a file, or a name of 'vader list recipes'"
     )
     assert error_of(source="/") == "recipe file '/' is a folder: give a file"
-    assert "known: modelscope-actions" in error_of(source="zzz")
+    assert "known: cogvideox-hps" in error_of(source="zzz")
 
 
 @pytest.mark.parametrize(

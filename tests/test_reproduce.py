@@ -563,7 +563,7 @@ def test_command_reproduces_without_training_what_is_there(tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure77"], "did you mean 'figure7'?"),
+        (["figure77"], "known: ablation-truncation, all, figure3, figure4"),
         (["figure7", "--only", "beauty"], "no part 'beauty'"),
         (["table2", "--only", "text"], "--only picks one reward of figure4, figure7, table1"),
         (["all", "--scale", "huge"], "no scale 'huge'"),

@@ -133,7 +133,9 @@ def chosen_segments(asked: Literal["last", "all"] | tuple[int, ...], there: int)
     if not asked or len(set(asked)) < len(asked):
         raise UserError(f"algorithm.segments is {list(asked)}: name at least one, and each once, as [0, 2]")
     if max(asked) >= there:
-        raise UserError(f"algorithm.segments names {max(asked)}, but video.segments is {there}: they start at 0")
+        raise UserError(
+            f"algorithm.segments names {max(asked)}, but video.segments is {there}: they are 0 to {there - 1}"
+        )
     return asked
 
 

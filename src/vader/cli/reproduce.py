@@ -16,7 +16,7 @@ SCALES = ("tiny", "full")
 @app.command(epilog="Example: vader reproduce figure7 --only aesthetic --jobs 2")
 def reproduce(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="figure3 to figure8, table1, table2, ablation-truncation or all.")
+        str, typer.Argument(metavar="WHAT", help="figure3 to figure9, table1, table2, ablation-truncation or all.")
     ],
     scale: Annotated[str, typer.Option("--scale", help="tiny: on a CPU; full: given GPUs and checkpoints.")] = "tiny",
     only: Annotated[

@@ -113,7 +113,9 @@ def _prompts_to_sample(prompts: list[str], file: str | None, images: list[Path])
     texts = as_prompts([*prompts, *(load_prompts(file) if file else [])])
     pictures = [picture for path in images for picture in read_pictures(path)]
     if not texts and not pictures:
-        raise UserError('nothing to sample: give prompts in quotes, as in vader sample "a dog runs", or --file FILE')
+        raise UserError(
+            'nothing to sample: give prompts in quotes, as in vader sample "a dog runs", --file FILE or --image PICTURE'
+        )
     if not texts or not pictures:
         return pictures or texts
     if len(texts) != len(pictures):

@@ -242,7 +242,9 @@ def _along_the_video(entries: Sequence[Entry]) -> str:
         for name in names
     }
     cards = "".join(frame_chart(name, series, longest) for name, series in lines.items())
-    return section("Along the video", f'<div class="smalls">{cards}</div>') if cards else ""
+    seams = "; dashed where one segment ends and the next begins" if longest.segments > 1 else ""
+    lead = f'<p class="soft">Means over held-out videos, frame by frame, at each run\'s latest evaluation{seams}.</p>'
+    return section("Along the video", f'{lead}<div class="smalls">{cards}</div>') if cards else ""
 
 
 def _memory(entries: Sequence[Entry]) -> str:

@@ -135,7 +135,7 @@ class VideoModel(ABC):
     @classmethod
     def _problem(cls, prompt: Prompt, pictured: bool) -> str | None:
         if prompt.image is None and cls.takes_images and not pictured:
-            return f"start from images, but prompt {prompt.text!r} has none: use a set of pictures"
+            return f"start from images, but prompt {prompt.text!r} has none: use a set of pictures, or --image PICTURE"
         if prompt.image is not None and not cls.takes_images:
             return f"take no images, but prompt {prompt.text!r} has one: use a set of texts"
         if not cls.takes_images and not prompt.text.strip():

@@ -20,9 +20,9 @@ def of_name(name: str) -> Iterator[str]:
 def of_sees(key: str, sees: Sees | None, count: int) -> Iterator[str]:
     """What is wrong with what a reward is to see of videos of `count` frames."""
     if isinstance(sees, int) and sees > count:
-        yield f"{key} is {sees} but video.frames is {count}: let it see at most {count}, or set it to all"
+        yield f"{key} is {sees} but videos have {count} frames: let it see at most {count}, or set it to all"
     if sees == "first_middle_last" and count < 3:
-        yield f"{key} is first_middle_last but video.frames is {count}: it needs at least 3"
+        yield f"{key} is first_middle_last but videos have {count} frames: it needs at least 3"
     if isinstance(sees, tuple):
         yield from _of_indices(key, sees, count)
 
@@ -32,7 +32,7 @@ def _of_indices(key: str, indices: Sequence[int], count: int) -> Iterator[str]:
         yield f"{key} is an empty list: name at least one frame, or set it to all"
     for index in indices:
         if index >= count:
-            yield f"{key} holds {index} but video.frames is {count}: indices run from 0 to {count - 1}"
+            yield f"{key} holds {index} but videos have {count} frames: indices run from 0 to {count - 1}"
     if len(set(indices)) < len(indices):
         yield f"{key} is {list(indices)}: name each index once"
 

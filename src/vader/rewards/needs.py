@@ -41,9 +41,18 @@ class Needs(ABC):
                 )
             if seen % self.multiple:
                 raise UserError(
-                    f"reward {name!r} needs a multiple of {self.multiple} frames, got {seen}: "
-                    f"set video.frames or the reward's key sees to one, as {seen - seen % self.multiple}"
+                    f"reward {name!r} needs a multiple of {self.multiple} frames, got {seen}: {self._even(size, seen)}"
                 )
+
+    def _even(self, size: VideoSize, seen: int) -> str:
+        """What to do where frames are no multiple: segments share pictures, so their frames do not just add up."""
+        less = seen - seen % self.multiple
+        if size.segments == 1:
+            return f"set video.frames or the reward's key sees to one, as {less}"
+        return (
+            f"{size.segments} segments of {size.segment.frames} frames are {size.frames} together, so choose others "
+            f"(video.segments, video.frames), or let it see {less} by its key sees"
+        )
 
 
 @dataclass(frozen=True)

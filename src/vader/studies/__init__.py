@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vader.errors import UserError, nearest
+from vader.errors import UserError
 from vader.files.atomic import atomic_write, remove_parts
 from vader.files.lock import held
 from vader.recipe import Recipe, library_versions
@@ -28,7 +28,7 @@ WITH_PARTS = ("figure4", "figure7", "table1")  # one task of them can be done al
 def chosen_studies(what: str, options: Options) -> list[Study]:
     """The studies that were asked for. Raises `UserError` if there are none of that name, or no such part of them."""
     if what != ALL and what not in STUDIES:
-        raise UserError(f"cannot reproduce {what!r}: {nearest(what, [ALL, *STUDIES])}")
+        raise UserError(f"cannot reproduce {what!r}: known: {', '.join(sorted([ALL, *STUDIES]))}")
     if options.only is not None and what not in WITH_PARTS:
         raise UserError(f"--only picks one reward of {', '.join(WITH_PARTS)}; {what} has no such parts")
     return list(STUDIES.values()) if what == ALL else [STUDIES[what]]

@@ -16,7 +16,7 @@ from vader.plugins import Part
 
 
 class Segments(Metric):
-    """What another metric finds in each segment of a video, the first called 1: `gold/1`, `gold/2` ...
+    """What another metric finds in each segment of a video: `segments/gold/1`, `segments/gold/2` ...
 
     A segment goes from the picture that it starts from to the one at which it arrives. Over a video's frames, each
     segment's figure stands at all frames that it made.
@@ -28,7 +28,10 @@ class Segments(Metric):
     def __init__(self, of: Mapping[str, Any]) -> None:
         self.inner: HeldOutMetrics = build_metrics([Part.model_validate(dict(of))], 1)
         if self.inner.of_sets or self.inner.audio:
-            raise UserError(f"metric 'segments' measures single, silent videos, and {of['name']!r} asks for more")
+            raise UserError(
+                f"metric 'segments' cannot ask {of['name']!r}, which measures sets of videos or sound: name a metric "
+                "or reward of single videos, as of: {name: gold}"
+            )
         self.size = VideoSize(0, 0, 0)
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -37,7 +40,10 @@ class Segments(Metric):
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """See `Metric.check`: videos must have segments, each of which the other metric can measure."""
         if size.segments == 1:
-            raise UserError("metric 'segments' is for videos of several: set video.segments, or leave it out")
+            raise UserError(
+                "metric 'segments' measures long videos segment by segment, and is given a single one: set "
+                "video.segments, and do not put it within itself; or leave it out"
+            )
         self.size = size
         for metric in self.inner.metrics.values():
             metric.check(prompts, size.segment)
