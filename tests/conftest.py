@@ -7,12 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from vader import plugins
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _places_of_its_own():
+    """Where a test's recipes lie is forgotten after it, or the next ones look for modules there too."""
+    places = plugins._beside
+    before = len(places)
+    yield
+    del places[before:]
 
 
 @pytest.fixture

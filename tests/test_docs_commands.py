@@ -13,8 +13,10 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +25,9 @@ from PIL import Image
 from ltx_factories import make_ltx_transformer
 from run_factories import write_run
 from study_factories import answered, attentive, by_system
-from vader.cli import main
+from vader.cli import evaluation, main
 from vader.errors import UserError
+from vader.evaluation.evaluate import Source
 from vader.files.hub import TINY_WEIGHTS
 from vader.files.video import write_mp4
 from vader.models import VideoModel
@@ -32,7 +35,7 @@ from vader.networks.adapter import add_adapter
 from vader.networks.adapter_files import save_adapters
 from vader.planning.step import Forecast
 from vader.preference.study import Study, read_study
-from vader.recipe import dump_recipe, load_recipe, recipe_names
+from vader.recipe import Recipe, dump_recipe, load_recipe, recipe_names
 from vader.recipe.sections import TrainSection
 from vader.runs.folder import step_name
 from wan_factories import make_transformer
@@ -148,9 +151,16 @@ def reader(folder, monkeypatch) -> Iterator[Path]:
     needs = Forecast({}, 0, 2**30, {}, 0, 1)  # test_planning.py has what is counted
     for room in ("search", "words"):
         monkeypatch.setattr(f"vader.planning.{room}.forecast", lambda recipe: needs)
+    monkeypatch.setattr("vader.cli.evaluation._of_adapter", partial(_in_two_steps, evaluation._of_adapter))
     yield folder
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
+
+
+def _in_two_steps(found: Callable[..., tuple[Recipe, list[Source]]], *asked: Any) -> tuple[Recipe, list[Source]]:
+    """What is evaluated without a run, as `SHORT` has it for samples: the command has no option for steps."""
+    recipe, sources = found(*asked)
+    return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"steps": 2})}), sources
 
 
 def _answer(study: Study) -> None:

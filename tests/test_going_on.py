@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,38 +37,41 @@ def assert_same(run: Path, planned: Path) -> None:
     assert metrics(run) == metrics(planned)
 
 
-# ---- beyond the end ----
-
-EXTENDED = {
-    "all on the way": [],
-    "an end that is no checkpoint": ["train.checkpoint_every=4"],
-    "an end that is no evaluation": ["evaluation.every=4"],
-    "neither": ["train.checkpoint_every=100", "evaluation.every=100"],
-    "more videos at the ends": ["evaluation={every: 3, videos: 2, final_videos: 4, shown: 3}"],
-    "more videos at the ends, no evaluation": ["evaluation={every: 5, videos: 2, final_videos: 4, shown: 3}"],
-    "one checkpoint": ["train.keep_checkpoints=1", "train.checkpoint_every=4"],
-    "ddpo": ["algorithm={name: ddpo}", "sampling.eta=1"],
-    "diffusion_dpo": ["algorithm={name: diffusion_dpo, pairs: 3, capacity: 6}"],
-}
+# Runs that several tests begin with or compare with are made once; a test changes a copy.
 
 
-@pytest.mark.parametrize("overrides", EXTENDED.values(), ids=EXTENDED)
-def test_a_finished_run_goes_on_as_if_planned_so(tmp_path, overrides):
-    for steps in (6, 9):
-        result = train(toy_recipe(*overrides, f"train.steps={steps}"), tmp_path / "extended")
-        assert not result.finished_before
-    train(toy_recipe(*overrides, "train.steps=9"), tmp_path / "planned")
-    assert_same(tmp_path / "extended/toy", tmp_path / "planned/toy")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The toy's run of six steps."""
+    return train(toy_recipe(), tmp_path_factory.mktemp("whole")).folder
 
 
-def test_a_stopped_run_may_become_longer_too(tmp_path):
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory) -> Path:
+    """The same, planned for nine."""
+    return train(toy_recipe("train.steps=9"), tmp_path_factory.mktemp("longer")).folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """Stopped at step 5, with all its checkpoints."""
+    return stopped_at(5, tmp_path_factory.mktemp("stopped"), KEEP_ALL)
+
+
+KEEP_ALL = "train.keep_checkpoints=3"
+
+
+def copied(run: Path, runs: Path) -> Path:
+    """A run's copy among other runs."""
+    return Path(shutil.copytree(run, runs / run.name))
+
+
+def stopped_at(step: int, runs: Path, *overrides: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        die_at(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+        die_at(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Stopped):
-            train(toy_recipe(), tmp_path / "extended")
-    train(toy_recipe("train.steps=9"), tmp_path / "extended")
-    train(toy_recipe("train.steps=9"), tmp_path / "planned")
-    assert_same(tmp_path / "extended/toy", tmp_path / "planned/toy")
+            train(toy_recipe(*overrides), runs)
+    return runs / "toy"
 
 
 def die_at(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
@@ -81,9 +85,44 @@ def die_at(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -
     patch.setattr(RewardGradient, "step", dying)
 
 
-def test_the_longer_run_is_the_run_of_the_folder(tmp_path, capsys):
-    for steps in (6, 7):
-        assert main(["train", str(TOY), f"train.steps={steps}", "--runs", str(tmp_path)]) == 0
+# ---- beyond the end ----
+
+EXTENDED = {
+    "an end that is no checkpoint": ["train.checkpoint_every=4"],
+    "an end that is no evaluation": ["evaluation.every=4"],
+    "neither": ["train.checkpoint_every=100", "evaluation.every=100"],
+    "more videos at the ends": ["evaluation={every: 3, videos: 2, final_videos: 4, shown: 3}"],
+    "more videos at the ends, no evaluation": ["evaluation={every: 5, videos: 2, final_videos: 4, shown: 3}"],
+    "one checkpoint": ["train.keep_checkpoints=1", "train.checkpoint_every=4"],
+    "ddpo": ["algorithm={name: ddpo}", "sampling.eta=1"],
+    "diffusion_dpo": ["algorithm={name: diffusion_dpo, pairs: 3, capacity: 6}"],
+}
+
+
+def test_a_finished_run_goes_on_as_if_planned_so(tmp_path, whole, longer):
+    run = copied(whole, tmp_path)
+    assert not train(toy_recipe("train.steps=9"), tmp_path).finished_before
+    assert_same(run, longer)
+
+
+@pytest.mark.parametrize("overrides", EXTENDED.values(), ids=EXTENDED)
+def test_a_finished_run_goes_on_whatever_comes_at_its_end(tmp_path, overrides):
+    for steps in (6, 9):
+        result = train(toy_recipe(*overrides, f"train.steps={steps}"), tmp_path / "extended")
+        assert not result.finished_before
+    train(toy_recipe(*overrides, "train.steps=9"), tmp_path / "planned")
+    assert_same(tmp_path / "extended/toy", tmp_path / "planned/toy")
+
+
+def test_a_stopped_run_may_become_longer_too(tmp_path, longer):
+    run = stopped_at(5, tmp_path)
+    train(toy_recipe("train.steps=9"), tmp_path)
+    assert_same(run, longer)
+
+
+def test_the_longer_run_is_the_run_of_the_folder(tmp_path, capsys, whole):
+    copied(whole, tmp_path)
+    assert main(["train", str(TOY), "train.steps=7", "--runs", str(tmp_path)]) == 0
     capsys.readouterr()
     assert main(["train", str(TOY), "--runs", str(tmp_path)]) == 2
     assert "is the run of another recipe (train.steps is 7 there and 6 here)" in capsys.readouterr().err
@@ -91,37 +130,31 @@ def test_the_longer_run_is_the_run_of_the_folder(tmp_path, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
-def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(tmp_path):
+def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(tmp_path, whole):
     """A setting that came later had its default before it came."""
-    train(toy_recipe("train.steps=3"), tmp_path / "older")
-    file = tmp_path / "older/toy/recipe.yaml"
+    run = train(toy_recipe("train.steps=3"), tmp_path).folder
+    file = run / "recipe.yaml"
     text = file.read_text()
     assert "  segments: last\n" in text
     file.write_text(text.replace("  segments: last\n", ""))
-    train(toy_recipe(), tmp_path / "older")
-    train(toy_recipe(), tmp_path / "plain")
-    assert adapter(tmp_path / "older/toy") == adapter(tmp_path / "plain/toy")
+    train(toy_recipe(), tmp_path)
+    assert adapter(run) == adapter(whole)
 
 
 LESS_MEMORY = ("train.micro_batch=1", "scoring.chunk=1", "memory=[{name: recompute}, {name: offload_activations}]")
 
 
 @pytest.mark.parametrize("override", LESS_MEMORY)
-def test_a_run_may_go_on_in_less_memory(tmp_path, override):
-    with pytest.MonkeyPatch.context() as patch:
-        die_at(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(Stopped):
-            train(toy_recipe(), tmp_path / "thrifty")
-    train(toy_recipe(override), tmp_path / "thrifty")
-    train(toy_recipe(), tmp_path / "plain")
-    assert_close_metrics(metrics(tmp_path / "thrifty/toy"), metrics(tmp_path / "plain/toy"), relative=1e-4)
-    kept = load_recipe(str(tmp_path / "thrifty/toy/recipe.yaml"), trust_code=True)
+def test_a_run_may_go_on_in_less_memory(tmp_path, whole, override):
+    run = stopped_at(4, tmp_path)
+    train(toy_recipe(override), tmp_path)
+    assert_close_metrics(metrics(run), metrics(whole), relative=1e-4)
+    kept = load_recipe(str(run / "recipe.yaml"), trust_code=True)
     assert first_difference(kept, resolved(toy_recipe(override))) is None  # it says what it goes on with
 
 
-def test_a_dry_run_of_a_finished_run_trains_nothing_and_says_so(tmp_path, capsys):
-    assert main(["train", str(TOY), "--runs", str(tmp_path)]) == 0
-    capsys.readouterr()
+def test_a_dry_run_of_a_finished_run_trains_nothing_and_says_so(tmp_path, capsys, whole):
+    copied(whole, tmp_path)
     assert main(["train", str(TOY), "--runs", str(tmp_path), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "dry run: everything is in place, nothing was trained" in out
@@ -131,26 +164,37 @@ def test_a_dry_run_of_a_finished_run_trains_nothing_and_says_so(tmp_path, capsys
 # ---- moved and renamed ----
 
 
+@pytest.fixture(scope="module")
+def faster(tmp_path_factory) -> Callable[[int], Path]:
+    """Runs of so many steps at a rate of their own, each made once."""
+
+    @cache
+    def trained(steps: int) -> Path:
+        recipe = toy_recipe(f"train.steps={steps}", "optimizer.lr=0.02")
+        return train(recipe, tmp_path_factory.mktemp("faster")).folder
+
+    return trained
+
+
 @pytest.fixture
-def moved(tmp_path) -> Path:
+def moved(tmp_path, faster) -> Path:
     """A run of three steps, elsewhere and under another name; its recipe came with overrides."""
-    train(toy_recipe("train.steps=3", "optimizer.lr=0.02"), tmp_path / "runs")
     (tmp_path / "moved").mkdir()
-    return (tmp_path / "runs/toy").rename(tmp_path / "moved/toy 9")
+    return copied(faster(3), tmp_path).rename(tmp_path / "moved/toy 9")
 
 
 @pytest.mark.parametrize("runs", [[], ["--runs", "moved"]])
-def test_a_run_goes_on_where_it_lies_by_its_own_recipe(tmp_path, capsys, monkeypatch, moved, runs):
+def test_a_run_goes_on_where_it_lies_by_its_own_recipe(tmp_path, capsys, monkeypatch, moved, faster, runs):
     monkeypatch.chdir(tmp_path)
-    train(toy_recipe("train.steps=4", "optimizer.lr=0.02"), "planned")
+    planned = faster(4)
     longer = ["train", "moved/toy 9/recipe.yaml", "train.steps=4", "--trust-code", *runs]
     capsys.readouterr()
     assert main(longer) == 0
     assert "report:  moved/toy 9/report.html" in capsys.readouterr().out
-    assert_same(moved, tmp_path / "planned/toy")
+    assert_same(moved, planned)
     assert main(longer) == 0
     assert "moved/toy 9 is finished already" in capsys.readouterr().out
-    assert list(tmp_path.glob("*/toy/recipe.yaml")) == [tmp_path / "planned/toy/recipe.yaml"]
+    assert list(tmp_path.rglob("recipe.yaml")) == [moved / "recipe.yaml"]
 
 
 def test_from_within_its_folder_a_run_goes_on_too(monkeypatch, capsys, moved):
@@ -197,8 +241,8 @@ def test_adapters_of_equal_tensors_are_equal_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["{run}@6", "{run}/checkpoints/step-000006", "{run}/checkpoints/step-000006/state.pt"])
-def test_a_damaged_adapter_is_refused(tmp_path, capsys, name):
-    run = train(toy_recipe(), tmp_path).folder
+def test_a_damaged_adapter_is_refused(tmp_path, capsys, whole, name):
+    run = copied(whole, tmp_path)
     file = run / "checkpoints/step-000006" / FILE_NAME
     content = file.read_bytes()
     file.write_bytes(content[:-8] + bytes(b ^ 0xFF for b in content[-8:]))
@@ -226,16 +270,16 @@ def leave(path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("steps", [-1, 0])
-def test_a_run_that_never_trained_is_replaced_with_a_word(tmp_path, monkeypatch, capsys, steps):
-    leave(tmp_path / "a", steps, monkeypatch)
-    (tmp_path / "a/toy/thesis.tex").write_text("mine")
-    for runs in "ab":
-        train(toy_recipe(), tmp_path / runs)
+def test_a_run_that_never_trained_is_replaced_with_a_word(tmp_path, monkeypatch, capsys, whole, steps):
+    leave(tmp_path, steps, monkeypatch)
+    thesis = tmp_path / "toy/thesis.tex"
+    thesis.write_text("mine")
+    train(toy_recipe(), tmp_path)
     said = "left out: a run of another recipe that had not trained a step (optimizer.lr is 0.5 there and 0.01 here)\n"
     assert capsys.readouterr().out.count(said) == 1
-    assert (tmp_path / "a/toy/thesis.tex").read_text() == "mine"
-    (tmp_path / "a/toy/thesis.tex").unlink()
-    assert_same(tmp_path / "a/toy", tmp_path / "b/toy")
+    assert thesis.read_text() == "mine"
+    thesis.unlink()
+    assert_same(tmp_path / "toy", whole)
 
 
 def test_a_run_that_has_trained_a_step_is_not_replaced(tmp_path, monkeypatch, capsys):
@@ -265,41 +309,27 @@ def damage_line(run: Path, place: int, damage: Callable[[bytes], bytes] = lambda
     (run / "metrics.jsonl").write_bytes(b"\n".join(lines))
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    return train(toy_recipe(), tmp_path_factory.mktemp("whole")).folder
-
-
-def stopped_at(step: int, runs: Path, *overrides: str) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        die_at(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(Stopped):
-            train(toy_recipe(*overrides), runs)
-    return runs / "toy"
-
-
 # The lines are: 0 evaluation, 1, 2, 3, 3 evaluation, 4, 5. Checkpoints are at 2 and 4, and where it was stopped.
 @pytest.mark.parametrize(
     "damage",
     [lambda line: b"", lambda line: line[:40], lambda line: b"\xff" + line, lambda line: b"[1]", lambda line: b"{}"],
 )
 @pytest.mark.parametrize("place", [3, 4, 5, 6])
-def test_a_damaged_log_goes_on_from_its_last_whole_line(tmp_path, whole, place, damage):
-    run = stopped_at(5, tmp_path, "train.keep_checkpoints=3")
-    damage_line(run, place, damage)
-    result = train(toy_recipe("train.keep_checkpoints=3"), tmp_path)
+def test_a_damaged_log_goes_on_from_its_last_whole_line(tmp_path, whole, stopped, place, damage):
+    damage_line(copied(stopped, tmp_path), place, damage)
+    result = train(toy_recipe(KEEP_ALL), tmp_path)
     assert metrics(result.folder) == metrics(whole)
     assert adapter(result.folder) == adapter(whole)
 
 
-def test_what_went_back_goes_on_from_there(tmp_path, whole):
+def test_what_went_back_goes_on_from_there(tmp_path, whole, stopped):
     """No newer checkpoint is taken up whose lines are gone by then."""
-    damage_line(stopped_at(5, tmp_path, "train.keep_checkpoints=3"), 5)
+    damage_line(copied(stopped, tmp_path), 5)
     with pytest.MonkeyPatch.context() as patch:
         die_at(patch, 4, lambda: {}["killed"])
         with pytest.raises(RunError, match="killed"):
-            train(toy_recipe("train.keep_checkpoints=3"), tmp_path)
-    train(toy_recipe("train.keep_checkpoints=3"), tmp_path)
+            train(toy_recipe(KEEP_ALL), tmp_path)
+    train(toy_recipe(KEEP_ALL), tmp_path)
     assert metrics(tmp_path / "toy") == metrics(whole)
 
 

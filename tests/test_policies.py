@@ -194,6 +194,19 @@ def test_a_rehearsal_finds_exactly_the_steps_within_reach(name, options, steps, 
     assert frozenset().union(*rehearse(load_policy(name, options), steps)) == expected
 
 
+@pytest.mark.parametrize(("name", "times"), [("last", 1), ("random_tail", 20)])
+def test_a_policy_without_choices_is_rehearsed_once(name, times):
+    whole, calls = load_policy(name, {}), []
+
+    def counted(walk, generator):
+        calls.append(1)
+        yield from whole(walk, generator)
+
+    found = rehearse(counted, 6, draws=20)
+    assert (len(found), len(calls)) == (20, times)
+    assert len(set(found)) == 1 if times == 1 else len(set(found)) > 1
+
+
 def without_gradient(walk, generator):
     yield View(walk.frozen(len(walk)).latents)
 

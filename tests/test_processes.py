@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
 from safetensors.numpy import load_file
 
 from test_chain import CONTINUING
@@ -46,9 +48,9 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.rare)])
 def test_two_launched_processes_equal_one(tmp_path, launcher):
-    launch_two = launcher.format(port=free_port(), logs=tmp_path / "logs").split()
+    launch_two = LAUNCHERS[launcher].format(port=free_port(), logs=tmp_path / "logs").split()
     command = [sys.executable, "-m", *launch_two, "-m", "vader", "train", str(TOY), *FIVE_STEPS]
     here = os.pathsep.join([str(TOY.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
@@ -60,6 +62,22 @@ def test_two_launched_processes_equal_one(tmp_path, launcher):
     assert_same_numbers(tmp_path / "toy", tmp_path / "one/toy")
 
 
+def test_accelerate_has_torchrun_start_them_and_its_variables_change_nothing(tmp_path, monkeypatch):
+    """What it hands over, and two processes of our own that are told what it tells them."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "torch.distributed.run.run", lambda args: asked.update(vars(args), environment=dict(os.environ))
+    )
+    before = dict(os.environ)
+    _, *options = LAUNCHERS["accelerate"].format(port=free_port(), logs=tmp_path / "launched").split()
+    launch_command(launch_command_parser().parse_args([*options, "-m", "vader", "train", str(TOY)]))
+    assert (asked["nproc_per_node"], asked["module"], asked["training_script"]) == ("2", True, "vader")
+    assert asked["training_script_args"] == ["train", str(TOY)]
+    told = {name: value for name, value in asked["environment"].items() if before.get(name) != value}
+    assert "ACCELERATE_DYNAMO_BACKEND" in told
+    equals_one(tmp_path, 2, [], told)
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -69,10 +87,12 @@ def free_port() -> int:
 # ---- processes of our own, which start faster ----
 
 
-def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Command]:
+def launch(
+    count: int, arguments: list[str], logs: Path, runs: Path, told: Mapping[str, str] | None = None
+) -> list[Command]:
     """The command in `count` processes that know of each other; all but the first may not write to `runs`.
 
-    Each leaves a list of its network passes in `logs`.
+    Each leaves a list of its network passes in `logs`. Beside what every launcher sets, they are `told` this.
     """
     world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": 1}  # as launchers set them
     shared = world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -80,7 +100,7 @@ def launch(count: int, arguments: list[str], logs: Path, runs: Path) -> list[Com
         Command(
             ["train", str(TOY), *arguments, "--runs", str(runs)],
             logs / str(rank),
-            {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            {**(told or {}), **{name: str(one) for name, one in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}},
             prepare=partial(_prepare, str(runs) if rank else None, str(logs / f"passes-{rank}")),
         )
         for rank in range(count)
@@ -169,7 +189,11 @@ VARIANTS = {
 
 @pytest.mark.parametrize(("count", "overrides"), VARIANTS.values(), ids=VARIANTS)
 def test_several_processes_equal_one(tmp_path, count, overrides):
-    processes = launch(count, [*FIVE_STEPS, *overrides], tmp_path / "logs", tmp_path / "runs")
+    equals_one(tmp_path, count, overrides)
+
+
+def equals_one(tmp_path: Path, count: int, overrides: list[str], told: Mapping[str, str] | None = None) -> None:
+    processes = launch(count, [*FIVE_STEPS, *overrides], tmp_path / "logs", tmp_path / "runs", told)
     assert [process.status() for process in processes] == [0] * count
     first, *others = passes(tmp_path / "logs", count)
     assert first

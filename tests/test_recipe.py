@@ -121,6 +121,12 @@ def test_values_are_yaml_with_plain_floats(text, value):
     assert type(parsed) is type(value)
 
 
+def test_what_is_read_twice_is_not_shared():
+    first = parse_value("{a: [1, {b: 2}]}")
+    first["a"][1]["b"] = 3
+    assert parse_value("{a: [1, {b: 2}]}") == {"a": [1, {"b": 2}]}
+
+
 def test_a_dumped_recipe_loads_back_equal(tmp_path):
     overrides = ["optimizer.lr=1e-7", "rewards.0.sees=[1, 3]", "rewards.0.note='1e-4'", "rewards.0.scale=2e-9"]
     recipe = load_recipe("tiny", [*overrides, "sampling.guidance={name: interval, scale: 4, steps: [2, 8]}"])

@@ -125,7 +125,7 @@ def test_a_name_that_no_run_may_have_writes_nothing(capsys, tmp_path):
 
 
 def test_a_new_recipe_is_checked_as_a_whole():
-    with pytest.raises(UserError, match=r"rewards\.0\.sees is 99 but video\.frames is 8"):
+    with pytest.raises(UserError, match=r"rewards\.0\.sees is 99 but videos have 8 frames"):
         starting_recipe("x", ModelSection(checkpoint="tiny"), [RewardSection(name="hps", sees=99)])
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet3DConditionModel, WanTransformer3DModel
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from factories import make_tiny_modelscope
+from toy_runs import CONTEXT, PATIENCE
 from vader.errors import UserError
 from vader.networks.adapter import (
     adapter_disabled,
@@ -83,16 +84,30 @@ def walk(network: nn.Module, call: Call, memory: Techniques) -> list[Tensor]:
 def compare_all(rank: int, folder: str, port: int) -> None:
     """In each process: every network under every list of techniques against a whole one."""
     join(rank, port)
-    for techniques in COMBINATIONS:
-        for name in NETWORKS:
-            compare(folder, name, techniques)
+    for name in NETWORKS:
+        expected = numbers_of_one(folder, name)
+        for techniques in COMBINATIONS:
+            compare(folder, name, techniques, expected)
     compare_rewards()
     distributed.destroy_process_group()
 
 
-def compare(folder: str, name: str, techniques: tuple[str, ...]) -> None:
-    (whole, call), (network, _) = (NETWORKS[name](Path(folder)) for _ in range(2))
-    as_if_trained(whole), as_if_trained(network)
+def numbers_of_one(folder: str, name: str) -> tuple[list[Tensor], Tensor]:
+    """A whole network's walk, and its prediction with its adapter twice as strong."""
+    network, call = NETWORKS[name](Path(folder))
+    walked = walk(as_if_trained(network), call, Techniques())
+    load_adapter_state(network, {key: value * 2 for key, value in adapter_state(network).items()})
+    return walked, predicted(network, call)
+
+
+@torch.no_grad()
+def predicted(network: nn.Module, call: Call) -> Tensor:
+    return call(network, torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(3)), 3.0)
+
+
+def compare(folder: str, name: str, techniques: tuple[str, ...], expected: tuple[list[Tensor], Tensor]) -> None:
+    network, call = NETWORKS[name](Path(folder))
+    as_if_trained(network)
     memory = load_techniques([Part(name=technique) for technique in techniques])
     bytes_before = weight_bytes(network)
     prepare([(network, Role("denoiser", name, CPU))], memory)
@@ -101,16 +116,13 @@ def compare(folder: str, name: str, techniques: tuple[str, ...]) -> None:
     assert network.device == CPU
     assert network.dtype == torch.float32
     for _ in range(2):
-        for ours, reference in zip(walk(network, call, memory), walk(whole, call, Techniques()), strict=True):
+        for ours, reference in zip(walk(network, call, memory), expected[0], strict=True):
             torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
     state = adapter_state(network)
     assert not any(isinstance(tensor, DTensor) for tensor in state.values())
     load_adapter_state(network, {key: value * 2 for key, value in state.items()})
     merge_adapter(network)
-    load_adapter_state(whole, {key: value * 2 for key, value in adapter_state(whole).items()})
-    with torch.no_grad():
-        x = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(3))
-        torch.testing.assert_close(call(network, x, 3.0), call(whole, x, 3.0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predicted(network, call), expected[1], atol=1e-5, rtol=1e-5)
 
 
 def join(rank: int, port: int) -> None:
@@ -164,9 +176,14 @@ def compare_rewards() -> None:
     assert weight_bytes(twins[1]) < 0.6 * weight_bytes(whole)
 
 
-@pytest.mark.slow
 def test_two_processes_with_shards_equal_one(folder):
-    multiprocessing.spawn(compare_all, (str(folder), free_port()), nprocs=2)
+    port = free_port()
+    processes = [CONTEXT.Process(target=compare_all, args=(rank, str(folder), port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.mark.parametrize(

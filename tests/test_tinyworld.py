@@ -184,6 +184,9 @@ def test_the_shipped_base_models_heed_unseen_prompts(
     right = judge_prompts(videos, prompts)
     least = dict.fromkeys(ATTRIBUTES, 0.75) | {"shape": shape}
     assert {name: right[name].mean().item() >= least[name] for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, True)
+    if (family, checkpoint) == ("modelscope", "tiny"):
+        assert right["damage"].mean() < 0.05
+        assert right["damaged"].mean() < 0.2
 
 
 def test_the_shipped_action_classifier_tells_directions(scenes, videos) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vader
+from vader import plugins
 from vader.cli import main
 from vader.errors import UserError
 from vader.plugins import load_object, run_around
@@ -43,6 +44,16 @@ def stranger(tmp_path, monkeypatch):
     (folder / "evil.py").write_text(EVIL.format(mark=str(tmp_path / "done")))
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+def test_reading_runs_adds_no_place_to_look_for_modules(stranger):
+    read_run(stranger)
+    load_recipe(str(stranger / "recipe.yaml"), trust_code=True)
+    assert plugins._beside == []
+    own = stranger.parents[1] / "mine.yaml"
+    own.write_text(TINY.read_text())
+    load_recipe(str(own))
+    assert plugins._beside == [own.parent]
 
 
 def evil_was_done(folder: Path) -> bool:

@@ -68,10 +68,11 @@ def lines_of(folder: Path) -> int:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Looks without pause, so that what follows happens at once."""
+    """Looks again and again, so that what follows happens at once, and leaves the core to others meanwhile."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"nothing happened within {PATIENCE} seconds"
+        time.sleep(0.001)
 
 
 class Command:

@@ -119,9 +119,12 @@ def is_code(spec: str) -> bool:
 
 
 def look_beside(recipe: Path) -> None:
-    """From now on a user's modules are looked for beside this recipe too, after the working directory."""
+    """From now on a user's modules are looked for beside this recipe too, after the working directory.
+
+    But not beside a run's: nothing is imported from there, and who reads many runs would search them all each time.
+    """
     folder = recipe.absolute().parent
-    if folder not in _beside:
+    if folder not in _beside and not run_around(folder):
         _beside.append(folder)
 
 

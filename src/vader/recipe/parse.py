@@ -5,7 +5,9 @@ In goes a text, out come Python's own values. Anchors may be used, but not to bu
 
 from __future__ import annotations
 
+import copy
 import re
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -33,7 +35,7 @@ def parse(text: str, where: str) -> Any:
     if len(text) > LONGEST:
         raise UserError(f"{where} has {len(text)} characters: a recipe has at most {LONGEST}")
     try:
-        return yaml.load(text, Loader=Loader)
+        return copy.deepcopy(_loaded(text))
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise UserError(f"{where} is not valid YAML: {error.problem}{line}") from None
@@ -41,6 +43,12 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where} is no recipe: it is nested too deeply") from None
+
+
+@lru_cache(maxsize=32)
+def _loaded(text: str) -> Any:
+    """What is read is often read again: a run's own recipe, whenever its report is written."""
+    return yaml.load(text, Loader=Loader)
 
 
 def _called(key: yaml.Node) -> str:

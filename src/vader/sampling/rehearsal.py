@@ -32,6 +32,8 @@ class _Still(Guidance):
 def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> list[frozenset[int]]:
     """The steps, of a chain of so many, that a policy gives gradient, draw by draw of its random choices.
 
+    A policy that makes none does the same in every draw, and is tried once.
+
     Raises:
         UserError: its options do not fit such a chain, or what it shows the reward carries no gradient.
     """
@@ -42,10 +44,15 @@ def rehearse(policy: Policy, steps: int, draws: int = DRAWS) -> list[frozenset[i
         reached = set[int]()
         noise = Noise((1,), 0, "rehearsal", draw, [0])
         walk = Walk(sampler, condition, noise, on_gradient=lambda walk, i, *rest, here=reached: here.add(i))
-        for view in _views(policy(walk, generator(0, "rehearsal", draw))):
+        choices = generator(0, "rehearsal", draw)
+        unused = choices.get_state()
+        for view in _views(policy(walk, choices)):
             if not view.latents.requires_grad:
                 raise UserError("the policy shows the reward latents without gradient: make a step with grad=True")
         found.append(frozenset(reached))
+        if torch.equal(choices.get_state(), unused):
+            found = found * draws
+            break
     if not any(found):
         raise UserError("the policy shows the reward nothing: yield View(latents) of steps made with grad=True")
     return found
