@@ -449,6 +449,12 @@ def test_one_step_is_one_step(run):
 
 
 def test_formats():
+    assert [fixed(-0.00004, 4), signed(-0.00004, 4), signed(0.00004, 4), signed(0.00006, 4)] == [
+        "0.0000",
+        "0.0000",
+        "0.0000",
+        "+0.0001",
+    ]
     assert [decimals([v]) for v in (4.7, 12.3, 456.0, 0.28, 0.0031, math.nan)] == [2, 1, 1, 3, 4, 2]
     assert (fixed(-1.25, 1), fixed(math.nan, 2), signed(0.5, 2), signed(-0.5, 2)) == (
         f"{MINUS}1.2",

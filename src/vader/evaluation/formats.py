@@ -15,13 +15,13 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def fixed(value: float, places: int) -> str:
-    """A number with so many decimals; a dash for what is not finite."""
-    return f"{value:.{places}f}".replace("-", MINUS) if math.isfinite(value) else NONE
+    """A number with so many decimals, nought without a sign; a dash for what is not finite."""
+    return f"{round(value, places) + 0.0:.{places}f}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 
 def signed(value: float, places: int) -> str:
-    """A change: with a plus where it is one."""
-    return f"+{fixed(value, places)}" if value > 0 else fixed(value, places)
+    """A change: with a plus where it is one that these decimals show."""
+    return f"+{fixed(value, places)}" if math.isfinite(value) and round(value, places) > 0 else fixed(value, places)
 
 
 def with_error(mean: float, error: float, places: int) -> str:

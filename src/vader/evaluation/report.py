@@ -189,7 +189,7 @@ def _change(before: float, after: float, places: int) -> str:
 
 def _difference(before: float, after: float, places: int) -> str:
     """Of a figure, of which less may be better, as of damage: without a colour."""
-    return signed(round(after - before, places), places)
+    return signed(after - before, places)
 
 
 def _comparison(
