@@ -27,13 +27,11 @@ def test_a_video_is_cut_where_its_segments_meet():
     assert len(parts_of(video, [])) == 1
 
 
-@pytest.mark.parametrize("scale", ["tiny", "full"])
-def test_its_recipes_are_of_long_videos_and_of_v_jepa(scale):
-    found = STUDIES["figure9"].arms(Options(scale))
-    for arm in found:
+@pytest.mark.parametrize(("scale", "rewards"), [("tiny", ["hps", "consistency"]), ("full", ["vjepa"])])
+def test_its_recipes_are_of_long_videos(scale, rewards):
+    for arm in STUDIES["figure9"].arms(Options(scale)):
         assert arm.recipe.video.segments == 3
-        assert arm.recipe.rewards[0].name == "vjepa"
-        assert len(arm.recipe.rewards) == (1 if scale == "full" else 2)
+        assert [part.name for part in arm.recipe.rewards] == rewards
 
 
 @pytest.fixture(scope="module")
