@@ -431,7 +431,7 @@ def small_rewards(monkeypatch):
     monkeypatch.setattr(random_rewards, "VISION_TOWER", shrink(random_rewards.VISION_TOWER, image_size=28))
     towers = {name: shrink(random_rewards.CLIP_H[name]) for name in ("text_config", "vision_config")}
     monkeypatch.setattr(random_rewards, "CLIP_H", random_rewards.CLIP_H | towers)
-    for name in ("BLIP_VISION", "BLIP_TEXT", "YOLOS", "VIDEOMAE"):
+    for name in ("BLIP_VISION", "BLIP_TEXT", "YOLOS", "VIDEOMAE", "DINO"):
         monkeypatch.setattr(random_rewards, name, shrink(getattr(random_rewards, name)))
     sizes = {name: random_rewards.VitSize(1, 64, 2) for name in random_rewards.VJEPA_L}
     monkeypatch.setattr(random_rewards, "VJEPA_L", sizes)
@@ -449,7 +449,7 @@ def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, t
     assert result["settings"] == {"height": 32, "width": 48, "precision": "torch.float32", "rounds": 1}
     assert [record["reward"] for record in result["rewards"]] == chosen
     for record in result["rewards"]:
-        assert record["frames"] == (4 if record["reward"] in ("action", "vjepa") else 1)
+        assert record["frames"] == (4 if record["reward"] in ("action", "consistency", "vjepa") else 1)
         assert record["weights"] == 4 * record["parameters"]
         assert record["seconds"].keys() == record["peak_memory"].keys() == {"forward", "both"}
         assert min(record["seconds"].values()) > 0

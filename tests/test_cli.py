@@ -206,7 +206,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["train", "tiny", "optimizer.lrr=1"], "unknown key 'optimizer.lrr': did you mean 'lr'?"),
         (["train", "tiny", "optimizer.lr=fast"], "expected a number above 0"),
         (["train", "tiny", "algorithm.policy.k=21"], "k is 21 but sampling.steps is 10"),
-        (["train", "tiny", "rewards.0.sees=9"], "video.frames is 8"),
+        (["train", "tiny", "rewards.0.sees=9"], "videos have 8 frames"),
         (["train", "tiny", "prompts.test=tiny-tset"], "did you mean 'tiny-test'?"),
         (["train", "tiny", "prompts.train=empty.txt"], "prompt file 'empty.txt' holds no prompts"),
         (["train", "tiny", "model.family=modelscop"], "did you mean 'modelscope'?"),

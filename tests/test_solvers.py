@@ -101,7 +101,7 @@ def test_times_are_diffusers_for_every_number_of_steps(spacing):
     for steps in range(1, 1001):
         scheduler.set_timesteps(steps)
         expected = scheduler.timesteps[:steps].double()  # a rounding in diffusers' trailing can add one time too many
-        assert torch.equal(SPACINGS[spacing](1000, steps, 0), expected), steps
+        assert torch.equal(SPACINGS[spacing](1000, steps, 0).round(), expected), steps
         if steps <= 50 or steps % 90 == 0:  # levels are made one by one
             assert torch.equal(column(solver.schedule(steps), "time"), expected), steps
 

@@ -74,6 +74,7 @@ BLIP_VISION: dict[str, Any] = {
 BLIP_TEXT: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 12, "is_decoder": True}
 YOLOS: dict[str, Any] = {"num_hidden_layers": 12, "image_size": [800, 1344], "num_labels": 91}
 VIDEOMAE: dict[str, Any] = {"num_hidden_layers": 12, "num_labels": 400}
+DINO: dict[str, Any] = {"num_hidden_layers": 12, "image_size": 224}
 VJEPA_L: dict[str, VitSize] = {"encoder": VitSize(24, 1024, 16), "predictor": VitSize(12, 384, 16)}
 PAIRS = AllFrames(least=2, multiple=2)  # two frames make a token
 AFFINE_HEAD, RELU_HEAD = (1024, 128, 64, 16, 1), (512, 128, 32, 1)
@@ -142,7 +143,7 @@ def videomae() -> action.Action:
 
 
 def dino() -> Consistency:
-    tower = DinoTower(ViTModel(ViTConfig(), add_pooling_layer=False), "squash")  # ViT-B/16 of 224 pixels
+    tower = DinoTower(ViTModel(ViTConfig(**DINO), add_pooling_layer=False), "squash")  # ViT-B/16 of 224 pixels
     return bare(Consistency, tower=tower, to_first=True, to_previous=True)
 
 
