@@ -22,7 +22,7 @@ from vader.errors import UserError
 from vader.files import hub as files
 from vader.models.base import VideoModel, latent_frames, latent_sides
 from vader.models.ltx_vae import FrameDecoder, Told, encode
-from vader.models.text_cache import Part, TextEmbedder
+from vader.models.text_cache import Filled, Part, TextEmbedder
 from vader.networks.measure import weight_dtype
 from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
@@ -251,5 +251,5 @@ def told_of(vae: Mapping[str, Any], timestep: float | None, noise: float | None)
 def embedder(source: str, dtype: torch.dtype, generation: Generation) -> TextEmbedder:
     """T5-v1.1-XXL of a checkpoint."""
     encoder, tokenizer = Part(source, "text_encoder"), Part(source, "tokenizer")
-    filled = "attended" if generation.padded else None
+    filled: Filled | None = "attended" if generation.padded else None
     return TextEmbedder(T5EncoderModel, encoder, tokenizer, dtype, generation.tokens, "ltx", filled=filled)

@@ -27,6 +27,8 @@ from vader.files.atomic import atomic_write
 
 BATCH = 8  # texts that the encoder sees at once
 
+Filled = Literal["attended", "kept"]  # see `TextEmbedder`
+
 
 class Part(NamedTuple):
     """One component of a checkpoint: a folder or hub id, and the subfolder in it ("" where it is the whole)."""
@@ -67,7 +69,7 @@ class TextEmbedder:
         max_length: int,
         template: str,
         eight_bit: bool = False,
-        filled: Literal["attended", "kept"] | None = None,
+        filled: Filled | None = None,
     ) -> None:
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError('model.options.text_8bit needs bitsandbytes: pip install "vader-video[int8]"')

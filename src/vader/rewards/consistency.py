@@ -102,5 +102,5 @@ def load_tower(source: str, resize: str) -> nn.Module:
         return load_image_tower(source, resize, TINY)
     if kind not in DINO:
         raise UserError(f"{source} is a {kind}: reward 'consistency' takes a DINO ({', '.join(DINO)}) or a CLIP")
-    options = {"add_pooling_layer": False} if kind == "vit" else {}  # DINO was trained without it
+    options: dict[str, Any] = {"add_pooling_layer": False} if kind == "vit" else {}  # DINO was trained without it
     return DinoTower(load_pretrained(AutoModel, source, "DINO", **options), resize)
