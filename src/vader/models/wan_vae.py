@@ -119,7 +119,6 @@ class WindowDecoder:
         self.vae = vae
         self.back = back
         self.step = vae.config.scale_factor_temporal
-        self.places = sum(isinstance(layer, networks.WanCausalConv3d) for layer in vae.decoder.modules())
         self.prefix = Prefix()
 
     def __call__(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
@@ -149,20 +148,34 @@ class WindowDecoder:
     @torch.no_grad()
     def _filled(self, latents: Tensor, start: int) -> Caches:
         """The caches that the latents before `start` leave, without graph."""
-        at, caches = self.prefix.take(latents, start) or (0, [None] * self.places)
+        at, caches = self.prefix.take(latents, start) or (0, empty_caches(self.vae))
         for latent in range(at, start):
             _, caches = self._step(latents, latent, caches)
         self.prefix.keep(latents, start, caches)
         return caches
 
     def _step(self, latents: Tensor, at: int, caches: Caches) -> tuple[Tensor, Caches]:
-        """One latent's frames `[1, 3, n, H, W]`, and the caches for the next: the list given stays as it is.
+        """One latent's frames `[1, 3, n, H, W]`, and the caches for the next."""
+        return decode_chunk(self.vae, latents[:, :, at : at + 1], caches, first=at == 0)
 
-        As the class's own `decode`, but for its clamp to [-1, 1], which would end the gradient of saturated pixels.
-        """
-        z = scaled(self.vae, latents[:, :, at : at + 1]).to(weight_dtype(self.vae))
-        left = list(caches)
-        out = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=left, feat_idx=[0], first_chunk=at == 0)
-        if self.vae.config.patch_size is not None:
-            out = networks.unpatchify(out, patch_size=self.vae.config.patch_size)
-        return out.to(latents.dtype) / 2 + 0.5, left
+
+def empty_caches(vae: Any) -> Caches:
+    """What the decoder has kept before the first latent."""
+    return [None] * sum(isinstance(layer, networks.WanCausalConv3d) for layer in vae.decoder.modules())
+
+
+def decode_chunk(vae: Any, latents: Tensor, caches: Caches, first: bool) -> tuple[Tensor, Caches]:
+    """The frames `[B, 3, n, H, W]` of latents after those that left the caches, and the caches for the next.
+
+    As the class's own `decode`, but for its clamp to [-1, 1], which would end the gradient of saturated pixels.
+
+    Args:
+        latents: `[B, C, T, h, w]`; the video's first one comes alone.
+        caches: stay as they are.
+    """
+    z = scaled(vae, latents).to(weight_dtype(vae))
+    left = list(caches)
+    out = vae.decoder(vae.post_quant_conv(z), feat_cache=left, feat_idx=[0], first_chunk=first)
+    if vae.config.patch_size is not None:
+        out = networks.unpatchify(out, patch_size=vae.config.patch_size)
+    return out.to(latents.dtype) / 2 + 0.5, left
