@@ -98,7 +98,7 @@ class Wan(VideoModel):
     @classmethod
     def locate(cls, checkpoint: str) -> str:
         """See `VideoModel.locate`: a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
+        source = files.resolve(checkpoint, Wan.family)
         files.check_components(source, COMPONENTS)
         return source
 

@@ -67,25 +67,36 @@ class WindowDecoder(CausalDecoder):
         back: so many latents before a window's own have gradient too.
     """
 
-    def __init__(self, vae: Any, back: int = 0) -> None:
-        super().__init__(vae, back)
-        self.places = sum(isinstance(layer, networks.WanCausalConv3d) for layer in vae.decoder.modules())
-
     def windows(self, latents: int) -> list[range]:
         """The first frame, and some of each later latent."""
         return [frame_window(latent, self.vae.config.scale_factor_temporal) for latent in range(latents)]
 
     def fresh(self) -> Caches:
-        return [None] * self.places
+        return empty_caches(self.vae)
 
     def step(self, latents: Tensor, window: int, caches: Caches) -> tuple[Tensor, Caches]:
-        """See `CausalDecoder.step`.
+        """See `CausalDecoder.step`."""
+        frames, left = decode_chunk(self.vae, latents[:, :, window : window + 1], caches, first=window == 0)
+        return frames[0].movedim(1, 0), left
 
-        As the class's own `decode`, but for its clamp to [-1, 1], which would end the gradient of saturated pixels.
-        """
-        z = scaled(self.vae, latents[:, :, window : window + 1]).to(weight_dtype(self.vae))
-        left = list(caches)
-        out = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=left, feat_idx=[0], first_chunk=window == 0)
-        if self.vae.config.patch_size is not None:
-            out = networks.unpatchify(out, patch_size=self.vae.config.patch_size)
-        return out[0].movedim(1, 0).to(latents.dtype) / 2 + 0.5, left
+
+def empty_caches(vae: Any) -> Caches:
+    """What the decoder has kept before the first latent."""
+    return [None] * sum(isinstance(layer, networks.WanCausalConv3d) for layer in vae.decoder.modules())
+
+
+def decode_chunk(vae: Any, latents: Tensor, caches: Caches, first: bool) -> tuple[Tensor, Caches]:
+    """The frames `[B, 3, n, H, W]` of latents after those that left the caches, and the caches for the next.
+
+    As the class's own `decode`, but for its clamp to [-1, 1], which would end the gradient of saturated pixels.
+
+    Args:
+        latents: `[B, C, T, h, w]`; the video's first one comes alone.
+        caches: stay as they are.
+    """
+    z = scaled(vae, latents).to(weight_dtype(vae))
+    left = list(caches)
+    out = vae.decoder(vae.post_quant_conv(z), feat_cache=left, feat_idx=[0], first_chunk=first)
+    if vae.config.patch_size is not None:
+        out = networks.unpatchify(out, patch_size=vae.config.patch_size)
+    return out.to(latents.dtype) / 2 + 0.5, left

@@ -24,6 +24,7 @@ from vader.pretrain import (
     vae,
     videocrafter,
     vjepa,
+    wan,
 )
 
 Build = Callable[[Path, Path], dict[str, float]]
@@ -62,6 +63,10 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     "opensora": (
         lambda out, work: opensora.build(out / "opensora", work, out / "modelscope" / "vae"),
         ("modelscope/vae",),
+    ),
+    "wan": (
+        lambda out, work: wan.build(out / "wan", work, out / "opensora"),
+        ("opensora",),
     ),
 }
 
