@@ -3,16 +3,16 @@
     python benchmarks/full_size.py --model svd            # seconds and peak memory, on a GPU
     python benchmarks/full_size.py --model svd --meta     # parameters and operations, anywhere
 
-Time and memory do not depend on the values of weights. The step is the trainer's own, on the family's recipe (LoRA
-rank 16, K = 1, its sizes, steps, guidance and rewards) with one video a step.
+Time and memory do not depend on the values of weights. The step is the trainer's own, on the family's recipe (its LoRA,
+policy, sizes, steps, guidance and rewards) with one video a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,15 @@ Size = tuple[int, int]  # height and width
 
 @dataclass(frozen=True)
 class Subject:
-    """A family: its recipe, sizes (every case is measured at the first), and how many frames decode together."""
+    """A family: its recipe, sizes (every case is measured at the first), and how many frames decode together.
+
+    `beside`: what the recipe's comment sets with a size.
+    """
 
     recipe: str
     sizes: tuple[Size, ...]
     window: int = 1
+    beside: Mapping[Size, tuple[str, ...]] = field(default_factory=dict)
 
 
 SUBJECTS = {
@@ -54,6 +58,7 @@ SUBJECTS = {
     "videocrafter": Subject("videocrafter-hps-aesthetic", ((320, 512),)),
     "svd": Subject("svd-aesthetic", ((576, 1024),), window=2),
     "opensora": Subject("opensora-hps", ((276, 368), (416, 554)), window=17),
+    "wan": Subject("wan-1.3b-hps", ((256, 256), (480, 832)), window=4, beside={(480, 832): ("algorithm.policy.k=1",)}),
 }
 
 
@@ -61,12 +66,13 @@ SUBJECTS = {
 class Case:
     """What is done about memory, as overrides of the recipe, and how many frames the rewards see.
 
-    Overrides may name `{window}`, see `Subject`. `whole`: with all denoising steps.
+    Overrides may name `{window}`, see `Subject`. `whole`: with all denoising steps; `everywhere`: at every size.
     """
 
     overrides: tuple[str, ...] = ()
     sees: int | str = 1
     whole: bool = False
+    everywhere: bool = False
 
 
 def memory(*parts: str) -> str:
@@ -80,7 +86,8 @@ PLAIN, CHUNK = "algorithm.split_backward=false", "scoring.chunk={window}"
 BLOCKS, LAYERS, NESTED = "name: recompute", "name: recompute, of: layers", "name: recompute, of: nested"
 OFFLOAD, PARK, COMPILE = "name: offload_activations", "name: park", "name: compile"
 CASES = {
-    SHIPPED: Case(whole=True),
+    SHIPPED: Case(whole=True, everywhere=True),
+    "as shipped, few steps": Case(everywhere=True),
     "one call": Case((memory(BLOCKS), ONE)),
     "two calls": Case((memory(BLOCKS), TWO)),
     "layers, one call": Case((memory(LAYERS), ONE)),
@@ -107,6 +114,7 @@ def full_size_recipe(model: str, size: Size, case: Case = CASES[SHIPPED], overri
         "model.precision=bf16",
         *sees_overrides(load_recipe(subject.recipe), case.sees),
         *(f"video.{side}={pixels}" for side, pixels in zip(("height", "width"), size, strict=True)),
+        *subject.beside.get(size, ()),
         *("train.batch=1", "train.micro_batch=1"),
     ]
     theirs = [override.format(window=subject.window) for override in case.overrides]
@@ -123,7 +131,7 @@ def measure(
     """What is known after each of the cases: median seconds and peak bytes by phase, or why there are none."""
     cases: list[dict[str, Any]] = []
     for name in names:
-        for size in SUBJECTS[model].sizes[: None if name == SHIPPED else 1]:
+        for size in SUBJECTS[model].sizes[: None if CASES[name].everywhere else 1]:
             about = {"size": label(full_size_recipe(model, size, overrides=overrides)), "case": name}
             about |= asdict(CASES[name])
             console.print(f"{model} {about['size']}, {name}")

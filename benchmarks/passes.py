@@ -63,7 +63,7 @@ def necessary_passes(engine: Engine, algorithm: RewardGradient, batch: Batch) ->
     return [
         Pass("encoder", repeats, encoding(engine.model, micro.prompts, engine.size)),
         *denoiser_passes(walk, needed, repeats),
-        *scoring_passes(engine, micro, walk.noise.draw("start"), repeats * views, algorithm.settings.split_backward),
+        *scoring_passes(engine, batch, walk.noise.draw("start"), views, algorithm.settings.split_backward),
         Pass("optimiser", 1, optimising(engine)),
     ]
 
@@ -195,13 +195,14 @@ def _denoiser(model: VideoModel, branch: Branch) -> Callable[[Tensor], Tensor]:
     return lambda latents: model.denoiser(latents.to(dtype), branch.time, text).sample
 
 
-def scoring_passes(engine: Engine, batch: Batch, latents: Tensor, count: int, split: bool) -> list[Pass]:
-    """Decoder and rewards, each on all pieces of its frames."""
+def scoring_passes(engine: Engine, batch: Batch, latents: Tensor, views: int, split: bool) -> list[Pass]:
+    """Decoder and rewards, each on all pieces of the frames that each micro-batch shows."""
     seed, found = engine.recipe.train.seed, defaultdict[str, list[Run]](list)
-    for group in training_groups(engine.reward, engine.size, seed, batch.step, batch.indices):
-        for name, run in scoring_runs(engine, group, batch.prompts, latents, split):
-            found[name].append(run)
-    return [Pass(name, count, _together(runs)) for name, runs in found.items()]
+    for micro in engine.micro_batches(batch):
+        for group in training_groups(engine.reward, engine.size, seed, batch.step, micro.indices):
+            for name, run in scoring_runs(engine, group, micro.prompts, latents, split):
+                found[name].append(run)
+    return [Pass(name, views, _together(runs)) for name, runs in found.items()]
 
 
 def scoring_runs(
@@ -210,15 +211,14 @@ def scoring_runs(
     """Each call, in the pieces that the scorer makes: forward and backward to the latents or pixels."""
     model, frames = engine.model, group.frames
     if not split:
-        yield "decoder", decoding(model, latents, frames, Piece(*map(slice, frames.shape)))
+        yield "decoder", decoding(model, latents, frames, [Piece(*map(slice, frames.shape))])
         yield "reward", scoring(engine, {**group.framewise, **group.whole}, prompts, frames.shape)
         return
     parts = pieces(frames, model.windows(engine.size), engine.recipe.scoring.images)
-    for piece in parts:
-        yield "decoder", decoding(model, latents, frames, piece)
-        yield from (("reward", run) for run in framewise_runs(engine, group, prompts, piece))
+    yield "decoder", decoding(model, latents, frames, parts)
+    yield from (("reward", run) for piece in parts for run in framewise_runs(engine, group, prompts, piece))
     if group.whole:
-        yield from (("decoder, no gradient", unseen(model, latents, frames, piece)) for piece in parts)
+        yield "decoder, no gradient", torch.no_grad()(decoding(model, latents, frames, parts))
         yield "reward", scoring(engine, group.whole, prompts, frames.shape)
 
 
@@ -230,25 +230,25 @@ def framewise_runs(engine: Engine, group: Group, prompts: Sequence[Prompt], piec
         yield scoring(engine, group.framewise, told, (len(told), len(range(frames)[some.places])))
 
 
-def decoding(model: VideoModel, latents: Tensor, frames: Tensor, piece: Piece) -> Run:
-    """The frames of a piece, forward and backward to the latents."""
-    return differentiated(*_decoder(model, latents, frames, piece))
+def decoding(model: VideoModel, latents: Tensor, frames: Tensor, parts: Sequence[Piece]) -> Run:
+    """Frames piece by piece, forward and, where there is gradient, backward to the latents. These are new at each run,
+    as a step's are: a causal decoder goes on from where it was in the same ones."""
+
+    def run() -> None:
+        leaf = latents.detach().requires_grad_(torch.is_grad_enabled())
+        for piece in parts:
+            pixels = _decoded(model, leaf[piece.rows], frames[piece])
+            if pixels.requires_grad:
+                pixels.backward(torch.ones_like(pixels))
+
+    return run
 
 
-def unseen(model: VideoModel, latents: Tensor, frames: Tensor, piece: Piece) -> Run:
-    """The same forward alone, for rewards that need pixels before there is a graph to them."""
-    return torch.no_grad()(_bound(*_decoder(model, latents, frames, piece)))
-
-
-def _decoder(
-    model: VideoModel, latents: Tensor, frames: Tensor, piece: Piece
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The call and its input."""
-    chosen, some = frames[piece], latents[piece.rows]
+def _decoded(model: VideoModel, latents: Tensor, chosen: Tensor) -> Tensor:
     if not isinstance(model, ModelScope):
-        return lambda leaf: model.decode_unclamped(leaf, chosen), some
-    images = some.movedim(2, 1)[:, : chosen.shape[1]].flatten(0, 1).to(model.vae.dtype)
-    return lambda leaf: model.vae.decode(leaf).sample, images
+        return model.decode_unclamped(latents, chosen)
+    images = latents.movedim(2, 1)[:, : chosen.shape[1]].flatten(0, 1)
+    return model.vae.decode(images.to(model.vae.dtype)).sample
 
 
 def scoring(engine: Engine, rewards: dict[str, Reward], prompts: Sequence[Prompt], shape: Sequence[int]) -> Run:

@@ -22,6 +22,7 @@ from rich.table import Table
 from vader.errors import UserError
 from vader.planning.step import Forecast, forecast
 from vader.recipe import Recipe
+from vader.recipe.files import in_one_line
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,16 @@ def way_of(recipe: Recipe) -> str:
     techniques = {part.name: part.options for part in recipe.memory}
     grain = techniques["recompute"].get("of", "blocks") if "recompute" in techniques else None
     calls = "guidance in one call" if recipe.sampling.guidance_batched else "two calls"
-    return ", ".join([GRAINS[grain], calls, *(name for name in techniques if name != "recompute")])
+    prefix = recipe.sampling.prefix.model_dump(mode="json", exclude_defaults=True)
+    cheaper = [f"`prefix.{key}: {in_one_line(value)}`" for key, value in prefix.items()]
+    return ", ".join([GRAINS[grain], calls, *(name for name in techniques if name != "recompute"), *cheaper])
 
 
 def beside(chip: Chip, result: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     """A case's counted and measured peak, `ratio` counted to measured; its operations, and with its seconds the `share`
-    that they are of what the chip could do in that time. Or why nothing could be counted."""
-    about = {"model": result["model"], "gpu": result["hardware"]["gpu"]}
+    that they are of what the chip could do in that time. Or why nothing could be counted. `earlier`: it was measured
+    on an earlier state of this code, and has not been since."""
+    about = {"model": result["model"], "gpu": result["hardware"]["gpu"], "earlier": result.get("earlier", False)}
     recipe = recipe_of(result, case)
     about |= {name: case[name] for name in ("size", "case", "steps")} | {"way": way_of(recipe)}
     try:

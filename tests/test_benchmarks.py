@@ -45,6 +45,7 @@ import rewards
 from vader.planning import measured
 from vader.planning import models as random_models
 from vader.planning import rewards as random_rewards
+from vader.planning import wan as random_wan
 from vader.planning.models import load_model_shape
 from vader.planning.step import META, Forecast
 
@@ -210,20 +211,29 @@ def test_frame_cases(recipe_path):
 # ---- full size ----
 
 FAMILIES = list(full_size.SUBJECTS)
+
+
+def short(family):
+    """One step without gradient, and few frames."""
+    return [f"video.frames={FRAMES[family]}", f"sampling.steps={K[family] + 1}"]
+
+
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory can be reset on Linux only")
-SHORT = ("sampling.steps=2",)
-FRAMES = {"modelscope": 2, "videocrafter": 2, "svd": 4, "opensora": 17}
+K = dict.fromkeys(full_size.SUBJECTS, 1) | {"wan": 2}  # steps with gradient, at the first size
+FRAMES = {"modelscope": 2, "videocrafter": 2, "svd": 4, "opensora": 17, "wan": 9}
 SIZES = {  # parameters of the released checkpoints
     "modelscope": {"unet": 1_411_233_860, "vae": 83_653_863, "text_encoder": 340_387_840},
     "videocrafter": {"unet": 1_413_284_420, "vae": 83_653_863, "text_encoder": 340_387_840},
     "svd": {"unet": 1_524_623_082, "vae": 97_742_847, "image_encoder": 632_076_800},
     "opensora": {"transformer": 1_207_643_972, "vae": 393_341_007},
+    "wan": {"transformer": 1_418_996_800, "vae": 126_892_531},
 }
 ADAPTERS = {  # layers and parameters
     "modelscope": (264, 6_645_760),
     "videocrafter": (198, 5_015_552),
     "svd": (256, 6_639_616),
     "opensora": (168, 9_289_728),
+    "wan": (240, 23_592_960),
 }
 
 
@@ -234,9 +244,11 @@ def test_full_size_networks_have_the_release_s_size(family):
     assert {name: full_size.count_frozen(network) for name, network in model.networks().items()} == SIZES[family]
 
 
-def test_full_size_cases_are_the_paper_s_setting():
-    steps_and_guidance = {"modelscope": (25, 9.0), "videocrafter": (25, 12.0), "svd": (25, 3.0), "opensora": (30, 7.0)}
-    frames = {"modelscope": 16, "videocrafter": 12, "svd": 14, "opensora": 51}
+def test_full_size_cases_are_the_paper_s_setting_and_wan_s_recipe():
+    steps_and_guidance = {
+        "modelscope": (25, 9.0), "videocrafter": (25, 12.0), "svd": (25, 3.0), "opensora": (30, 7.0), "wan": (30, 6.0),
+    }  # fmt: skip
+    frames = {"modelscope": 16, "videocrafter": 12, "svd": 14, "opensora": 51, "wan": 81}
     for family, subject in full_size.SUBJECTS.items():
         for size, case in product(subject.sizes, full_size.CASES.values()):
             recipe = full_size.full_size_recipe(family, size, case)
@@ -245,7 +257,9 @@ def test_full_size_cases_are_the_paper_s_setting():
             assert recipe.sampling.steps == (steps if case.whole else full_size.FEW_STEPS)
             assert recipe.sampling.guidance == guidance
             assert {reward.sees for reward in recipe.rewards} == {case.sees}
-            assert (recipe.adapter.rank, recipe.algorithm.options["policy"]) == (16, {"name": "last", "k": 1})
+            k = 1 if size == (480, 832) else K[family]
+            rank = 32 if family == "wan" else 16
+            assert (recipe.adapter.rank, recipe.algorithm.options["policy"]) == (rank, {"name": "last", "k": k})
             assert (recipe.train.batch, recipe.model.precision) == (1, "bf16")
 
 
@@ -266,7 +280,7 @@ def blocks(kind):
 
 @pytest.fixture
 def small_families(small_rewards, monkeypatch):
-    """All four at a size for CPUs: 32 x 32 pixels, few levels, a layer of everything."""
+    """All of them at a size for CPUs: 32 x 32 pixels, few levels, a layer of everything."""
     narrow = {"block_out_channels": (32, 32), "layers_per_block": 1}
     vae = narrow | {"down_block_types": ("DownEncoderBlock2D",) * 2}
     unet = narrow | {"cross_attention_dim": 16, "attention_head_dim": 8, **blocks("3D")}
@@ -284,6 +298,10 @@ def small_families(small_rewards, monkeypatch):
     }
     for name, settings in small.items():
         monkeypatch.setattr(random_models, name, getattr(random_models, name) | settings)
+    transformer = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 1, "freq_dim": 16}
+    monkeypatch.setattr(random_wan, "TEXT_WIDTH", 16)
+    monkeypatch.setattr(random_wan.RandomWanSmall, "transformer", transformer)
+    monkeypatch.setattr(random_wan.RandomWanSmall, "autoencoder", {"base_dim": 8, "num_res_blocks": 1})
     for name, subject in full_size.SUBJECTS.items():
         monkeypatch.setitem(full_size.SUBJECTS, name, replace(subject, sizes=((32, 32),)))
     monkeypatch.setattr(full_size, "ROUNDS", 1)
@@ -301,8 +319,8 @@ def test_a_full_size_step_runs(small_families, family, monkeypatch, tmp_path):
     """The GPU's path at a size for CPUs."""
     chosen = ["nested, two calls, offload", "plain backward, all frames"]
     cases = [word for name in chosen for word in ("--case", name)]
-    overrides = [f"video.frames={FRAMES[family]}", *SHORT]
-    result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--device", "cpu", *cases)
+    arguments = [*short(family), "--model", family, "--device", "cpu", *cases]
+    result = run_full_size(monkeypatch, tmp_path / "r.json", *arguments)
     assert [case["case"] for case in result["cases"]] == chosen
     for case in result["cases"]:
         assert case["size"] == f"{FRAMES[family]}x32x32"
@@ -316,8 +334,7 @@ def test_a_case_that_cannot_be_built_is_recorded_and_stops_nothing(small_familie
     monkeypatch.setitem(full_size.CASES, "unheard of", full_size.Case(("memory=[{{name: unheard_of}}]",)))
     monkeypatch.setitem(full_size.CASES, "no such key", full_size.Case(("sampling.unheard={{every: 4}}",)))
     cases = [word for name in ("unheard of", "no such key", "two calls") for word in ("--case", name)]
-    overrides = [f"video.frames={FRAMES['videocrafter']}", *SHORT]
-    arguments = [*overrides, "--model", "videocrafter", "--device", "cpu", *cases]
+    arguments = [*short("videocrafter"), "--model", "videocrafter", "--device", "cpu", *cases]
     result = run_full_size(monkeypatch, tmp_path / "r.json", *arguments)
     assert ["error" in case for case in result["cases"]] == [True, True, False]
     assert "unheard_of" in result["cases"][0]["error"]
@@ -327,21 +344,20 @@ def test_a_case_that_cannot_be_built_is_recorded_and_stops_nothing(small_familie
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operations_of_a_step_are_counted(small_families, family, monkeypatch, tmp_path):
-    overrides = [f"video.frames={FRAMES[family]}", *SHORT]
-    result = run_full_size(monkeypatch, tmp_path / "r.json", *overrides, "--model", family, "--meta")
+    result = run_full_size(monkeypatch, tmp_path / "r.json", *short(family), "--model", family, "--meta")
     once, again = result["operations"]
     assert (once["recompute"], again["recompute"]) == (False, True)
     for name, one in once["passes"].items():
         assert one["count"] == 1
         assert (again["passes"][name]["each"] > one["each"]) == (
-            name in ("denoiser, gradient to adapter", "decoder", "reward")
+            name.startswith("denoiser, gradient") or name in ("decoder", "reward")
         )
     assert full_size.count_table(result).row_count > 10
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bare_passes_of_every_family_are_what_a_step_calls(small_families, family):
-    overrides = [f"video.frames={FRAMES[family]}", *SHORT, "memory=[]", "train.batch=2"]
+    overrides = [*short(family), "memory=[]", "train.batch=2"]
     step = measured.TrainingStep.drawn(
         full_size.full_size_recipe(family, (32, 32), overrides=overrides), torch.device("cpu")
     )
@@ -354,10 +370,14 @@ def test_the_counts_on_file(family):
     counts = json.loads((measuring.RESULTS / f"full_size_{family}_meta.json").read_text())
     assert counts["parameters"].items() >= SIZES[family].items()
     assert tuple(counts["adapter"].values()) == ADAPTERS[family]
-    steps = load_recipe(full_size.SUBJECTS[family].recipe).sampling.steps
+    at_sizes = [full_size.full_size_recipe(family, size) for size in full_size.SUBJECTS[family].sizes]
+    recipes = {full_size.label(recipe): recipe for recipe in at_sizes}
+    assert {found["size"] for found in counts["operations"]} == recipes.keys()
     for found in counts["operations"]:
+        recipe = recipes[found["size"]]
         assert found["total"] == sum(one["count"] * one["each"] for one in found["passes"].values())
-        assert found["passes"]["denoiser, no gradient"]["count"] == steps - 1
+        without = recipe.sampling.steps - recipe.algorithm.options["policy"]["k"]
+        assert found["passes"]["denoiser, no gradient"]["count"] == without
 
 
 # ---- policies ----
@@ -508,16 +528,21 @@ def test_every_piece_for_a_gpu_is_a_script_that_takes_its_arguments(tmp_path):
 
 
 def gpu_folder(place, gpu="card"):
-    """What a GPU's ten minutes leave of VideoCrafter2: its recipe as it shipped then, and a case of its own memory."""
+    """What a GPU's minutes leave of VideoCrafter2: its recipe as it shipped then, and a case of its own memory."""
     case = {"size": "12x320x512", "sees": 1, "seconds": {"total": 8.0}, "peak_memory": {"total": 12 * 2**30}}
     settings = {"memory": [{"name": "recompute"}], "sampling": {"guidance_batched": True}}
     cases = [
         case | {"case": "as shipped", "steps": 25, "overrides": [], "whole": True},
         case
-        | {"case": "nested", "steps": 4, "overrides": ["memory=[{{name: recompute, of: nested}}]"], "whole": False},
+        | {
+            "case": "nested, prefix every 4",
+            "steps": 4,
+            "overrides": ["memory=[{{name: recompute, of: nested}}]", "sampling.prefix={{every: 4}}"],
+            "whole": False,
+        },
         {"size": "12x320x512", "case": "broken", "error": "no such key"},
     ]
-    result = {"model": "videocrafter", "hardware": {"gpu": gpu}, "settings": settings, "cases": cases}
+    result = {"earlier": True, "model": "videocrafter", "hardware": {"gpu": gpu}, "settings": settings, "cases": cases}
     (place / "full_size_videocrafter.json").write_text(json.dumps(result))
     (place / "full_size_videocrafter_meta.json").write_text(json.dumps({"model": "videocrafter", "operations": []}))
     rates = {"hardware": {"gpu": "card"}, "operations_per_second": {"bf16": 100e12}}
@@ -540,6 +565,11 @@ def test_plans_stand_beside_what_was_measured_then(tmp_path, monkeypatch):
         ({"of": "nested"}, True, 4),
     ]
     assert (whole["case"], whole["ratio"], whole["share"]) == ("as shipped", 0.75, 0.5)
+    assert [row["way"] for row in (whole, few)] == [
+        "`recompute`, guidance in one call",
+        "`of: nested`, guidance in one call, `prefix.every: 4`",
+    ]
+    assert [row["earlier"] for row in (whole, few)] == [True, True]
     assert (few["counted"], few["measured"]) == (9 * 2**30, 12 * 2**30)
 
 
@@ -552,6 +582,12 @@ def test_another_card_s_rate_says_nothing_of_this_one(tmp_path, monkeypatch):
         planned.Chip.of(tmp_path / "empty")
 
 
+TABLE = [
+    ("modelscope", "16x256x256"), ("modelscope", "16x384x384"), ("videocrafter", "12x320x512"), ("svd", "14x576x1024"),
+    ("opensora", "51x276x368"), ("opensora", "51x416x554"),
+]  # fmt: skip
+
+
 def test_plans_on_file_are_near_what_was_measured():
     result = json.loads((measuring.RESULTS / "plan_gpu.json").read_text())
     ratios = [case["ratio"] for case in result["cases"]]
@@ -562,6 +598,35 @@ def test_plans_on_file_are_near_what_was_measured():
         if "share" in case:
             rate = result["settings"]["bf16_operations_per_second"]
             assert case["share"] == pytest.approx(case["operations"] / case["seconds"] / rate)
+
+
+def test_the_memory_page_s_tables_are_what_a_gpu_took():
+    text = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
+    found = {
+        (result["model"], case["size"], case["case"]): case
+        for result, case in planned.measured_cases(measuring.RESULTS)
+        if not result.get("earlier")
+    }
+
+    def assert_row(name, cells):
+        assert f"| {name} | {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") in text
+
+    def peaks(cases):
+        return [f"{case['peak_memory']['total'] / measuring.GIB:.1f}" for case in cases]
+
+    def seconds(cases, whole):
+        return [f"{case['seconds']['total']:.1f}" if case["whole"] == whole else "" for case in cases]
+
+    sizes = sorted((key for key in found if key[2] == "as shipped"), key=lambda key: TABLE.index(key[:2]))
+    shipped = [found[key] for key in sizes]
+    assert_row("peak, GiB", peaks(shipped))
+    assert_row("seconds", seconds(shipped, True))
+    ways = ["one call", "two calls", "as shipped", "two calls, whole", "nested, two calls"]
+    ways += ["nested, two calls, offload", "nested, two calls, offload, park"]
+    cases = [found["videocrafter", "12x320x512", way] for way in ways]
+    assert_row("peak, GiB", peaks(cases))
+    assert_row("seconds at 4 denoising steps", seconds(cases, False))
+    assert_row("seconds at 25", seconds(cases, True))
 
 
 # ---- beside_paper.py ----
@@ -633,6 +698,18 @@ def test_the_performance_page_is_what_its_numbers_say(tmp_path):
     assert copy.read_text() == page.PAGE.read_text()
     for name in page.SECTIONS:
         assert f"<!-- {name} -->" in copy.read_text()
+
+
+def test_what_was_measured_on_earlier_code_is_marked():
+    case = {"model": "svd", "gpu": "card", "size": "1x2x3", "way": "`recompute`", "steps": 25, "earlier": True}
+    case |= {"counted": 3 * measuring.GIB, "measured": 4 * measuring.GIB, "ratio": 0.75}
+    case |= {"operations": 5 * 10**12, "seconds": 2.0, "share": 0.25}
+    written = page.plan_gpu({
+        "cases": [case, case | {"earlier": False}], "settings": {"bf16_operations_per_second": 10**13}
+    })  # fmt: skip
+    for way in ("`recompute` (earlier)", "`recompute`"):
+        assert f"| SVD 1x2x3 | {way} | 3.0 | 4.0 | 0.750 |" in written
+        assert f"| SVD 1x2x3 | {way} | 5 | 2.0 | 25% |" in written
 
 
 def test_a_section_without_its_file_stays_as_it_is(tmp_path):
