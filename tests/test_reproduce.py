@@ -535,6 +535,19 @@ def test_a_written_page_is_refreshed_between_its_marks(tmp_path, out):
         write_page(out, path)
 
 
+def test_a_page_keeps_the_parts_that_were_done_elsewhere(tmp_path, out):
+    page = tmp_path / "docs" / "results.md"
+    first = write_page(out, page).read_text()
+    other = tmp_path / "other"
+    result = figure7.summarise(trained_arms(figure7.STUDY, tmp_path / "more", fast_and_slow, only="text"))
+    write_result(figure7.STUDY, result, Options(only="text", seeds=2), other)
+    both = write_page(other, page).read_text()
+    for reward in ("aesthetic", "text"):
+        assert f"![Sample and compute efficiency](assets/results/figure7-{reward}.png)" in both
+    assert first.count("| DDPO |") == 1
+    assert both.count("| DDPO |") == 2
+
+
 def test_the_results_page_is_what_its_numbers_say(tmp_path):
     docs = Path(__file__).parents[1] / "docs"
     copy = shutil.copytree(docs, tmp_path / "docs")

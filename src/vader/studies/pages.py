@@ -26,12 +26,14 @@ from vader.studies.study import Study, arm_of, best
 from vader.studies.tasks import TASKS
 
 WIDTH = 120
+BESIDE = Path("assets", "results")  # of a page: its copies of results
 QUERY_CLAIM, TIME_CLAIM, GENERAL_CLAIM = 1 / 10, 1 / 3, 0.8  # what the studies are to show
 HEAD = "# Results\n\nMade by `vader reproduce`. `±` is the standard deviation over seeds."
 
 
 def write_page(results: Path, page: Path) -> Path:
-    """Refreshes the page's marked parts, or writes it; pictures are copied to `assets/results` beside it.
+    """Refreshes the page's marked parts, or writes it; results that lie elsewhere are copied to `assets/results`
+    beside it.
 
     Raises:
         UserError: a mark of the page is opened and not closed, or it cannot be written.
@@ -75,15 +77,15 @@ def _plain(made: Mapping[str, str]) -> str:
 
 def _made(study: Study, results: Path, page: Path) -> str:
     """All that the numbers of a study say; empty without results."""
-    found = read_results(results, study)
-    pieces = [piece for result in found for piece in _pieces(study, result, results, page)]
+    found = read_results(results, study, page.parent / BESIDE)
+    pieces = [piece for result in found for piece in _pieces(study, result, page)]
     return wrapped("\n\n".join(pieces))
 
 
-def _pieces(study: Study, result: Mapping[str, Any], results: Path, page: Path) -> Iterator[str]:
+def _pieces(study: Study, result: Mapping[str, Any], page: Path) -> Iterator[str]:
     yield from WORDS[study.name](result)
     yield f"Seeds: {result['seeds']}."
-    yield f"![{study.title}]({_picture(results, result['file'], page)})"
+    yield f"![{study.title}]({_picture(result['file'], page)})"
     yield study.table(dict(result))
 
 
@@ -109,23 +111,29 @@ STUDIES: Sequence[Study] = (
 )
 
 
-def read_results(folder: Path, study: Study) -> list[dict[str, Any]]:
-    """A study's results: of the whole, or of the parts that were done alone; each knows its `file`."""
+def read_results(folder: Path, study: Study, beside: Path) -> list[dict[str, Any]]:
+    """A study's results: of the whole, or of the parts that were done alone; each knows its `file`, without a suffix.
+
+    Args:
+        beside: the page's own copies, in which parts may be that were done elsewhere before.
+    """
     whole = folder / f"{study.name}.json"
-    files = [whole] if whole.is_file() else sorted(folder.glob(f"{study.name}-*.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) | {"file": file.stem} for file in files]
+    parts = {file.name: file for place in (beside, folder) for file in place.glob(f"{study.name}-*.json")}
+    files = [whole] if whole.is_file() else [file for _, file in sorted(parts.items())]
+    return [json.loads(file.read_text(encoding="utf-8")) | {"file": file.with_suffix("")} for file in files]
 
 
-def _picture(results: Path, name: str, page: Path) -> str:
+def _picture(file: Path, page: Path) -> str:
     """The picture's path as the page says it; results that lie elsewhere are copied beside the page."""
-    results, beside = results.resolve(), page.parent.resolve()
-    if not results.is_relative_to(beside):
-        copies = beside / "assets" / "results"
+    here = page.parent.resolve()
+    file = file.resolve()
+    if not file.is_relative_to(here):
+        copy = here / BESIDE / file.name
         for suffix in (".png", ".json"):
-            with atomic_write(copies / f"{name}{suffix}") as temporary:
-                shutil.copyfile(results / f"{name}{suffix}", temporary)
-        results = copies
-    return (results / f"{name}.png").relative_to(beside).as_posix()
+            with atomic_write(copy.with_suffix(suffix)) as temporary:
+                shutil.copyfile(file.with_suffix(suffix), temporary)
+        file = copy
+    return file.with_suffix(".png").relative_to(here).as_posix()
 
 
 # ---- what the numbers say ----
