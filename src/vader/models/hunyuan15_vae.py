@@ -63,9 +63,13 @@ class WindowDecoder(CausalDecoder):
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Scaled latents `[B, C, T, h, w]` of pixels `[B, F, 3, H, W]` in [0, 1]: the mode of the posterior."""
-    video = (pixels.movedim(2, 1) * 2 - 1).to(weight_dtype(vae))
-    return vae.encode(video).latent_dist.mode().to(pixels.dtype) * vae.config.scaling_factor
+    """Scaled latents `[B, C, T, h, w]` of pixels `[B, F, 3, H, W]` in [0, 1]: the mode of the posterior.
+
+    One video after the other: the class's mask does not fit several (as of diffusers 0.42).
+    """
+    videos = (pixels.movedim(2, 1) * 2 - 1).to(weight_dtype(vae)).split(1)
+    latents = torch.cat([vae.encode(video).latent_dist.mode() for video in videos])
+    return latents.to(pixels.dtype) * vae.config.scaling_factor
 
 
 # ---- the decoder's layers, as its classes run them on a whole video ----
