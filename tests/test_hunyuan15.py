@@ -1,4 +1,4 @@
-"""The HunyuanVideo 1.5 families against diffusers' own pipelines, their decoder latent by latent, and their adapters."""
+"""The HunyuanVideo 1.5 families against diffusers' own pipelines, their decoder by windows, and their adapters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """HunyuanVideo 1.5 (arXiv 2511.18870), text to video, through diffusers' own classes.
 
-A checkpoint is a `HunyuanVideo15Pipeline` folder or hub id: `hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v`
-or `-720p_t2v`, distilled or not. Latents are `[B, C, T, h, w]`; of 4n + 1 frames there are n + 1.
+A checkpoint is a `HunyuanVideo15Pipeline` folder or hub id, with guidance distilled into it or not:
+`hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v` or `-720p_t2v`. Latents are `[B, C, T, h, w]`; of 4n + 1 frames there are n + 1.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class HunyuanVideo15(VideoModel):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
-        """Qwen's features `text` `[B, L, D]` and ByT5's of what is quoted, `glyphs` `[B, M, E]`, with masks on the host.
+        """Qwen's features `text` `[B, L, D]` and ByT5's of quotes, `glyphs` `[B, M, E]`, with masks on the host.
 
         Raises:
             UserError: images were given; this family makes videos from text alone.
@@ -219,13 +219,12 @@ def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
         raise UserError(f"checkpoint {source!r} is distilled to few steps, which need a second time: not supported")
     transformer = files.load_network(HunyuanVideo15Transformer3DModel, source, "transformer", dtype)
     width = transformer.config.text_embed_2_dim
-    encoders = [Part(source, name) for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")]
-    qwen, byt5 = (Qwen2_5_VLTextModel, *encoders[:2], dtype), (T5EncoderModel, *encoders[2:], dtype)
+    qwen, byt5 = ((Part(source, f"text_encoder{n}"), Part(source, f"tokenizer{n}"), dtype) for n in ("", "_2"))
     return {
         "scheduler": files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
         "guider": files.load_config(source, "guider", COMPONENTS["guider"]),
-        "text": QwenEmbedder(*qwen, TOKENS + QwenEmbedder.skipped, "hunyuan15"),
-        "glyphs": GlyphEmbedder(*byt5, GLYPH_TOKENS, "hunyuan15-glyphs", width=width),
+        "text": QwenEmbedder(Qwen2_5_VLTextModel, *qwen, TOKENS + QwenEmbedder.skipped, "hunyuan15"),
+        "glyphs": GlyphEmbedder(T5EncoderModel, *byt5, GLYPH_TOKENS, "hunyuan15-glyphs", width=width),
         "vae": files.load_network(AutoencoderKLHunyuanVideo15, source, "vae", dtype),
         "transformer": transformer,
         "back": back,

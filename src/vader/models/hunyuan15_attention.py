@@ -1,8 +1,8 @@
 """The transformer of HunyuanVideo 1.5 (diffusers') where no token is padding.
 
 Its class fills texts up and hides the filling by a mask of all tokens by all, of which it makes several in each layer,
-and which keeps attention from the fastest kernels. Here each video comes alone, with its own tokens only, and masks that
-say so lie on the host: they are dropped, and the device is not asked how many tokens there are.
+and which keeps attention from the fastest kernels. Here each video comes alone, with its own tokens only, and masks
+that say so lie on the host: they are dropped, and the device is not asked how many tokens there are.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The causal VAE of HunyuanVideo 1.5 (diffusers' `AutoencoderKLHunyuanVideo15`): chosen frames, latent by latent.
 
-The class decodes a video as a whole, and its attention has a mask of all places by all. But nothing in the decoder looks
-ahead: a latent's frames, one of the first and four of each later one, hang on it and on what its layers saw of those
-before, two frames a convolution and the attention's keys and values. So that is kept, and no mask is needed. Latents are
-`[B, C, T, h, w]`, scaled; pixels `[B, n, 3, H, W]`, unclamped, about [0, 1].
+The class decodes a video as a whole, and its attention has a mask of all places by all. But nothing in the decoder
+looks ahead: a latent's frames, one of the first and four of each later one, hang on it and on what its layers saw of
+those before, two frames a convolution and the attention's keys and values. So that is kept, and no mask is needed.
+Latents are `[B, C, T, h, w]`, scaled; pixels `[B, n, 3, H, W]`, unclamped, about [0, 1].
 """
 
 from __future__ import annotations
