@@ -1,7 +1,8 @@
 """HunyuanVideo 1.5 (arXiv 2511.18870), text to video, through diffusers' own classes.
 
 A checkpoint is a `HunyuanVideo15Pipeline` folder or hub id, with guidance distilled into it or not:
-`hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v` or `-720p_t2v`. Latents are `[B, C, T, h, w]`; of 4n + 1 frames there are n + 1.
+`hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v` or `-720p_t2v`. Latents are `[B, C, T, h, w]`; of 4n + 1
+frames there are n + 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Original names of layers that are several of ours: queries, keys and values of one matrix, as HunyuanVideo has them.
 
 A fused layer's LoRA has the factors A of its parts above each other, and the factors B as blocks of one matrix: its
-rank is the sum of theirs. All layers of a file get one rank, filled up with zeros, as loaders may give all the scale of one.
-Read, such a layer is taken apart again, and what is zero in every part is left out, so that the ranks are as they were.
+rank is the sum of theirs. All layers of a file get one rank, filled up with zeros, as loaders may give all the scale of
+one. Read, such a layer is taken apart again, and what is zero is left out, so that the ranks are as they were.
 """
 
 from __future__ import annotations
