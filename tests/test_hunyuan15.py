@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -145,6 +147,14 @@ def test_checkpoints_of_the_other_kind_are_refused(folders, models):
         load_model("hunyuan15-i2v", str(folders["t2v"]))
     with pytest.raises(UserError, match="take no images"):
         models["t2v"].encode([Prompt("a")], SIZES["t2v"], torch.zeros(1, 3, 16, 32))
+
+
+def test_what_is_told_two_times_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["i2v"], tmp_path / "few", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_meanflow": True}))
+    with pytest.raises(UserError, match="distilled to few steps, which need a second time: not supported"):
+        load_model("hunyuan15-i2v", str(folder))
 
 
 @pytest.mark.parametrize("family", FAMILIES.values())

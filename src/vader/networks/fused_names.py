@@ -1,4 +1,4 @@
-"""Original names of layers that are several of ours: queries, keys and values of one matrix, as HunyuanVideo has them.
+"""Original names of layers that are several of ours: queries, keys and values that are made by one matrix, say.
 
 A fused layer's LoRA has the factors A of its parts above each other, and the factors B as blocks of one matrix: its
 rank is the sum of theirs. All layers of a file get one rank, filled up with zeros, as loaders may give all the scale of
