@@ -69,6 +69,7 @@ class VideoModel(ABC):
         guidance: the strategy it was made for, by name (`vader.sampling.guidance`).
         frame_axis: which axis of the latents counts frames.
         lora_pipeline: the pipeline of diffusers whose own loader takes this family's adapters; empty: none.
+        lora_network: the network of diffusers that takes them itself where no pipeline does; empty: none.
         sigmas: of a flow model, the levels that its pipeline asks for, as `solver_from_config` takes them.
         denoisers: the networks that carry adapters, by component name; experts come in the order of their use.
         scheduler: the checkpoint's own scheduler settings, as `solver_from_config` reads them.
@@ -82,6 +83,7 @@ class VideoModel(ABC):
     guidance: ClassVar[str] = "cfg"
     frame_axis: ClassVar[int] = 2
     lora_pipeline: ClassVar[str] = ""
+    lora_network: ClassVar[str] = ""
 
     sigmas: str | None = None
     denoisers: dict[str, nn.Module]

@@ -122,6 +122,11 @@ class CausalDecoder(ABC):
         return caches
 
 
+def frame_window(latent: int, step: int) -> range:
+    """The frames that a latent becomes, where each but the first becomes `step` of them."""
+    return range(1) if latent == 0 else range(step * (latent - 1) + 1, step * latent + 1)
+
+
 def check_back(back: int) -> None:
     """Raises `UserError` if the option `back` is below 0."""
     if back < 0:

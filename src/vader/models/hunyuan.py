@@ -46,6 +46,11 @@ class HunyuanVideo(VideoModel):
 
     family = "hunyuan"
     lora_pipeline = "HunyuanVideoPipeline"
+    # Not those of the text's own two blocks: diffusers misreads them in files under original names.
+    lora_targets = (
+        *(f"transformer_blocks.*.attn.{layer}" for layer in VideoModel.lora_targets),
+        *(f"single_transformer_blocks.*.attn.{layer}" for layer in ("to_q", "to_k", "to_v")),
+    )
     guidance = "embedded"
     sigmas = "even"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see

@@ -96,7 +96,7 @@ class TextEmbedder:
     def __call__(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, L, D]`, zero beyond each text's tokens, and bool `[B, L]`: where there are tokens."""
         self.prepare(texts, device)
-        rows = [self.cache[text] for text in texts]
+        rows = [self.embedded(text) for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), mask.to(device)
@@ -107,17 +107,24 @@ class TextEmbedder:
         encoder = self.load(device)
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            padding = "max_length" if self.filled else True
-            said = [self.said(text) for text in some]
-            tokens = tokenizer(said, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt")
+            tokens = self.tokenize(tokenizer, some, padding="max_length" if self.filled else True)
             mask = torch.ones_like(tokens.input_ids) if self.filled else tokens.attention_mask
             shown = mask if self.filled == "kept" else tokens.attention_mask
             hidden = self.features(encoder, tokens.input_ids.to(device), mask.to(device)).cpu()
             for text, row, kept in zip(some, hidden, shown.bool(), strict=True):
                 self.cache[text] = row[kept][self.skipped :]
 
+    def embedded(self, text: str) -> Tensor:
+        """The embedding `[n, D]` of a prepared text."""
+        return self.cache[text]
+
+    def tokenize(self, tokenizer: Any, texts: Sequence[str], **padding: Any) -> Any:
+        """What the encoder is given of texts: `input_ids` and `attention_mask`, `[B, L]`."""
+        said = [self.said(text) for text in texts]
+        return tokenizer(said, truncation=True, max_length=self.max_length, return_tensors="pt", **padding)
+
     def said(self, text: str) -> str:
-        """What the encoder is given of a text."""
+        """A text as it is given to the tokenizer."""
         return text
 
     def features(self, encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:

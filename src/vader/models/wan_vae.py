@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_wan as networks
 from torch import Tensor, nn
 
-from vader.models.causal_vae import CausalDecoder
+from vader.models.causal_vae import CausalDecoder, frame_window
 from vader.networks.measure import weight_dtype
 from vader.networks.recompute import checkpoint_parts
 
@@ -26,12 +26,7 @@ def recompute_layers(vae: nn.Module) -> None:
     checkpoint_parts(layer for layer in vae.modules() if isinstance(layer, LAYERS))
 
 
-# ---- latents and frames ----
-
-
-def frame_window(latent: int, step: int) -> range:
-    """The frames that a latent becomes, where each but the first becomes `step` of them."""
-    return range(1) if latent == 0 else range(step * (latent - 1) + 1, step * latent + 1)
+# ---- latents ----
 
 
 def scaled(vae: Any, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ file of all `denoisers` of a model, by component name. Files are `vader.networks
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,7 +38,7 @@ def add_adapter(
 
     Args:
         module: the network; its own weights may be in half precision, the adapter's are float32.
-        targets: full names or endings ("to_q", "attn1.to_out.0") of linear and convolution layers.
+        targets: full names or endings ("to_q", "attn1.to_out.0") of linear and convolution layers; `*` is any number.
         rank: of the update B A; its scale is alpha / rank.
         alpha: None for `rank`, so that the scale is 1.
         seed: of A; the same on every process, whatever the module order or device.
@@ -71,7 +72,8 @@ def matching_layers(module: nn.Module, targets: Sequence[str], label: str = "the
 
 
 def _means(target: str, name: str) -> bool:
-    return name == target or name.endswith("." + target)
+    pattern = re.escape(target).replace(r"\*", r"\d+")
+    return re.fullmatch(rf"(?:.*\.)?{pattern}", name) is not None
 
 
 def _suggest(target: str, layers: Sequence[str]) -> str:

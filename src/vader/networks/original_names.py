@@ -33,6 +33,8 @@ class OriginalNames:
         blocks: what the list of blocks is called, by both: `blocks.N`.
         together: layers of a block that loaders take both or neither.
         experts: of denoisers that have a file each, what the files are called for.
+        mark: what is in the name of one layer at least, and makes loaders recognise a file; None: a block's name.
+        bare: whether trainers also write these names behind the component's, as if they were diffusers'.
     """
 
     component: str
@@ -41,6 +43,8 @@ class OriginalNames:
     blocks: str = "blocks"
     together: tuple[str, str] | None = None
     experts: Mapping[str, str] | None = None
+    mark: str | None = None
+    bare: bool = False
 
     @cached_property
     def _backward(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -62,6 +66,18 @@ class OriginalNames:
     def ours(self, layer: str) -> str | None:
         """The layer of an original name; None: it is none of this family's."""
         return self._renamed(layer, *self._backward)
+
+    def fuse(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """An adapter's weights by the layers that it has in the original code; most have the same."""
+        return weights
+
+    def split(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The opposite of `fuse`."""
+        return weights
+
+    def recognised(self, theirs: Collection[str]) -> bool:
+        """Whether loaders take a file with these layers for one of this family."""
+        return any(name.startswith(f"{self.blocks}.") if self.mark is None else self.mark in name for name in theirs)
 
     def _renamed(self, layer: str, inside: Mapping[str, str], outside: Mapping[str, str]) -> str | None:
         found = re.fullmatch(rf"(?P<block>{self.blocks}\.\d+\.)?(?P<layer>.+)", layer)
@@ -97,13 +113,15 @@ def to_original(weights: Mapping[str, Tensor], names: OriginalNames) -> dict[str
     Raises:
         UserError: a layer has no name that loaders know, or lacks one that they want beside it.
     """
+    weights = names.fuse(weights)
     layers = {name.rsplit(".lora_", 1)[0] for name in weights}
     _check_together(layers, names)
     named = {layer: names.theirs(layer) for layer in layers}
     if strange := sorted(layer for layer, theirs in named.items() if theirs is None):
         raise UserError(f"layer {strange[0]!r} has no name that ComfyUI's loaders read: use --format diffusers")
-    if not any(layer.startswith(f"{names.blocks}.") for layer in layers):
-        raise UserError("the adapter has no layer in a block, and loaders look for one: use --format diffusers")
+    if not names.recognised([theirs for theirs in named.values() if theirs]):
+        what = "in a block" if names.mark is None else f"that is {names.mark!r}"
+        raise UserError(f"the adapter has no layer {what}, and loaders look for one: use --format diffusers")
     return {
         f"{PREFIX}{named[layer]}.lora_{factor}": weight
         for name, weight in weights.items()
@@ -122,7 +140,8 @@ def _check_together(layers: Collection[str], names: OriginalNames) -> None:
 
 
 def is_original(weights: Collection[str]) -> bool:
-    return all(name.startswith(PREFIX) or FLAT.fullmatch(name) for name in weights) and bool(weights)
+    plain = all(name.startswith(PREFIX) or FLAT.fullmatch(name) for name in weights)
+    return bool(weights) and (plain or any(names.bare and names.recognised(weights) for names in _families.values()))
 
 
 def from_original(weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
@@ -133,20 +152,20 @@ def from_original(weights: Mapping[str, Tensor], label: str) -> dict[str, Tensor
     """
     found = {_plain(name): weight for name, weight in weights.items()}
     names = _family_of(found, label)
-    ours = {}
+    ours: dict[str, Tensor] = {}
     for name, weight in found.items():
         if name.endswith(".alpha"):
             continue
         layer, factor = _parts(name, label)
-        ours[f"{names.component}.{names.ours(layer)}.{factor}.weight"] = weight.float() * _scale(found, layer, factor)
-    return ours
+        ours[f"{names.ours(layer)}.{factor}.weight"] = weight.float() * _scale(found, layer, factor)
+    return {f"{names.component}.{name}": weight for name, weight in names.split(ours).items()}
 
 
 def _plain(name: str) -> str:
     """A key without its prefix, its dots back where they were underscores and a family knows the name."""
     flat = FLAT.fullmatch(name)
     if flat is None:
-        return name.removeprefix(PREFIX)
+        return re.sub(rf"^(?:{re.escape(PREFIX)}|transformer\.)", "", name)
     known = (names.dotted(flat["name"]) for names in _families.values())
     return next(filter(None, known), flat["name"]) + flat["rest"]
 

@@ -113,18 +113,17 @@ def _folded(file: AdapterFile, component: str) -> dict[str, Tensor]:
 def loading_lines(written: Sequence[Path]) -> list[str]:
     """What to write in Python to use an exported adapter: by this package, and where diffusers knows how, without it.
 
-    Of most built-in families' networks diffusers' own loader knows none (as of 0.42).
+    Of some built-in families' networks no loader of diffusers knows any (as of 0.42).
     """
     files = [file for path in written for file in read_adapters(path)]
     where, family = json.dumps(str(written[0].parent), ensure_ascii=False), files[0].ours.get("family")
-    pipeline = model_class(family).lora_pipeline if family in FAMILIES else ""
-    if pipeline:
-        return [_pipeline_line(file, where, pipeline) for file in files]
+    cls = model_class(family) if family in FAMILIES else None
+    if cls and cls.lora_pipeline:
+        return [_pipeline_line(file, where, cls.lora_pipeline) for file in files]
     target = files[0].components[0] if len(files) == 1 else "pipe"
     ours = f"into any network: vader.load_into({target}, {where})"
-    if family in FAMILIES:
-        return [ours]
-    return [*(f"into one of diffusers: {_diffusers_line(file, where)}" for file in files), ours]
+    known = "one of diffusers" if cls is None else cls.lora_network and f"diffusers' {cls.lora_network}"
+    return [*(f"into {known}: {_diffusers_line(file, where)}" for file in files if known), ours]
 
 
 def _pipeline_line(file: AdapterFile, where: str, pipeline: str) -> str:
