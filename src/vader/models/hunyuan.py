@@ -170,6 +170,10 @@ class HunyuanVideo(VideoModel):
         """See `VideoModel.decode_unclamped` and `vader.models.hunyuan_vae`."""
         return self.decoder(latents, frames)
 
+    def tiny_latents(self, latents: Tensor) -> Tensor:
+        """See `VideoModel.tiny_latents`: of `taehv`."""
+        return latents.movedim(2, 1)
+
     @torch.no_grad()
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the mode of the VAE's posterior."""

@@ -198,6 +198,10 @@ class Wan(VideoModel):
         """See `VideoModel.decode_unclamped` and `vader.models.wan_vae`."""
         return self.decoder(latents, frames)
 
+    def tiny_latents(self, latents: Tensor) -> Tensor:
+        """See `VideoModel.tiny_latents`: of `taew2_1`, of TI2V-5B `taew2_2`."""
+        return latents.movedim(2, 1)
+
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the mode of the VAE's posterior."""
         return encode(self.vae, pixels)
