@@ -27,7 +27,6 @@ from vader.models.base import VideoModel
 from vader.networks.measure import weight_dtype
 from vader.nouns import VideoSize
 
-WIDTHS = (256, 128, 64, 64)  # channels, each at twice the height and width of the one before
 TOGETHER = 2  # latents whose frames are decoded together: what they need of others is much of one's work
 
 
@@ -42,20 +41,23 @@ class Layout:
         channels: of the latents.
         grows: how many frames each of the three levels makes of one.
         patch: so many pixels a side are channels of the last layer.
+        widths: channels, each at twice the height and width of the one before.
     """
 
     channels: int = 16
-    grows: tuple[int, int, int] = (1, 2, 2)
+    grows: tuple[int, ...] = (1, 2, 2)
     patch: int = 1
+    widths: tuple[int, ...] = (256, 128, 64, 64)
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], label: str) -> Layout:
         """Of a released file's weights. Raises `UserError` if its layers are not there."""
         try:
+            widths = tuple(len(weights[f"decoder.{at}.weight"]) for at in (1, 8, 14, 20))
+            grown = (len(weights[f"decoder.{at}.conv.weight"]) for at in (7, 13, 19))
+            grows = tuple(made // width for made, width in zip(grown, widths, strict=False))
             first, last = weights["decoder.1.weight"], weights["decoder.22.weight"]
-            grow_1, grow_2, grow_3 = (weights[f"decoder.{at}.conv.weight"] for at in (7, 13, 19))
-            grows = (len(grow_1) // WIDTHS[0], len(grow_2) // WIDTHS[1], len(grow_3) // WIDTHS[2])
-            return cls(first.shape[1], grows, isqrt(len(last) // 3))
+            return cls(first.shape[1], grows, isqrt(len(last) // 3), widths)
         except (KeyError, IndexError) as error:
             raise UserError(f"{label} is no tiny decoder of videos: it has no layers of TAEHV's names") from error
 
@@ -109,12 +111,13 @@ class TinyDecoder(nn.Module):
         super().__init__()
         self.layout = layout
         self.dropped = prod(layout.grows) - 1  # frames of the first latent, which is one: they come before the video
-        layers: list[nn.Module] = [Bound(), nn.Conv2d(layout.channels, WIDTHS[0], 3, padding=1), nn.ReLU()]
-        for (width, narrower), times in zip(pairwise(WIDTHS), layout.grows, strict=True):
+        widths = layout.widths
+        layers: list[nn.Module] = [Bound(), nn.Conv2d(layout.channels, widths[0], 3, padding=1), nn.ReLU()]
+        for (width, narrower), times in zip(pairwise(widths), layout.grows, strict=True):
             layers += [Memory(width) for _ in range(3)]
             layers += [nn.Upsample(scale_factor=2), Grow(width, times)]
             layers += [nn.Conv2d(width, narrower, 3, padding=1, bias=False)]
-        layers += [nn.ReLU(), nn.Conv2d(WIDTHS[-1], 3 * layout.patch**2, 3, padding=1)]
+        layers += [nn.ReLU(), nn.Conv2d(widths[-1], 3 * layout.patch**2, 3, padding=1)]
         self.decoder = nn.ModuleList(layers)
 
     def forward(self, latents: Tensor, frames: range) -> Tensor:
