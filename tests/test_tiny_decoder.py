@@ -270,7 +270,7 @@ def test_a_run_trains_by_it_and_is_evaluated_by_the_vae(tmp_path):
     plain = run("plain")
     tiny = run("tiny", f"model.decoder={make_file(tmp_path / 'tiny.pth', channels=4)}")
     assert tiny.evaluations[0].reward == plain.evaluations[0].reward
-    assert abs(tiny.steps[0].reward - plain.steps[0].reward) > 1e-4
+    assert abs(tiny.train[0].reward - plain.train[0].reward) > 1e-4
     assert tiny.evaluations[1].reward != plain.evaluations[1].reward
 
 
