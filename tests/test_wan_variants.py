@@ -15,7 +15,7 @@ from factories import Fixed
 from vader.errors import UserError
 from vader.models import load_model
 from vader.nouns import Prompt, VideoSize
-from vader.sampling.videos import make_sampler
+from vader.sampling.videos import make_sampler, solver_of
 from vader.sampling.walk import Walk
 from wan_factories import make_tiny_wan
 
@@ -88,6 +88,15 @@ def test_the_pipeline_of_skyreels_is_its_own(skyreels, tmp_path):
     model.exporter()(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "SkyReelsV2Pipeline"
     assert isinstance(load_model("wan", str(tmp_path / "out")).denoiser, SkyReelsV2Transformer3DModel)
+
+
+def test_fastwan_s_levels_and_what_is_fresh_of_their_noise(fast):
+    levels = [1.0, 0.757, 0.522]
+    solver = solver_of(load_model("wan", str(fast)), levels, eta=1.0, kind="euler_flow", shift=1.0)
+    first, second, last = solver.levels(3, SIZE).starts
+    assert [level.time for level in (first, second, last)] == pytest.approx([1000.0, 757.0, 522.0])
+    assert solver.rule.std(first, second) == pytest.approx(0.757)
+    assert 1 - (solver.rule.std(second, last) / 0.522) ** 2 == pytest.approx(1 / 8, abs=0.003)
 
 
 REFUSED = [  # settings of the transformer, and of the index; what is said
