@@ -53,7 +53,7 @@ class HunyuanVideo(VideoModel):
 
     def __init__(
         self,
-        transformer: HunyuanVideoTransformer3DModel,
+        transformer: nn.Module,
         vae: AutoencoderKLHunyuanVideo,
         text: TextEmbedder,
         text_encoder_2: CLIPTextModel,
@@ -132,15 +132,20 @@ class HunyuanVideo(VideoModel):
 
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         """`(C, T, h, w)`; there are 4n + 1 frames, and sides are multiples of 16."""
-        patch = self.denoiser.config.patch_size
+        patch = self._patch
         height, width = latent_sides(size, self.vae.spatial_compression_ratio * patch)
         frames = latent_frames(size, self.vae.temporal_compression_ratio)
         return self.vae.config.latent_channels, frames, height * patch, width * patch
 
     @property
+    def _patch(self) -> int:
+        """So many latents a side are one token."""
+        return self.denoiser.config.patch_size
+
+    @property
     def check_size(self) -> VideoSize:
         """See `VideoModel.check_size`: two latents of one token each."""
-        side = self.vae.spatial_compression_ratio * self.denoiser.config.patch_size
+        side = self.vae.spatial_compression_ratio * self._patch
         return VideoSize(1 + self.vae.temporal_compression_ratio, side, side)
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
-from vader.planning import cogvideox, hunyuan, ltx, wan
+from vader.planning import cogvideox, hunyuan, kandinsky5, ltx, wan
 from vader.planning.drawn import Drawn, RandomText, drawn
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -206,6 +206,7 @@ RELEASES: dict[str, dict[str, type[Drawn]]] = {
     "cogvideox": cogvideox.RELEASES,
     "cogvideox-i2v": cogvideox.FROM_PICTURES,
     "hunyuan": hunyuan.RELEASES,
+    "kandinsky5": kandinsky5.RELEASES,
     "ltx": ltx.RELEASES,
     "ltx-i2v": ltx.FROM_PICTURES,
     "wan": wan.RELEASES,
