@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5T2VPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5T2VPipeline, Kandinsky5Transformer3DModel
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from factories import Fixed
@@ -15,6 +15,7 @@ from kandinsky5_factories import SKIPPED, TEMPLATE, make_tiny_kandinsky5, make_t
 from vader.errors import UserError
 from vader.models import kandinsky5_text, load_model
 from vader.models.kandinsky5 import Kandinsky5
+from vader.models.kandinsky5_attention import attend_in_float
 from vader.networks.adapter import adapter_parameters, add_adapter, matching_layers
 from vader.networks.adapter_files import save_adapters
 from vader.networks.measure import count_parameters
@@ -94,6 +95,18 @@ def test_sampling_equals_the_diffusers_pipeline(model, embedded):
             torch.testing.assert_close(model.decode(found[row : row + 1]), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_in_bfloat16_the_attention_is_diffusers_own_to_the_last_bit(folder):
+    model, outputs = load_model("kandinsky5", str(folder), dtype=torch.bfloat16), []
+    inputs = model.encode(PROMPTS[:1], SIZE).cond
+    theirs = Kandinsky5Transformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
+    for network in (model.denoiser, theirs):
+        model.denoisers = {"transformer": network}
+        with torch.no_grad():
+            outputs.append(model.denoise(start(model)[:1], torch.tensor(500.0), inputs))
+    assert torch.equal(*outputs)
+    assert outputs[0].dtype == torch.float32
+
+
 def test_places_are_scaled_as_the_pipeline_scales_them(model):
     theirs = Kandinsky5T2VPipeline(*[None] * 7)._get_scale_factor
     for height, width in ((512, 768), (480, 854), (480, 864), (256, 384), (768, 512), (1024, 1024)):
@@ -144,6 +157,7 @@ def test_an_exported_adapter_loads_in_diffusers_with_no_difference(folder, model
     assert loading_lines([file])[0].startswith("into diffusers' Kandinsky5T2VPipeline: pipe.load_lora_weights(")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     pipe = Kandinsky5T2VPipeline(make_transformer(0), model.vae, None, None, None, None, scheduler)
+    attend_in_float(pipe.transformer)  # as here: diffusers' own rounds
     pipe.load_lora_weights(tmp_path / "out", weight_name=file.name)
     inputs = model.encode(PROMPTS, SIZE).cond
     time, plain = torch.tensor(500.0), model.denoise(start(model), torch.tensor(500.0), inputs)

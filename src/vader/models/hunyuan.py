@@ -47,7 +47,7 @@ class HunyuanVideo(VideoModel):
     family = "hunyuan"
     lora_pipeline = "HunyuanVideoPipeline"
     guidance = "embedded"
-    sigmas = "even"
+    sigmas: str | None = "even"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
     text_encoder_2: Any
 

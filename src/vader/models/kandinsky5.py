@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, CLIPTextModel, Qwen2_5_VLForConditionalG
 from vader.errors import UserError
 from vader.files import hub as files
 from vader.models.hunyuan import COMPONENTS, HunyuanVideo
+from vader.models.kandinsky5_attention import attend_in_float
 from vader.models.kandinsky5_text import TOKENS, QwenEmbedder
 from vader.models.text import embed_once
 from vader.models.text_cache import Part
@@ -51,13 +52,15 @@ class Kandinsky5(HunyuanVideo):
             raise UserError(f"checkpoint {source!r} has sparse attention (NABLA): use one of 5 seconds, which has none")
         encoder, tokenizer = Part(source, "text_encoder"), Part(source, "tokenizer")
         tokens = TOKENS + QwenEmbedder.skipped
+        transformer = files.load_network(Kandinsky5Transformer3DModel, source, "transformer", dtype)
+        attend_in_float(transformer)
         return cls(
             scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
             text=QwenEmbedder(Qwen2_5_VLForConditionalGeneration, encoder, tokenizer, dtype, tokens, "kandinsky5"),
             text_encoder_2=files.load_network(CLIPTextModel, source, "text_encoder_2", dtype),
             tokenizer_2=files.load_tokenizer(AutoTokenizer, source, "tokenizer_2"),
             vae=files.load_network(AutoencoderKLHunyuanVideo, source, "vae", dtype),
-            transformer=files.load_network(Kandinsky5Transformer3DModel, source, "transformer", dtype),
+            transformer=transformer,
         )
 
     # ---- text ----
@@ -93,7 +96,8 @@ class Kandinsky5(HunyuanVideo):
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """See `VideoModel.denoise`: latents and prediction (the velocity, noise minus data) are `[N, C, T, h, w]`."""
-        rows = zip(latents.split(1), inputs["text"].split(1), inputs["length"].tolist(), inputs["pooled"].split(1))  # noqa: B905
+        columns = (latents.split(1), inputs["text"].split(1), inputs["length"].tolist(), inputs["pooled"].split(1))
+        rows = zip(*columns, strict=True)
         return torch.cat([self._velocity(one, time, text[:, :length], pooled) for one, text, length, pooled in rows])
 
     def _velocity(self, latents: Tensor, time: Tensor, text: Tensor, pooled: Tensor) -> Tensor:

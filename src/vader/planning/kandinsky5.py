@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLHunyuanVideo, Kandinsky5Transformer3DModel
 from torch import Tensor, nn
 
 from vader.models.kandinsky5 import Kandinsky5
+from vader.models.kandinsky5_attention import attend_in_float
 from vader.planning.drawn import Drawn, RandomText, drawn
 
 TEXT_WIDTH, POOLED_WIDTH = 3584, 768  # of Qwen2.5-VL-7B and of CLIP ViT-L
@@ -35,6 +36,7 @@ class RandomKandinsky5(Drawn, Kandinsky5):
             transformer=lambda: Kandinsky5Transformer3DModel(**LITE),
             vae=AutoencoderKLHunyuanVideo,
         )
+        attend_in_float(networks["transformer"])
         nothing: Any = nn.Module()
         text: Any = RandomText(TEXT_WIDTH)
         return cls(**networks, text=text, text_encoder_2=nothing, tokenizer_2=None, scheduler=SCHEDULER)
