@@ -397,10 +397,15 @@ def test_an_adapter_of_another_family_is_refused(unet, folder, tmp_path):
     adapters.add_adapter(unet, TARGETS, 4)
     path = files.save_adapter(unet, tmp_path, "unet", {"family": "modelscope"})
     said = rf"^adapter '{path}' was trained on a model of the family 'modelscope', not 'videocrafter'$"
-    with pytest.raises(UserError, match=said):
-        files.load_adapters({"unet": unet}, tmp_path, "videocrafter")
-    for family in ("modelscope", ""):
+    for family in ("modelscope", "", "videocrafter"):  # the same network by another family's name
         files.load_adapters({"unet": unet}, tmp_path, family)
+    other = fresh(folder)
+    other.register_to_config(norm_eps=0.1)
+    with pytest.raises(UserError, match=said):
+        files.load_adapters({"unet": other}, tmp_path, "videocrafter")
+    silent = nn.Module()  # a network that tells no settings
+    with pytest.raises(UserError, match=said):
+        files.load_adapters({"unet": silent}, tmp_path, "videocrafter")
     files.save_adapter(unet, tmp_path, "unet", {"family": "my_models:Mine"})
     files.load_adapters({"unet": unet}, tmp_path, "videocrafter")  # a model of one's own: the layers decide
 

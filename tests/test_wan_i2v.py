@@ -14,11 +14,13 @@ from factories import Fixed
 from vader.errors import UserError
 from vader.models import load_model
 from vader.models.wan_i2v import WanImage
+from vader.networks.adapter import adapters_state, add_adapters, parameters_of
+from vader.networks.adapter_files import load_adapters, save_adapters
 from vader.nouns import Prompt, VideoSize
 from vader.sampling.videos import make_sampler
 from vader.sampling.walk import Walk
 from vader.tools.check import check_model
-from wan_factories import RESIDUAL_VAE, make_tiny_wan, make_tiny_wan_i2v
+from wan_factories import RESIDUAL_VAE, make_tiny_wan, make_tiny_wan_i2v, make_transformer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,6 +104,22 @@ def test_the_known_latent_is_the_picture_s_and_none_other(folders, tmp_path):
     kept = known.keep(latents)
     assert torch.equal(kept[:, :, 1:], latents[:, :, 1:])
     assert torch.equal(kept[:, :, :1], known.latents)
+
+
+@pytest.mark.parametrize(("trained", "used"), [("wan", "wan-i2v"), ("wan-i2v", "wan")])
+def test_an_adapter_of_a_checkpoint_for_texts_and_pictures_serves_both(folders, tmp_path, trained, used):
+    source, target = (load_model(family, str(folders["TI2V-5B"])) for family in (trained, used))
+    add_adapters(source.denoisers, source.lora_targets, 2, 4.0, 0)
+    for parameter in parameters_of(source.denoisers):
+        parameter.data.normal_(generator=torch.Generator().manual_seed(len(parameter)))
+    save_adapters(source.denoisers, tmp_path, {"family": trained, "checkpoint": str(folders["TI2V-5B"])})
+    load_adapters(target.denoisers, tmp_path, used)
+    states = [adapters_state(model.denoisers)["transformer"] for model in (source, target)]
+    for name, weight in states[0].items():
+        factor = 2.0 if "lora_B" in name else 1.0  # alpha 4 of rank 2 lies in B
+        torch.testing.assert_close(states[1][name], factor * weight)
+    with pytest.raises(UserError, match=rf"was trained on a model of the family '{trained}', not '{used}'"):
+        load_adapters({"transformer": make_transformer(0, in_channels=12)}, tmp_path, used)
 
 
 def test_checkpoints_of_the_other_kind_name_their_family(folders, tmp_path):

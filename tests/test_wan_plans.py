@@ -21,6 +21,9 @@ BILLIONS = {
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": 16.395,
     "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": 16.395,
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": 14.289,
+    "FastVideo/FastWan2.1-T2V-1.3B-Diffusers": 1.419,
+    "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers": 14.288,
+    "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers": 14.288,
 }
 SHAPES = [("wan", name) for name in RELEASES] + [("wan-i2v", name) for name in FROM_PICTURES]
 

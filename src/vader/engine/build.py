@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from vader.files.hub import together
 from vader.models.base import VideoModel
 from vader.models.joined import decoder_of
 from vader.models.registry import load_model, model_class, model_options
+from vader.models.tiny_decoder import TinyDecoder, TinyVideos, load_tiny_decoder
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
 from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, Techniques, load_techniques
@@ -48,7 +50,24 @@ def build_engine(recipe: Recipe, folder: Path) -> Engine:
     """
     memory = load_techniques(recipe.memory)
     accelerator = _accelerator(recipe, folder)
-    return assemble(recipe, _loaded(recipe, accelerator), memory, accelerator.device)
+    tiny = _tiny_decoder(recipe, accelerator.device)
+    return assemble(recipe, with_tiny(_loaded(recipe, accelerator), tiny), memory, accelerator.device)
+
+
+def _tiny_decoder(recipe: Recipe, device: torch.device) -> TinyDecoder | None:
+    """That of the recipe, in the frozen weights' precision."""
+    file = recipe.model.decoder
+    return None if file is None else load_tiny_decoder(file, frozen_dtype(recipe.model.precision, device))
+
+
+def with_tiny(setup: Setup, network: TinyDecoder | None) -> Setup:
+    """The setup, whose frames that are scored for the gradient are decoded by this network.
+
+    Raises:
+        UserError: it is not made for the model's latents.
+    """
+    tiny = None if network is None else TinyVideos(setup.model, network)
+    return replace(setup, scorer=replace(setup.scorer, tiny=tiny))
 
 
 def assemble(recipe: Recipe, setup: Setup, memory: Techniques, device: torch.device) -> Engine:
@@ -100,6 +119,8 @@ def joined(recipe: Recipe, model: VideoModel, mix: RewardMix, accelerator: Accel
 
 def _moved(setup: Setup, device: torch.device) -> Setup:
     setup.model.to(device)
+    if setup.scorer.tiny is not None:
+        setup.scorer.tiny.network.to(device)
     setup.reward.to(device)
     return setup
 
@@ -160,6 +181,15 @@ def check_prefix(recipe: Recipe, differentiates: bool) -> None:
         raise UserError("sampling.prefix.guidance says where there is guidance, and here is none: leave it out")
 
 
+def check_decoder(recipe: Recipe, differentiates: bool) -> None:
+    """Raises `UserError` if the recipe names a tiny decoder, and its algorithm (`differentiates`) takes no gradient."""
+    if recipe.model.decoder is not None and not differentiates:
+        raise UserError(
+            f"model.decoder shows the frames that gradient is taken from, and algorithm {recipe.algorithm.name!r} "
+            "takes none: leave it out"
+        )
+
+
 def check_segments(recipe: Recipe, chains: bool) -> None:
     """Raises `UserError` if a recipe's videos have several segments and its model or algorithm knows none.
 
@@ -212,7 +242,7 @@ def _networks(setup: Setup, device: torch.device) -> list[tuple[torch.nn.Module,
     model = setup.model
     networks = [
         (network, Role(_kind(model, name), name, device, partial(model.recompute, name)))
-        for name, network in model.networks().items()
+        for name, network in setup.networks.items()
     ]
     return [*networks, *((reward, Role("reward", name, device)) for name, reward in setup.reward.items())]
 
@@ -221,7 +251,7 @@ def _kind(model: VideoModel, name: str) -> Literal["denoiser", "decoder", "text"
     """What a component of a model does, by its name in checkpoints."""
     if name in model.denoisers:
         return "denoiser"
-    return "decoder" if "vae" in name else "text"
+    return "decoder" if "vae" in name or "decoder" in name else "text"
 
 
 def _alone_of_several() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vader.engine.batch import Batch
 from vader.engine.collectives import gather, sum_over_processes
@@ -58,6 +58,12 @@ class Setup:
     @property
     def model(self) -> VideoModel:
         return self.sampler.model
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The model's by component name, and the tiny decoder where one works in training."""
+        tiny = self.scorer.tiny
+        return self.model.networks() | ({} if tiny is None else {"tiny_decoder": tiny.network})
 
     @property
     def reward(self) -> RewardMix:

@@ -218,6 +218,14 @@ class VideoModel(ABC):
         """Pixels of the chosen frames, in [0, 1]; see `decode_unclamped`."""
         return self.decode_unclamped(latents, frames).clamp(0, 1)
 
+    def tiny_latents(self, latents: Any) -> Tensor:
+        """Final latents as published tiny decoders take them (`vader.models.tiny_decoder`): `[B, T, C, h, w]`.
+
+        Raises:
+            UserError: none is published for this family; one for which there is overrides this.
+        """
+        raise UserError(f"no tiny decoder is known for models of {type(self).__name__}: leave model.decoder out")
+
     def decode_audio(self, latents: Any) -> Audio:
         """The videos' sound, differentiable to the latents.
 

@@ -179,6 +179,10 @@ class CogVideoX(VideoModel):
         """See `VideoModel.decode_unclamped` and `vader.models.cogvideox_vae`."""
         return self.decoder(latents[:, self._unseen :], frames)
 
+    def tiny_latents(self, latents: Tensor) -> Tensor:
+        """See `VideoModel.tiny_latents`: of `taecvx`."""
+        return latents[:, self._unseen :]
+
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the mode of the VAE's posterior; what is not decoded repeats the first."""
         latents = encode(self.vae, pixels) * self.vae.config.scaling_factor

@@ -52,13 +52,13 @@ class HunyuanVideo(VideoModel):
         *(f"single_transformer_blocks.*.attn.{layer}" for layer in ("to_q", "to_k", "to_v")),
     )
     guidance = "embedded"
-    sigmas = "even"
+    sigmas: str | None = "even"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
     text_encoder_2: Any
 
     def __init__(
         self,
-        transformer: HunyuanVideoTransformer3DModel,
+        transformer: nn.Module,
         vae: AutoencoderKLHunyuanVideo,
         text: TextEmbedder,
         text_encoder_2: CLIPTextModel,
@@ -137,15 +137,20 @@ class HunyuanVideo(VideoModel):
 
     def noise_shape(self, size: VideoSize) -> tuple[int, ...]:
         """`(C, T, h, w)`; there are 4n + 1 frames, and sides are multiples of 16."""
-        patch = self.denoiser.config.patch_size
+        patch = self._patch
         height, width = latent_sides(size, self.vae.spatial_compression_ratio * patch)
         frames = latent_frames(size, self.vae.temporal_compression_ratio)
         return self.vae.config.latent_channels, frames, height * patch, width * patch
 
     @property
+    def _patch(self) -> int:
+        """So many latents a side are one token."""
+        return self.denoiser.config.patch_size
+
+    @property
     def check_size(self) -> VideoSize:
         """See `VideoModel.check_size`: two latents of one token each."""
-        side = self.vae.spatial_compression_ratio * self.denoiser.config.patch_size
+        side = self.vae.spatial_compression_ratio * self._patch
         return VideoSize(1 + self.vae.temporal_compression_ratio, side, side)
 
     def denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -174,6 +179,10 @@ class HunyuanVideo(VideoModel):
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped` and `vader.models.hunyuan_vae`."""
         return self.decoder(latents, frames)
+
+    def tiny_latents(self, latents: Tensor) -> Tensor:
+        """See `VideoModel.tiny_latents`: of `taehv`."""
+        return latents.movedim(2, 1)
 
     @torch.no_grad()
     def encode_video(self, pixels: Tensor) -> Tensor:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vader.errors import UserError
 from vader.models.base import VideoModel
+from vader.models.tiny_decoder import TinyVideos
 from vader.nouns import Audio, VideoSize, map_latents
 
+Decodes = VideoModel | TinyVideos
+Model = TypeVar("Model", VideoModel, TinyVideos)
 
-def decoder_of(model: VideoModel, size: VideoSize) -> VideoModel | Joined:
+
+def decoder_of(model: Model, size: VideoSize) -> Model | Joined:
     """What decodes videos of this size from the latents of all their segments."""
     return model if size.segments == 1 else Joined(model, size)
 
@@ -27,7 +31,7 @@ class Joined:
         size: of the whole videos.
     """
 
-    model: VideoModel
+    model: Decodes
     size: VideoSize
 
     @property

@@ -16,6 +16,7 @@ FAMILIES = {
     "hunyuan": "vader.models.hunyuan:HunyuanVideo",
     "hunyuan15": "vader.models.hunyuan15:HunyuanVideo15",
     "hunyuan15-i2v": "vader.models.hunyuan15_i2v:HunyuanVideo15Image",
+    "kandinsky5": "vader.models.kandinsky5:Kandinsky5",
     "ltx": "vader.models.ltx:LTX",
     "ltx-i2v": "vader.models.ltx_i2v:LTXImage",
     "modelscope": "vader.models.modelscope:ModelScope",
@@ -31,13 +32,14 @@ ABOUT = {  # what `vader list models` says of each
     "hunyuan": "HunyuanVideo, text to video, 12.8B: hunyuanvideo-community/HunyuanVideo.",
     "hunyuan15": "HunyuanVideo 1.5, text to video, 8.3B: hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v.",
     "hunyuan15-i2v": "HunyuanVideo 1.5, image to video: hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v.",
+    "kandinsky5": "Kandinsky 5 Lite, text to video, 2.0B: kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers.",
     "ltx": "LTX-Video 0.9.x, text to video, 2B and 13B: Lightricks/LTX-Video, Lightricks/LTX-Video-0.9.5 and others.",
     "ltx-i2v": "LTX-Video 0.9.x, image to video: Lightricks/LTX-Video-0.9.5 and all others of ltx.",
     "modelscope": "Text to video, 1.7B: ali-vilab/text-to-video-ms-1.7b; tiny.",
     "opensora": "Open-Sora 1.2, text to video, 1.2B, a flow transformer: hpcai-tech/OpenSora-STDiT-v3; tiny.",
     "svd": "Stable Video Diffusion, image to video: stabilityai/stable-video-diffusion-img2vid, ...-img2vid-xt; tiny.",
     "videocrafter": "VideoCrafter2, text to video at 320 x 512, 1.4B: VideoCrafter/VideoCrafter2, or its file; tiny.",
-    "wan": "Wan 2.1 and 2.2, text to video, 1.3B to 2 x 14B: Wan-AI/Wan2.1-T2V-1.3B-Diffusers and others.",
+    "wan": "Wan 2.1 and 2.2 (and FastWan, SkyReels-V2), text to video, 1.3B up: Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...",
     "wan-i2v": "Wan 2.1 and 2.2, image to video: Wan-AI/Wan2.2-TI2V-5B-Diffusers, Wan-AI/Wan2.1-I2V-14B-480P-...",
 }
 CONTRACT = ("checkpoint", "dtype")  # what every family's `load` takes

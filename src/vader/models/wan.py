@@ -2,7 +2,9 @@
 
 A checkpoint is a `WanPipeline` folder or hub id: `Wan-AI/Wan2.1-T2V-1.3B-Diffusers`, `-14B-`, `Wan-AI/Wan2.2-TI2V-5B-
 Diffusers`, or `Wan-AI/Wan2.2-T2V-A14B-Diffusers` with two experts, `transformer` for high noise and `transformer_2` for
-low. Latents are `[B, C, T, h, w]`, normalised; of 4n + 1 frames there are n + 1.
+low. Those of `Skywork/SkyReels-V2-T2V-14B-540P-Diffusers` and `-720P-` are the same network under another class, and of
+`FastVideo/FastWan2.1-T2V-1.3B-Diffusers` under the same. Latents are `[B, C, T, h, w]`, normalised; of 4n + 1 frames
+there are n + 1.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    SkyReelsV2Pipeline,
+    SkyReelsV2Transformer3DModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +44,11 @@ COMPONENTS = {
     "text_encoder": "config.json",
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
+}
+NETWORKS: dict[str, type[Any]] = {one.__name__: one for one in (WanTransformer3DModel, SkyReelsV2Transformer3DModel)}
+UNLIKE = {  # classes that are told more than a text or a picture
+    "WanVACETransformer3DModel": "VACE, which edits a video that it is shown",
+    "WanAnimateTransformer3DModel": "Wan-Animate, which follows the motion of another video",
 }
 
 
@@ -114,6 +127,7 @@ class Wan(VideoModel):
             UserError: there is no such checkpoint, it is not of this family, or `back` is below 0.
         """
         source = cls.locate(checkpoint)
+        check_network(source)
         if sees_pictures(source):
             raise UserError(f"checkpoint {source!r} starts from images: set model.family to wan-i2v")
         return cls(**load_parts(source, dtype, back))
@@ -198,6 +212,10 @@ class Wan(VideoModel):
         """See `VideoModel.decode_unclamped` and `vader.models.wan_vae`."""
         return self.decoder(latents, frames)
 
+    def tiny_latents(self, latents: Tensor) -> Tensor:
+        """See `VideoModel.tiny_latents`: of `taew2_1`, of TI2V-5B `taew2_2`."""
+        return latents.movedim(2, 1)
+
     def encode_video(self, pixels: Tensor) -> Tensor:
         """See `VideoModel.encode_video`: the mode of the VAE's posterior."""
         return encode(self.vae, pixels)
@@ -215,9 +233,12 @@ class Wan(VideoModel):
         else:
             super().recompute(name, network, of)
 
-    def diffusers_pipeline(self) -> WanPipeline:
+    def diffusers_pipeline(self) -> Any:
         """The same networks as diffusers' pipeline, with the checkpoint's own scheduler and text encoder."""
-        return WanPipeline(**self._pipeline_parts())
+        parts = self._pipeline_parts()
+        if isinstance(self.denoiser, SkyReelsV2Transformer3DModel):
+            return SkyReelsV2Pipeline(**{name: parts[name] for name in COMPONENTS})
+        return WanPipeline(**parts)
 
     def _pipeline_parts(self) -> dict[str, Any]:
         """What diffusers' pipelines of this family are made of."""
@@ -238,6 +259,29 @@ def sees_pictures(source: str) -> bool:
     return said.get("in_channels") != said.get("out_channels")
 
 
+def check_network(source: str) -> None:
+    """Raises `UserError`, saying what it is, if a checkpoint is one of Wan's relatives with another network."""
+    said, index = files.load_config(source, "transformer"), files.load_config(source, "", "model_index.json")
+    if problem := _unlike(said, str(index.get("_class_name"))):
+        raise UserError(f"checkpoint {source!r} is {problem}: that is not supported")
+
+
+def _unlike(said: Mapping[str, Any], pipeline: str) -> str | None:
+    """What a transformer with these settings, of this pipeline, is that Wan's from texts or from a picture are not."""
+    name = said.get("_class_name")
+    if name in UNLIKE:
+        return UNLIKE[name]
+    if said.get("pos_embed_seq_len") is not None:
+        return "of the kind FLF2V, which goes from a first picture to a last one"
+    if name != SkyReelsV2Transformer3DModel.__name__:
+        return None
+    if "DiffusionForcing" in pipeline or said.get("inject_sample_info") or said.get("num_frame_per_block", 1) != 1:
+        return "a SkyReels-V2 with diffusion forcing, where each frame has a noise level of its own"
+    if said.get("in_channels") != said.get("out_channels"):
+        return "a SkyReels-V2 that starts from pictures"
+    return None
+
+
 def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
     """Arguments of `Wan`. Raises `UserError` if a part cannot be read, or `back` is below 0."""
     check_back(back)
@@ -249,7 +293,12 @@ def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
             UMT5EncoderModel, Part(source, "text_encoder"), Part(source, "tokenizer"), dtype, TOKENS, "wan"
         ),
         "vae": files.load_network(AutoencoderKLWan, source, "vae", dtype),
-        **{name: files.load_network(WanTransformer3DModel, source, name, dtype) for name in names},
+        **{name: files.load_network(_class_of(source, name), source, name, dtype) for name in names},
         "index": index,
         "back": back,
     }
+
+
+def _class_of(source: str, name: str) -> type[Any]:
+    """Of one of a checkpoint's transformers; of one that is none of these, that which it should be."""
+    return NETWORKS.get(str(files.load_config(source, name).get("_class_name")), WanTransformer3DModel)

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from vader.errors import UserError
 from vader.files import hub as files
 from vader.files.images import starting_images
-from vader.models.wan import Index, Wan, load_parts, sees_pictures
+from vader.models.wan import Index, Wan, check_network, load_parts, sees_pictures
 from vader.models.wan_vae import encode
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Known, Prompt, VideoSize
@@ -49,6 +49,7 @@ class WanImage(Wan):
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> WanImage:
         """See `Wan.load`."""
         source = cls.locate(checkpoint)
+        check_network(source)
         if not sees_pictures(source) and not Index.of(source).expand:
             raise UserError(f"checkpoint {source!r} makes videos of text alone: set model.family to wan")
         parts = load_parts(source, dtype, back)

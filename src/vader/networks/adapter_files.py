@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def save_adapter(
     Args:
         folder: made where it is missing; the file in it is replaced in one move.
         component: the network's name in a diffusers pipeline: "unet", "transformer", "transformer_2".
-        metadata: what the adapter belongs to (family, checkpoint, recipe ...), JSON values; component, rank, alpha,
-            layers and the package's version are added. `read_metadata` gives all of it back.
+        metadata: what the adapter belongs to (family, checkpoint, recipe ...), JSON values; component, network, rank,
+            alpha, layers and the package's version are added. `read_metadata` gives all of it back.
         name: of the file.
 
     Returns:
@@ -127,6 +128,7 @@ def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> d
     ours = {
         **metadata,
         "component": component,
+        "network": settings_digest(module),
         "rank": config.r,
         "alpha": config.lora_alpha,
         "targets": sorted({ending(name) for name in lora_layers(module)}),
@@ -138,6 +140,15 @@ def _header(module: nn.Module, component: str, metadata: Mapping[str, Any]) -> d
         "vader": json.dumps(ours),
         "lora_adapter_metadata": json.dumps({f"{key_prefix(component)}.{key}": value for key, value in theirs.items()}),
     }
+
+
+def settings_digest(network: nn.Module) -> str | None:
+    """A network's settings in 16 digits, the same for families that share one; None where it has none by name."""
+    config = getattr(network, "config", None)
+    if not isinstance(config, Mapping):
+        return None
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    return sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 # ---- read ----
@@ -273,11 +284,12 @@ def load_adapters(denoisers: Mapping[str, nn.Module], path: Path | str, family: 
         family: of the model that the denoisers are of; empty where nobody knows.
 
     Raises:
-        UserError: as `load_adapter`, or it is for a denoiser that is not among these, or of another family's model.
+        UserError: as `load_adapter`, or it is for a denoiser that is not among these, or of another family's model
+            and not of the same network.
     """
     files = read_adapters(path)
     for file in files:
-        _check_family(file, family)
+        _check_family(file, family, denoisers)
     held = [(name, file) for file in files for name in file.components]
     if strange := [name for name, _ in held if name not in denoisers]:
         raise UserError(
@@ -287,12 +299,19 @@ def load_adapters(denoisers: Mapping[str, nn.Module], path: Path | str, family: 
         _load(denoisers[name], file, name)
 
 
-def _check_family(file: AdapterFile, family: str) -> None:
-    """Two families may have layers of the same names and shapes: what the file says of itself decides."""
+def _check_family(file: AdapterFile, family: str, denoisers: Mapping[str, nn.Module]) -> None:
+    """Two families may have layers of the same names and shapes: what the file says of itself decides. They may also
+    share a network, as where one checkpoint starts from texts and from pictures: then its adapters serve both."""
     said = file.ours.get("family")
     known = family and isinstance(said, str) and ":" not in said  # of a model of the user's own the layers decide
-    if known and said != family:
+    if known and said != family and not _same_network(file, denoisers):
         raise UserError(f"adapter {str(file.path)!r} was trained on a model of the family {said!r}, not {family!r}")
+
+
+def _same_network(file: AdapterFile, denoisers: Mapping[str, nn.Module]) -> bool:
+    """Whether a file was made for just such networks as these."""
+    here = {settings_digest(denoisers[name]) for name in file.components if name in denoisers}
+    return None not in here and here == {file.ours.get("network")}
 
 
 def _listed(components: Mapping[str, Any]) -> str:

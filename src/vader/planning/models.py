@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,11 +30,13 @@ from vader.models.opensora.stdit3 import STDiT3, STDiT3Config
 from vader.models.opensora.vae import OpenSoraVAE, VAEConfig
 from vader.models.registry import load_model, model_options
 from vader.models.svd import StableVideoDiffusion
+from vader.models.tiny_decoder import RELEASES as TINY_DECODERS
+from vader.models.tiny_decoder import TinyDecoder, load_tiny_decoder
 from vader.models.videocrafter.model import VideoCrafter
 from vader.models.videocrafter.networks import build_unet
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
-from vader.planning import cogvideox, hunyuan, hunyuan15, ltx, wan
+from vader.planning import cogvideox, hunyuan, hunyuan15, kandinsky5, ltx, wan
 from vader.planning.drawn import Drawn, RandomText, drawn
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -205,6 +208,7 @@ RELEASES: dict[str, dict[str, type[Drawn]]] = {
     "hunyuan": hunyuan.RELEASES,
     "hunyuan15": hunyuan15.RELEASES,
     "hunyuan15-i2v": hunyuan15.FROM_PICTURES,
+    "kandinsky5": kandinsky5.RELEASES,
     "ltx": ltx.RELEASES,
     "ltx-i2v": ltx.FROM_PICTURES,
     "wan": wan.RELEASES,
@@ -224,6 +228,16 @@ def load_model_shape(
         return load_model(family, checkpoint, dtype=dtype, options=options)
     kept = {name: value for name, value in own.items() if name in inspect.signature(shape.load).parameters}
     return shape.load(str(device), dtype=dtype, **kept)
+
+
+def load_tiny_shape(file: str, dtype: torch.dtype, device: torch.device) -> TinyDecoder:
+    """A tiny decoder as it is published under this name, drawn on a device; of another name it is the file's own.
+
+    Raises:
+        UserError: as `load_tiny_decoder`.
+    """
+    layout = TINY_DECODERS.get(Path(file).stem) or load_tiny_decoder(file, dtype).layout
+    return drawn(str(device), dtype, tiny=lambda: TinyDecoder(layout))["tiny"]
 
 
 # ---- what stands for tokenizers ----

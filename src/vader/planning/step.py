@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
-from vader.engine.build import assemble, check_prefix, check_segments, joined
+from vader.engine.build import assemble, check_decoder, check_prefix, check_segments, joined, with_tiny
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine, Setup
 from vader.errors import UserError
@@ -31,7 +31,7 @@ from vader.networks.techniques import Stage, Technique, Techniques, load_techniq
 from vader.nouns import Prompt
 from vader.planning.counter import Counter, Remembered, fused_attention
 from vader.planning.drawn import Drawn
-from vader.planning.models import load_model_shape
+from vader.planning.models import load_model_shape, load_tiny_shape
 from vader.planning.rewards import load_reward_shape
 from vader.plugins import explained
 from vader.prompts import load_prompts
@@ -76,6 +76,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
     """
     algorithm, counter = load_algorithm(recipe), Counter(device)
     check_prefix(recipe, algorithm.differentiates)
+    check_decoder(recipe, algorithm.differentiates)
     check_segments(recipe, algorithm.chains)
     with torch.random.fork_rng(devices=[]):
         setup = drawn_setup(recipe, device)
@@ -170,7 +171,8 @@ def drawn_setup(recipe: Recipe, device: torch.device) -> Setup:
     one_process = Accelerator(cpu=not torch.accelerator.is_available())  # as in training: there is one for the program
     setup = joined(recipe, _model(recipe, device), _mix(recipe, device), one_process)
     setup.reward.check_size(setup.size)
-    return setup
+    decoder = recipe.model.decoder
+    return with_tiny(setup, None if decoder is None else load_tiny_shape(decoder, _dtype(recipe, device), device))
 
 
 def _model(recipe: Recipe, device: torch.device) -> VideoModel:
@@ -207,7 +209,7 @@ def _parks(engine: Engine) -> list[Park]:
 def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
     """The bytes of frozen weights by network; those that are there when a step begins are told to the counter."""
     parks, found = _parks(engine), {}
-    for name, network in {**engine.model.networks(), **dict(engine.reward.items())}.items():
+    for name, network in {**engine.networks, **dict(engine.reward.items())}.items():
         tensors = [*network.parameters(), *network.buffers()]
         found[name] = sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad)
         for tensor in () if any(network in park.places for park in parks) else tensors:

@@ -135,4 +135,7 @@ RELEASES: dict[str, type[Drawn]] = {
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": RandomWan,
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": RandomWanMiddle,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": RandomWanExperts,
+    "FastVideo/FastWan2.1-T2V-1.3B-Diffusers": RandomWanSmall,
+    "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers": RandomWan,
+    "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers": RandomWan,
 }

@@ -44,6 +44,8 @@ class ModelSection(Section):
     """tiny, a folder, a file or a hub id."""
     precision: str = "auto"
     """Of the frozen weights: fp32, bf16, fp16, or what fits the device."""
+    decoder: str | None = None
+    """A tiny decoder's file, for frames that training takes gradient from; null is the VAE, which shows all others."""
     options: dict[str, Any] = {}
     """The family's own, as svd's motion_bucket."""
 

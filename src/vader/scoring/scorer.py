@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from vader.models.base import VideoModel
-from vader.models.joined import Joined
+from vader.models.joined import Decodes, Joined, decoder_of
+from vader.models.tiny_decoder import TinyVideos
 from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
 from vader.rewards.base import RewardMix
 from vader.rewards.contract import scored
@@ -29,12 +30,22 @@ from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, scor
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores videos of one size; `chunk` images are decoded and scored at once, over all videos."""
+    """Scores videos of one size; `chunk` images are decoded and scored at once, over all videos.
+
+    Attributes:
+        tiny: decodes what is scored for the gradient in the model's place; all else is always decoded by the model.
+    """
 
     model: VideoModel | Joined
     mix: RewardMix
     size: VideoSize
     chunk: int = 1
+    tiny: TinyVideos | None = None
+
+    @property
+    def trained(self) -> Decodes | Joined:
+        """What decodes the frames that are scored for the gradient."""
+        return self.model if self.tiny is None else decoder_of(self.tiny, self.size)
 
     # ---- with gradient ----
 
@@ -60,7 +71,8 @@ class Scorer:
 
     def _pull_clip(self, leaf: Any, prompts: Sequence[Prompt], group: Group, scale: Tensor, sheet: Sheet) -> Tensor:
         """Rewards that need the frames together: their gradient `[B, n, 3, H, W]` at pixels that have no graph yet."""
-        raw = self._joined(group.frames, self._decoder(detached(leaf), group.frames)).requires_grad_()
+        by = self.trained
+        raw = self._joined(by, group.frames, self._decoder(by, detached(leaf), group.frames)).requires_grad_()
         audio = self.model.decode_audio(detached(leaf)) if group.heard else None
         samples = None if audio is None else audio.samples.requires_grad_()
         clip = Clip(raw.clamp(0, 1), group.times, audio)
@@ -79,8 +91,9 @@ class Scorer:
         Args:
             clips: the gradient at all pixels that rewards of whole clips have left.
         """
-        (videos, frames), decode = group.frames.shape, self._decoder(leaf, group.frames)
-        for piece in self._pieces(group.frames):
+        by, (videos, frames) = self.trained, group.frames.shape
+        decode = self._decoder(by, leaf, group.frames)
+        for piece in self._pieces(by, group.frames):
             raw = decode(piece)
             sheet.count_clamped(raw)
             pixels = raw.detach().requires_grad_()
@@ -100,7 +113,7 @@ class Scorer:
         sheet = Sheet()
         parts: dict[str, Tensor] = {}
         for group in groups:
-            raw = self.model.decode_unclamped(latents, group.frames)
+            raw = self.trained.decode_unclamped(latents, group.frames)
             audio = self.model.decode_audio(latents) if group.heard else None
             clip = Clip(raw.clamp(0, 1), group.times, audio)
             parts |= {n: scored(n, one, clip, prompts) for n, one in (group.framewise | group.whole).items()}
@@ -116,8 +129,8 @@ class Scorer:
         sheet = Sheet()
         for group in groups:
             audio = self.model.decode_audio(latents) if group.heard else None
-            decode = self._decoder(latents, group.frames)
-            score_group(group, self._pieces(group.frames), decode, prompts, audio, self.chunk, sheet)
+            decode = self._decoder(self.model, latents, group.frames)
+            score_group(group, self._pieces(self.model, group.frames), decode, prompts, audio, self.chunk, sheet)
         return sheet.scored(self.mix)
 
     @torch.no_grad()
@@ -125,8 +138,8 @@ class Scorer:
         """Whole videos on the CPU, decoded piece by piece; with their sound if asked for, or where a reward listens."""
         count = len(latents if isinstance(latents, Tensor) else next(iter(latents.values())))
         frames = torch.arange(self.size.frames, device=self.model.device).expand(count, -1)
-        decode = self._decoder(latents, frames)
-        pixels = self._joined(frames, lambda piece: decode(piece).clamp(0, 1).cpu())
+        decode = self._decoder(self.model, latents, frames)
+        pixels = self._joined(self.model, frames, lambda piece: decode(piece).clamp(0, 1).cpu())
         sound = self.model.decode_audio(latents) if audio or self.mix.listens else None
         return Clip.whole(pixels, self.size.fps, sound and Audio(sound.samples.cpu(), sound.rate))
 
@@ -136,21 +149,21 @@ class Scorer:
 
     # ---- what they share ----
 
-    def _pieces(self, frames: Tensor) -> list[Piece]:
-        return pieces(frames, self.model.windows(self.size), self.chunk)
+    def _pieces(self, by: Decodes | Joined, frames: Tensor) -> list[Piece]:
+        return pieces(frames, by.windows(self.size), self.chunk)
 
-    def _decoder(self, latents: Any, frames: Tensor) -> Callable[[Piece], Tensor]:
+    def _decoder(self, by: Decodes | Joined, latents: Any, frames: Tensor) -> Callable[[Piece], Tensor]:
         """Gives the pixels of pieces of chosen frames, not clamped."""
 
         def decode(piece: Piece) -> Tensor:
-            return self.model.decode_unclamped(map_latents(lambda x: x[piece.rows], latents), frames[piece])
+            return by.decode_unclamped(map_latents(lambda x: x[piece.rows], latents), frames[piece])
 
         return decode
 
-    def _joined(self, frames: Tensor, pixels: Callable[[Piece], Tensor]) -> Tensor:
+    def _joined(self, by: Decodes | Joined, frames: Tensor, pixels: Callable[[Piece], Tensor]) -> Tensor:
         """All chosen frames, decoded piece by piece without graph."""
         with torch.no_grad():
-            return assembled(frames, [(piece, pixels(piece)) for piece in self._pieces(frames)])
+            return assembled(frames, [(piece, pixels(piece)) for piece in self._pieces(by, frames)])
 
 
 def _leaves(latents: Any) -> Any:

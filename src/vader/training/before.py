@@ -14,13 +14,14 @@ from typing import Any
 
 from vader.algorithms import load_algorithm, resolved
 from vader.algorithms.base import Algorithm
-from vader.engine.build import check_guidance, check_prefix, check_segments, video_size
+from vader.engine.build import check_decoder, check_guidance, check_prefix, check_segments, video_size
 from vader.engine.optimizer import check_optimizer
 from vader.errors import UserError
 from vader.evaluation.metrics.registry import check_metrics
 from vader.files.hub import Missing
 from vader.files.paths import is_writable
 from vader.models.registry import model_class, model_options
+from vader.models.tiny_decoder import load_tiny_decoder
 from vader.networks.techniques import inexact, load_techniques
 from vader.nouns import Prompt
 from vader.prompts import load_prompts, with_negative
@@ -67,6 +68,9 @@ def check_recipe(recipe: Recipe) -> Checked:
         model_class(recipe.model.family).locate(recipe.model.checkpoint)
     algorithm = load_algorithm(recipe)
     check_prefix(recipe, algorithm.differentiates)
+    check_decoder(recipe, algorithm.differentiates)
+    if recipe.model.decoder is not None:
+        load_tiny_decoder(recipe.model.decoder)
     check_segments(recipe, algorithm.chains)
     return Checked(recipe, algorithm, train_prompts, test_prompts)
 
