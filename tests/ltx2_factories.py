@@ -59,7 +59,7 @@ VAES: dict[str, dict[str, Any]] = {
         "upsample_type": ("spatiotemporal",) * 2, "upsample_residual": (True,) * 2, "upsample_factor": (2,) * 2,
     },
     "2.3": _VAE | {
-        "block_out_channels": (8, 16, 16), "decoder_block_out_channels": (8, 16, 16), "layers_per_block": (1,) * 4,
+        "block_out_channels": (8, 16, 16), "decoder_block_out_channels": (8, 8, 16), "layers_per_block": (1,) * 4,
         "down_block_types": ("LTX2VideoDownBlock3D",) * 3, "downsample_type": ("spatial", "temporal", "spatiotemporal"),
         "decoder_layers_per_block": (1,) * 4, "spatio_temporal_scaling": (True,) * 3,
         "decoder_spatio_temporal_scaling": (True,) * 3, "decoder_inject_noise": (False,) * 4,
@@ -78,7 +78,7 @@ _VOCODER: dict[str, Any] = {
 VOCODERS: dict[str, Any] = {
     "2.0": lambda: LTX2Vocoder(**_VOCODER, output_sampling_rate=8000),
     "2.3": lambda: LTX2VocoderWithBWE(
-        **_VOCODER, bwe_in_channels=32, bwe_hidden_channels=16, bwe_upsample_kernel_sizes=[4, 4, 4],
+        **_VOCODER, bwe_in_channels=32, bwe_hidden_channels=16, bwe_upsample_kernel_sizes=[4, 4, 5],
         bwe_upsample_factors=[2, 2, 3], bwe_resnet_kernel_sizes=[3], bwe_resnet_dilations=[[1, 3, 5]],
         filter_length=16, hop_length=4, window_length=16, num_mel_channels=16, input_sampling_rate=400,
         output_sampling_rate=1200,

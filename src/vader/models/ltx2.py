@@ -120,7 +120,11 @@ class LTX2(VideoModel):
             UserError: images were given; this family makes videos from text alone.
         """
         if images is not None:
-            raise UserError("models of the family 'ltx2' take no images: use text prompts")
+            raise UserError("models of the family 'ltx2' take no images: use text prompts, or the family ltx2-i2v")
+        return self.condition(prompts, size)
+
+    def condition(self, prompts: Sequence[Prompt], size: VideoSize) -> Condition:
+        """What both branches are told of the prompts, and of the video's speed."""
         contexts, _ = self.text([*(one.text for one in prompts), *(one.negative for one in prompts)], self.device)
         video, audio = contexts.tensor_split([self._video_width], dim=-1)
         fps = torch.full((len(prompts), 1), float(size.fps), device=self.device)
@@ -161,16 +165,25 @@ class LTX2(VideoModel):
 
     def denoise(self, latents: dict[str, Tensor], time: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `VideoModel.denoise`: latents and prediction (the velocity, noise minus data) are by name."""
+        told = time.to(latents["video"]).expand(len(latents["video"]))
+        return self.velocity(latents, told, told, inputs)
+
+    def velocity(
+        self, latents: dict[str, Tensor], video_time: Tensor, time: Tensor, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The prediction; `time` is that of each video `[N]`, `video_time` the same or that of each token of its
+        frames `[N, T h w]`."""
         network, video = self.denoiser, latents["video"]
-        dtype, told = weight_dtype(network), time.to(video).expand(len(video))
+        dtype = weight_dtype(network)
         audio = latents.get("audio", video.new_zeros(len(video), 1, network.config.audio_in_channels))
         moving, sounding = network(
             video.flatten(2).transpose(1, 2).to(dtype),  # [N, T h w, C]
             audio.to(dtype),
             inputs["text"].to(dtype),
             inputs["audio_text"].to(dtype),
-            told,
-            sigma=told,
+            video_time,
+            audio_timestep=time,
+            sigma=time,
             video_coords=self._places(video, inputs["fps"]),
             audio_num_frames=audio.shape[1],
             isolate_modalities=self.isolate,

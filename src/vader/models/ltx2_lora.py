@@ -42,4 +42,5 @@ NAMES = OriginalNames(
     blocks="transformer_blocks",
 )
 
-register_names("ltx2", NAMES)
+for family in ("ltx2", "ltx2-i2v"):
+    register_names(family, NAMES)

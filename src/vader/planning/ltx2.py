@@ -9,8 +9,9 @@ from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoT
 from diffusers.pipelines.ltx2 import LTX2Vocoder, LTX2VocoderWithBWE
 
 from vader.models.ltx2 import LTX2
+from vader.models.ltx2_i2v import LTX2Image
 from vader.models.ltx2_text import TOKENS
-from vader.planning.drawn import Drawn, RandomText, drawn
+from vader.planning.drawn import Drawn, RandomPictures, RandomText, drawn
 from vader.planning.ltx import DYNAMIC
 
 # Sizes, where they are not the classes' defaults.
@@ -70,3 +71,11 @@ class RandomLTX23(RandomLTX2):
     autoencoder = LATER_VAE
     sounds = LTX2VocoderWithBWE
     contexts = 4096 + 2048
+
+
+class RandomLTX2Image(RandomLTX2, RandomPictures, LTX2Image):  # type: ignore[misc]
+    """`Lightricks/LTX-2` in shape, from pictures."""
+
+
+class RandomLTX23Image(RandomLTX23, RandomPictures, LTX2Image):  # type: ignore[misc]
+    """`diffusers/LTX-2.3-Diffusers` in shape, from pictures."""

@@ -210,6 +210,10 @@ RELEASES: dict[str, Mapping[str, type[Drawn] | str]] = {
         "Lightricks/LTX-2": "vader.planning.ltx2:RandomLTX2",
         "diffusers/LTX-2.3-Diffusers": "vader.planning.ltx2:RandomLTX23",
     },
+    "ltx2-i2v": {
+        "Lightricks/LTX-2": "vader.planning.ltx2:RandomLTX2Image",
+        "diffusers/LTX-2.3-Diffusers": "vader.planning.ltx2:RandomLTX23Image",
+    },
     "wan": wan.RELEASES,
     "wan-i2v": wan.FROM_PICTURES,
 }
