@@ -258,7 +258,9 @@ def test_prompts_that_were_prepared_need_no_encoder_and_connectors_must_have_reg
 # ---- the contract ----
 
 
-@pytest.mark.parametrize(("family", "version", "options"), [("ltx2", "2.3", {}), ("ltx2-i2v", "2.0", {"isolate": True})])
+@pytest.mark.parametrize(
+    ("family", "version", "options"), [("ltx2", "2.3", {}), ("ltx2-i2v", "2.0", {"isolate": True})]
+)
 def test_it_keeps_the_contract_at_the_smallest_size(loaded, family, version, options):
     model = loaded(family, version, **options)
     kept = {"sound in [-1, 1], with gradient"} if options else set()  # an isolated video has none
@@ -335,7 +337,9 @@ BLOCKS = (*LTX2.lora_targets, "transformer_blocks.0.ff.net.2", "audio_to_video_a
 @torch.no_grad()
 def output(network):
     draw = torch.Generator().manual_seed(0)
-    video, audio, text, sounds = (torch.randn(1, *shape, generator=draw) for shape in ((12, 8), (5, 8), (6, 16), (6, 8)))
+    video, audio, text, sounds = (
+        torch.randn(1, *shape, generator=draw) for shape in ((12, 8), (5, 8), (6, 16), (6, 8))
+    )
     time = torch.tensor([500.0])
     return torch.cat([
         part.flatten() for part in network.eval()(

@@ -230,7 +230,9 @@ class LTX2(VideoModel):
             UserError: sound is made too, which pixels do not have.
         """
         if not self.isolate:
-            raise UserError("videos without sound say nothing of it: set model.options.isolate to true to learn from them")
+            raise UserError(
+                "videos without sound say nothing of it: set model.options.isolate to true to learn from them"
+            )
         return {"video": encode(self.vae, pixels)}
 
     # ---- networks ----

@@ -1,6 +1,7 @@
 """LTX-2 and LTX-2.3, image to video: a video with sound that starts from a picture, and shows what a text says.
 
-Checkpoints are those of `vader.models.ltx2`. The picture is the video's first latent, at time 0, and no step changes it.
+Checkpoints are those of `vader.models.ltx2`. The picture is the video's first latent, at time 0, and no step changes
+it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The VAEs of LTX-Video and of LTX-2 (diffusers' `AutoencoderKLLTXVideo` and `AutoencoderKLLTX2Video`): chosen frames at
-the price of what they hang on.
+"""The VAEs of LTX-Video and LTX-2 (diffusers' `AutoencoderKLLTXVideo`, `AutoencoderKLLTX2Video`): chosen frames at the
+price of what they hang on.
 
 The decoder looks back and ahead, some twenty latents each way, so no window of latents alone gives the whole decode's
 pixels. But what looks that far are its early layers, at an eighth of the frames; those at full size see a few

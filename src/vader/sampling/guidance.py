@@ -1,8 +1,9 @@
 """Guidance: how the conditional and the unconditional prediction of a denoiser become one, at every time of the chain.
 
 A strategy gets one pass of the denoiser as a function and the condition, and knows the time. Strategies by name:
-`cfg`, `ramp`, `interval`, `dynamic`, `experts`, `modalities`, `embedded`, `none`; or `module:Class`, a subclass of `Guidance`. A
-model names the one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with options.
+`cfg`, `ramp`, `interval`, `dynamic`, `experts`, `modalities`, `embedded`, `none`; or `module:Class`, a subclass of
+`Guidance`. A model names the one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with
+options.
 """
 
 from __future__ import annotations
@@ -226,7 +227,9 @@ class Modalities(Guidance):
         if not isinstance(shape, dict):
             raise UserError(f"guidance 'modalities': {type(model).__name__} has one kind of latents: use 'cfg'")
         if {*shape} != {*self.scales}:
-            raise UserError(f"guidance 'modalities' has scales of {', '.join(self.scales)}: the latents are {', '.join(shape)}")
+            raise UserError(
+                f"guidance 'modalities' has scales of {', '.join(self.scales)}: the latents are {', '.join(shape)}"
+            )
 
     def __call__(self, passes: Passes) -> Any:
         if not self.two_branches:
