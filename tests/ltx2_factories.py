@@ -103,6 +103,14 @@ def make_ltx2_vae(version: str, **settings: Any) -> AutoencoderKLLTX2Video:
         return _with_statistics(AutoencoderKLLTX2Video(**VAES[version] | settings))
 
 
+def _vocoder(version: str) -> LTX2Vocoder | LTX2VocoderWithBWE:
+    vocoder = VOCODERS[version]()
+    if version == "2.3":  # the bases of its spectrograms come with a checkpoint, and are zero before
+        vocoder.mel_stft.stft_fn.forward_basis.normal_()
+        vocoder.mel_stft.mel_basis.uniform_()
+    return vocoder
+
+
 def _with_statistics(vae: Any) -> Any:
     vae.latents_mean.normal_()
     vae.latents_std.uniform_(0.5, 2)
@@ -130,6 +138,6 @@ def make_tiny_ltx2(folder: Path, version: str) -> Path:
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
             connectors=LTX2TextConnectors(**CONNECTORS[version]),
             transformer=make_ltx2_transformer(version),
-            vocoder=VOCODERS[version](),
+            vocoder=_vocoder(version),
         ).save_pretrained(folder)
     return folder

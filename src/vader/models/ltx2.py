@@ -143,8 +143,11 @@ class LTX2(VideoModel):
 
     def noise_shape(self, size: VideoSize) -> dict[str, tuple[int, ...]]:
         """`(C, T, h, w)` of the video, `(N, D)` of the sound unless it is isolated; there are 8n + 1 frames, and sides
-        are multiples of 32."""
+        are multiples of 32, of LTX-2 from 64 on."""
         height, width = latent_sides(size, self.vae.spatial_compression_ratio)
+        if min(height, width) < self._least:
+            least = self._least * self.vae.spatial_compression_ratio
+            raise UserError(f"video size {size.height}x{size.width} is too small for this VAE: sides from {least} on")
         frames = latent_frames(size, self.vae.temporal_compression_ratio)
         config = self.denoiser.config
         shapes: dict[str, tuple[int, ...]] = {"video": (config.in_channels, frames, height, width)}
@@ -153,14 +156,19 @@ class LTX2(VideoModel):
             shapes["audio"] = (round(size.frames / size.fps * each_second), config.audio_in_channels)
         return shapes
 
+    @property
+    def _least(self) -> int:
+        """Latents that a side has at least: a decoder that pads by reflection takes what is beside the edge."""
+        return 2 if self.vae.config.decoder_spatial_padding_mode == "reflect" else 1
+
     def tokens(self, size: VideoSize) -> int:
         """See `VideoModel.tokens`: those of the video, each a latent."""
         return math.prod(self.noise_shape(size)["video"][1:])
 
     @property
     def check_size(self) -> VideoSize:
-        """See `VideoModel.check_size`: two latents."""
-        side = self.vae.spatial_compression_ratio
+        """See `VideoModel.check_size`: two latents in time."""
+        side = self._least * self.vae.spatial_compression_ratio
         return VideoSize(1 + self.vae.temporal_compression_ratio, side, side)
 
     def denoise(self, latents: dict[str, Tensor], time: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
