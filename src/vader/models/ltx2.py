@@ -131,7 +131,8 @@ class LTX2(VideoModel):
         if self.isolate:
             audio = audio[:, :1]  # nobody sees what is made of it
         branches = zip(video.chunk(2), audio.chunk(2), strict=True)
-        return Condition(*({"text": video, "audio_text": audio, "fps": fps} for video, audio in branches))
+        cond, uncond = ({"text": text, "audio_text": audio_text, "fps": fps} for text, audio_text in branches)
+        return Condition(cond, uncond)
 
     @property
     def _video_width(self) -> int:
