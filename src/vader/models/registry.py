@@ -32,7 +32,7 @@ ABOUT = {  # what `vader list models` says of each
     "ltx": "LTX-Video 0.9.x, text to video, 2B and 13B: Lightricks/LTX-Video, Lightricks/LTX-Video-0.9.5 and others.",
     "ltx-i2v": "LTX-Video 0.9.x, image to video: Lightricks/LTX-Video-0.9.5 and all others of ltx.",
     "ltx2": "LTX-2 and LTX-2.3, text to video with sound, 19B: Lightricks/LTX-2, diffusers/LTX-2.3-Diffusers.",
-    "ltx2-i2v": "LTX-2 and LTX-2.3, image to video with sound, 19B: the same checkpoints.",
+    "ltx2-i2v": "LTX-2 and LTX-2.3, image to video with sound, 19B: Lightricks/LTX-2, diffusers/LTX-2.3-Diffusers.",
     "modelscope": "Text to video, 1.7B: ali-vilab/text-to-video-ms-1.7b; tiny.",
     "opensora": "Open-Sora 1.2, text to video, 1.2B, a flow transformer: hpcai-tech/OpenSora-STDiT-v3; tiny.",
     "svd": "Stable Video Diffusion, image to video: stabilityai/stable-video-diffusion-img2vid, ...-img2vid-xt; tiny.",
