@@ -156,7 +156,8 @@ def test_what_loaders_misread_is_not_written(tmp_path):
 def test_families_without_known_names_are_told(tmp_path):
     save_adapters({"transformer": trained(0)}, tmp_path / "adapter", {"family": "svd"})
     with pytest.raises(
-        UserError, match="ComfyUI's names are known for adapters of hunyuan, ltx, ltx-i2v, wan, wan-i2v, not of 'svd'"
+        UserError,
+        match="names are known for adapters of hunyuan, ltx, ltx-i2v, ltx2, ltx2-i2v, wan, wan-i2v, not of 'svd'",
     ):
         export_adapter(tmp_path / "adapter", tmp_path / "out", "comfyui")
     with pytest.raises(UserError, match="--format 'kohya' is none: diffusers or comfyui"):

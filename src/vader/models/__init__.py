@@ -4,6 +4,7 @@ from vader.files import quiet as _quiet  # noqa: F401 (before a family loads wha
 from vader.models.adapters import load_adapter, load_into
 from vader.models.base import VideoModel
 from vader.models.hunyuan_lora import NAMES as _hunyuan_names  # noqa: F401 (registers its files wherever adapters are)
+from vader.models.ltx2_lora import NAMES as _ltx2_names  # noqa: F401 (registers its files wherever adapters are loaded)
 from vader.models.ltx_lora import NAMES as _ltx_names  # noqa: F401 (the same)
 from vader.models.registry import load_model, model_names
 from vader.models.videocrafter import lora as _lora  # noqa: F401 (the same)

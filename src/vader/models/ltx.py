@@ -27,7 +27,6 @@ from vader.networks.measure import weight_dtype
 from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
 
-TOGETHER = 4  # latents whose frames are decoded together: those of one alone cost nearly as much
 COMPONENTS = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -198,10 +197,8 @@ class LTX(VideoModel):
     # ---- pixels ----
 
     def windows(self, size: VideoSize) -> Sequence[range]:
-        """The frames of some latents together: any frames can be decoded alone, and what they share is much."""
-        step = TOGETHER * self.vae.temporal_compression_ratio
-        starts = [0, *range(1 + step, size.frames, step)]
-        return [range(start, stop) for start, stop in zip(starts, [*starts[1:], size.frames], strict=True)]
+        """The frames of some latents together, see `FrameDecoder.windows`."""
+        return self.decoder.windows(size.frames)
 
     def decode_unclamped(self, latents: Tensor, frames: Tensor | None = None) -> Tensor:
         """See `VideoModel.decode_unclamped` and `vader.models.ltx_vae`."""

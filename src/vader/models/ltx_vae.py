@@ -1,4 +1,5 @@
-"""The VAE of LTX-Video (diffusers' `AutoencoderKLLTXVideo`): chosen frames at the price of what they hang on.
+"""The VAEs of LTX-Video and LTX-2 (diffusers' `AutoencoderKLLTXVideo`, `AutoencoderKLLTX2Video`): chosen frames at the
+price of what they hang on.
 
 The decoder looks back and ahead, some twenty latents each way, so no window of latents alone gives the whole decode's
 pixels. But what looks that far are its early layers, at an eighth of the frames; those at full size see a few
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from vader.networks.measure import weight_dtype
 
+TOGETHER = 4  # latents whose frames are decoded together: those of one alone cost nearly as much
 DRAW = 0  # seeds what is random in a decode: each video has the same noise, so that its pixels are always the same
 
 
@@ -73,7 +76,7 @@ class FrameDecoder:
     def __init__(self, vae: Any, told: Told | None = None) -> None:
         self.vae = vae
         self.told = told
-        self.parts = list(_parts(vae.decoder))
+        self.parts = list(self._parts())
         self.draws = any(vae.config.decoder_inject_noise)
         self.sight = (2, 0) if vae.config.decoder_causal else (1, 1)  # of a convolution over three frames
 
@@ -83,6 +86,12 @@ class FrameDecoder:
         chosen = [list(range(count))] * len(latents) if frames is None else frames.tolist()
         videos = zip(latents.split(1), chosen, strict=True)
         return torch.stack([self._video(scaled(self.vae, video), wanted) for video, wanted in videos])
+
+    def windows(self, frames: int) -> list[range]:
+        """The frames of some latents together: any can be decoded alone, and what they share is much."""
+        step = TOGETHER * self.vae.temporal_compression_ratio
+        starts = [0, *range(1 + step, frames, step)]
+        return [range(start, stop) for start, stop in zip(starts, [*starts[1:], frames], strict=True)]
 
     def _video(self, z: Tensor, wanted: Sequence[int]) -> Tensor:
         """The wanted frames `[n, 3, H, W]` of one video's latents `[1, C, T, h, w]`, and nothing outside them."""
@@ -122,31 +131,54 @@ class FrameDecoder:
             return None
         return self.vae.decoder.timestep_scale_multiplier * hidden.new_tensor([self.told.timestep])
 
+    # ---- the decoder's parts ----
 
-def _parts(decoder: Any) -> Iterator[Part]:
-    """The decoder's own, in the order of its `forward`. Residual blocks have two convolutions over three frames."""
-    yield Part(lambda hidden, time: decoder.conv_in(hidden), after=1)
-    yield Part(decoder.mid_block, after=2 * len(decoder.mid_block.resnets))
-    for block in decoder.up_blocks:
-        doubles = block.upsamplers is not None
-        before = 2 * (block.conv_in is not None) + doubles
-        yield Part(block, after=2 * len(block.resnets), before=before, doubles=doubles)
-    yield Part(lambda hidden, time: _pixels(decoder, hidden, time), after=1)
+    def _parts(self) -> Iterator[Part]:
+        """The decoder's own, in the order of its `forward`. Residual blocks have two convolutions over three frames."""
+        decoder = self.vae.decoder
+        yield Part(lambda hidden, time: decoder.conv_in(hidden, **self.more), after=1)
+        yield Part(partial(decoder.mid_block, **self.more), after=2 * len(decoder.mid_block.resnets))
+        for block in decoder.up_blocks:
+            up = block.upsamplers is not None
+            doubles = up and block.upsamplers[0].stride[0] == 2
+            before = 2 * (block.conv_in is not None) + up
+            yield Part(partial(block, **self.more), after=2 * len(block.resnets), before=before, doubles=doubles)
+        yield Part(self._pixels, after=1)
+
+    @property
+    def more(self) -> dict[str, bool]:
+        """What the parts are told beside the timestep."""
+        return {}
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the decoder's last norm."""
+        return self.vae.decoder.norm_out(hidden.movedim(1, -1)).movedim(-1, 1)
+
+    def _pixels(self, hidden: Tensor, time: Tensor | None) -> Tensor:
+        """What the decoder does after its blocks: a norm, the timestep, a convolution, and channels become pixels."""
+        decoder, hidden = self.vae.decoder, self.normed(hidden)
+        if decoder.time_embedder is not None and time is not None:
+            embedded = decoder.time_embedder(
+                timestep=time, resolution=None, aspect_ratio=None, batch_size=1, hidden_dtype=hidden.dtype
+            )
+            shift, scale = embedded.view(2, 1, -1, 1, 1, 1) + decoder.scale_shift_table[:, None, :, None, None, None]
+            hidden = hidden * (1 + scale) + shift
+        hidden = decoder.conv_out(decoder.conv_act(hidden), **self.more)
+        p, p_t = decoder.patch_size, decoder.patch_size_t
+        cells = hidden.unflatten(1, (-1, p_t, p, p))  # [1, 3, p_t, p (width), p (height), t, h, w]
+        return cells.permute(0, 1, 5, 2, 6, 4, 7, 3).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _pixels(decoder: Any, hidden: Tensor, time: Tensor | None) -> Tensor:
-    """What the decoder does after its blocks: a norm, the timestep, a convolution, and channels become pixels."""
-    hidden = decoder.norm_out(hidden.movedim(1, -1)).movedim(-1, 1)
-    if decoder.time_embedder is not None and time is not None:
-        embedded = decoder.time_embedder(
-            timestep=time, resolution=None, aspect_ratio=None, batch_size=1, hidden_dtype=hidden.dtype
-        )
-        shift, scale = embedded.view(2, 1, -1, 1, 1, 1) + decoder.scale_shift_table[:, None, :, None, None, None]
-        hidden = hidden * (1 + scale) + shift
-    hidden = decoder.conv_out(decoder.conv_act(hidden))
-    p, p_t = decoder.patch_size, decoder.patch_size_t
-    cells = hidden.unflatten(1, (-1, p_t, p, p))  # [1, 3, p_t, p (width), p (height), t, h, w]
-    return cells.permute(0, 1, 5, 2, 6, 4, 7, 3).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+class LTX2FrameDecoder(FrameDecoder):
+    """`FrameDecoder` of LTX-2's VAE, whose parts are told whether to look back alone, and whose norms are of channels
+    where they are."""
+
+    @property
+    def more(self) -> dict[str, bool]:
+        return {"causal": self.vae.config.decoder_causal}
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        return self.vae.decoder.norm_out(hidden)
 
 
 @contextmanager

@@ -25,9 +25,7 @@ from vader.errors import UserError
 from vader.files import hub as files
 from vader.files.atomic import atomic_write
 
-BATCH = 8  # texts that the encoder sees at once
-
-Filled = Literal["attended", "kept"]  # see `TextEmbedder`
+Filled = Literal["attended", "kept", "masked"]  # see `TextEmbedder`
 
 
 class Part(NamedTuple):
@@ -42,6 +40,7 @@ class TextEmbedder:
 
     Attributes:
         skipped: tokens in front whose embeddings are not kept: those of a template around the texts.
+        batch: texts that the encoder sees at once.
 
     Args:
         network: the encoder's class in transformers.
@@ -49,8 +48,9 @@ class TextEmbedder:
         template: a name for how texts are prepared and cut, so that no family takes another's embeddings.
         dtype: of the encoder. (float16 is too narrow for T5, so bfloat16 stands in for it.)
         max_length: tokens after which a text is cut, its end mark included.
-        filled: fill every text up to `max_length` tokens, to which the encoder attends as to any, as some pipelines do;
-            "attended" keeps the embeddings of its own tokens alone, "kept" all of them. None: no text is filled up.
+        filled: fill every text up to `max_length` tokens, as some pipelines do. None: no text is filled up. "attended":
+            the encoder attends to all tokens alike, and the embeddings of the text's own are kept. "kept": all are.
+            "masked": all are, but the encoder attends to the text's own.
         eight_bit: keep the encoder's linear layers in 8 bits (LLM.int8(), arXiv 2208.07339, by bitsandbytes): the
             4.8 B weights of T5-v1.1-XXL then take 5 GB, not 10.
 
@@ -59,6 +59,7 @@ class TextEmbedder:
     """
 
     skipped: ClassVar[int] = 0
+    batch: ClassVar[int] = 8
 
     def __init__(
         self,
@@ -105,11 +106,12 @@ class TextEmbedder:
     def _encode(self, texts: list[str], device: torch.device) -> None:
         tokenizer = self.load_tokenizer()
         encoder = self.load(device)
-        for start in range(0, len(texts), BATCH):
-            some = texts[start : start + BATCH]
+        for start in range(0, len(texts), self.batch):
+            some = texts[start : start + self.batch]
             tokens = self.tokenize(tokenizer, some, padding="max_length" if self.filled else True)
-            mask = torch.ones_like(tokens.input_ids) if self.filled else tokens.attention_mask
-            shown = mask if self.filled == "kept" else tokens.attention_mask
+            own, every = tokens.attention_mask, torch.ones_like(tokens.input_ids)
+            mask = every if self.filled in ("attended", "kept") else own
+            shown = every if self.filled in ("kept", "masked") else own
             hidden = self.features(encoder, tokens.input_ids.to(device), mask.to(device)).cpu()
             for text, row, kept in zip(some, hidden, shown.bool(), strict=True):
                 self.cache[text] = row[kept][self.skipped :]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vader.models.base import VideoModel
+from vader.nouns import Condition, Prompt, VideoSize
 
 PROMPT_TOKENS = 32  # T5's of a prompt of some twenty words
 
@@ -34,6 +35,17 @@ def drawn(device: str, dtype: torch.dtype, **makers: Callable[[], Any]) -> dict[
             if set(kept) & set(name.split(".")):
                 tensor.data = tensor.data.float()
     return {name: network.eval().requires_grad_(False) for name, network in networks.items()}
+
+
+class RandomPictures(VideoModel):
+    """Before a family that starts from pictures: they are random too, so prompts are texts."""
+
+    takes_images = False
+
+    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
+        """See the family's, of random pictures."""
+        pictures = torch.rand(len(prompts), 3, size.height, size.width, device=self.device)
+        return super().encode(prompts, size, pictures)  # type: ignore[safe-super]
 
 
 class RandomText:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
-from torch import Tensor
 
 from vader.models.ltx import LTX, told_of
 from vader.models.ltx_i2v import LTXImage
-from vader.nouns import Condition, Prompt, VideoSize
-from vader.planning.drawn import Drawn, RandomText, drawn
+from vader.planning.drawn import Drawn, RandomPictures, RandomText, drawn
 
 TEXT_WIDTH = 4096  # of T5-v1.1-XXL
 FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
@@ -90,26 +87,15 @@ class RandomLTXLarge(RandomLTXTold):
     transformer = LARGE
 
 
-class RandomPictures(LTXImage):
-    """Pictures are random too, so prompts are texts."""
-
-    takes_images = False
-
-    def encode(self, prompts: Sequence[Prompt], size: VideoSize, images: Tensor | None = None) -> Condition:
-        """See `LTXImage.encode`, of random pictures."""
-        pictures = torch.rand(len(prompts), 3, size.height, size.width, device=self.device)
-        return super().encode(prompts, size, pictures)
-
-
-class RandomLTXImage(RandomLTX, RandomPictures):  # type: ignore[misc]
+class RandomLTXImage(RandomLTX, RandomPictures, LTXImage):  # type: ignore[misc]
     """`Lightricks/LTX-Video` in shape, from pictures."""
 
 
-class RandomLTXImageTold(RandomLTXTold, RandomPictures):  # type: ignore[misc]
+class RandomLTXImageTold(RandomLTXTold, RandomPictures, LTXImage):  # type: ignore[misc]
     """`Lightricks/LTX-Video-0.9.5` in shape, from pictures."""
 
 
-class RandomLTXImageLarge(RandomLTXLarge, RandomPictures):  # type: ignore[misc]
+class RandomLTXImageLarge(RandomLTXLarge, RandomPictures, LTXImage):  # type: ignore[misc]
     """`Lightricks/LTX-Video-0.9.7-dev` in shape, from pictures."""
 
 

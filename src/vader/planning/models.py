@@ -38,6 +38,7 @@ from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 from vader.planning import cogvideox, hunyuan, hunyuan15, kandinsky5, ltx, wan
 from vader.planning.drawn import Drawn, RandomText, drawn
+from vader.plugins import load_object
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
 
 # ---- sizes, where they are not the classes' defaults ----
@@ -193,8 +194,8 @@ class RandomOpenSora(Drawn, OpenSora):
         return cls(**networks, text=text, scheduler=RELEASE_SCHEDULER)
 
 
-# By family, the class that has a checkpoint's shape.
-RELEASES: dict[str, dict[str, type[Drawn]]] = {
+# By family, the class that has a checkpoint's shape; named, not imported, where not every diffusers has its networks.
+RELEASES: dict[str, Mapping[str, type[Drawn] | str]] = {
     "modelscope": dict.fromkeys(
         ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b"), RandomModelScope
     ),
@@ -211,6 +212,14 @@ RELEASES: dict[str, dict[str, type[Drawn]]] = {
     "kandinsky5": kandinsky5.RELEASES,
     "ltx": ltx.RELEASES,
     "ltx-i2v": ltx.FROM_PICTURES,
+    "ltx2": {
+        "Lightricks/LTX-2": "vader.planning.ltx2:RandomLTX2",
+        "diffusers/LTX-2.3-Diffusers": "vader.planning.ltx2:RandomLTX23",
+    },
+    "ltx2-i2v": {
+        "Lightricks/LTX-2": "vader.planning.ltx2:RandomLTX2Image",
+        "diffusers/LTX-2.3-Diffusers": "vader.planning.ltx2:RandomLTX23Image",
+    },
     "wan": wan.RELEASES,
     "wan-i2v": wan.FROM_PICTURES,
 }
@@ -226,6 +235,8 @@ def load_model_shape(
     own, shape = model_options(family, options), RELEASES.get(family, {}).get(checkpoint)
     if shape is None:
         return load_model(family, checkpoint, dtype=dtype, options=options)
+    if isinstance(shape, str):
+        shape = load_object(shape, "model", Drawn)
     kept = {name: value for name, value in own.items() if name in inspect.signature(shape.load).parameters}
     return shape.load(str(device), dtype=dtype, **kept)
 

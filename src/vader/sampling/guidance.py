@@ -1,8 +1,9 @@
 """Guidance: how the conditional and the unconditional prediction of a denoiser become one, at every time of the chain.
 
 A strategy gets one pass of the denoiser as a function and the condition, and knows the time. Strategies by name:
-`cfg`, `ramp`, `interval`, `dynamic`, `experts`, `embedded`, `none`; or `module:Class`, a subclass of `Guidance`. A
-model names the one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with options.
+`cfg`, `ramp`, `interval`, `dynamic`, `experts`, `modalities`, `embedded`, `none`; or `module:Class`, a subclass of
+`Guidance`. A model names the one it was made for (`VideoModel.guidance`), and a recipe its scale, or another with
+options.
 """
 
 from __future__ import annotations
@@ -212,6 +213,32 @@ class Experts(Guidance):
 
 
 @dataclass(frozen=True)
+class Modalities(Guidance):
+    """Classifier-free guidance with a scale for each of a model's latents by name (video and audio)."""
+
+    scales: dict[str, Scale]
+
+    @property
+    def two_branches(self) -> bool:
+        return any(scale != 1.0 for scale in self.scales.values())
+
+    def check(self, model: VideoModel, steps: int) -> None:
+        shape = model.noise_shape(model.check_size)
+        if not isinstance(shape, dict):
+            raise UserError(f"guidance 'modalities': {type(model).__name__} has one kind of latents: use 'cfg'")
+        if {*shape} != {*self.scales}:
+            raise UserError(
+                f"guidance 'modalities' has scales of {', '.join(self.scales)}: the latents are {', '.join(shape)}"
+            )
+
+    def __call__(self, passes: Passes) -> Any:
+        if not self.two_branches:
+            return passes.cond()
+        cond, uncond = passes.both()
+        return {name: uncond[name] + scale * (cond[name] - uncond[name]) for name, scale in self.scales.items()}
+
+
+@dataclass(frozen=True)
 class Embedded(Guidance):
     """The denoiser was distilled to be told the scale, as its input `guidance` `[B]`; one pass (HunyuanVideo)."""
 
@@ -245,6 +272,7 @@ STRATEGIES: dict[str, type[Guidance]] = {
     "interval": Interval,
     "dynamic": Dynamic,
     "experts": Experts,
+    "modalities": Modalities,
     "embedded": Embedded,
     "none": NoGuidance,
 }

@@ -343,6 +343,7 @@ def _sound(model: VideoModel, size: VideoSize, prompts: list[Prompt]) -> Outcome
         return False, f"{list(samples.shape)} {samples.dtype}, should be [{len(prompts)}, C, N] torch.float32"
     gradients = torch.autograd.grad(samples.sum(), parts, allow_unused=True)
     reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    reached &= all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
     low, high = samples.min().item(), samples.max().item()
     return reached and -1 <= low <= high <= 1, f"{list(samples.shape)}, from {low:.2f} to {high:.2f}"
 
