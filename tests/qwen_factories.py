@@ -23,7 +23,8 @@ from transformers import (
 from vader.rewards import hpsv3, videoreward
 
 MARKS = (  # in the order of the releases
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
 )  # fmt: skip
 TEXT = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -106,7 +107,10 @@ def make_videoreward(path: Path, base: Path) -> tuple[dict[str, Tensor], Tensor]
         layer = name[: linear.end(1)]
         found[f"{layer}.base_layer.{linear[2]}"], merged[name] = tensor, tensor
         if linear[2] == "weight":
-            up, down = (torch.randn(shape, generator=generator) * 0.1 for shape in ((len(tensor), RANK), (RANK, tensor.shape[1])))
+            up, down = (
+                torch.randn(shape, generator=generator) * 0.1
+                for shape in ((len(tensor), RANK), (RANK, tensor.shape[1]))
+            )
             found |= {f"{layer}.lora_B.default.weight": up, f"{layer}.lora_A.default.weight": down}
             merged[name] = tensor + 2.0 * up @ down
     torch.save({f"base_model.model.{name}": tensor for name, tensor in found.items()}, path)
@@ -132,15 +136,21 @@ def make_vlm(folder: Path, kind: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         if kind == "qwen2_vl":
-            config = Qwen2VLConfig(text_config=text, vision_config=VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, **ids)
+            config = Qwen2VLConfig(
+                text_config=text, vision_config=VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, **ids
+            )
             network = Qwen2VLForConditionalGeneration(config)
         elif kind == "qwen2_5_vl":
             more = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
             more |= {"fullatt_block_indexes": [1], "tokens_per_second": 2}
-            network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=VISION | more, **ids))
+            network = Qwen2_5_VLForConditionalGeneration(
+                Qwen2_5_VLConfig(text_config=text, vision_config=VISION | more, **ids)
+            )
         else:
             more = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
             more |= {"deepstack_visual_indexes": [0]}
-            network = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=VISION | more, **ids))
+            network = Qwen3VLForConditionalGeneration(
+                Qwen3VLConfig(text_config=text, vision_config=VISION | more, **ids)
+            )
         livelier(network).save_pretrained(folder)
     return folder

@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from vader.planning.models import IMAGE_TOWER, TEXT_TOWER
-from vader.rewards import action, object_removal
+from vader.planning.qwen import QWEN2_2B, QWEN2_7B, qwen2_vl, qwen3_vl
+from vader.rewards import action, hpsv3, object_removal, videoreward, vlm
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.clip import ImageTower, TextTower
@@ -153,6 +154,31 @@ def vjepa() -> VJEPA:
     return bare(VJEPA, network=network, resize=crop, **settings)
 
 
+def video_reward() -> videoreward.VideoReward:
+    return bare(
+        videoreward.VideoReward,
+        network=qwen2_vl(QWEN2_2B, list(videoreward.WORDS.values())),
+        head=nn.Linear(QWEN2_2B["hidden_size"], 1, bias=False),
+        weights=dict.fromkeys(videoreward.WORDS, 1.0),
+        limits=videoreward.LIMITS,
+        normalise=True,
+    )
+
+
+def hps_v3() -> hpsv3.HPSv3:
+    network, head = qwen2_vl(QWEN2_7B, [hpsv3.WORD]), hpsv3.make_head(QWEN2_7B["hidden_size"])
+    return bare(hpsv3.HPSv3, network=network, head=head, limits=hpsv3.LIMITS)
+
+
+def yes_or_no() -> vlm.Vlm:
+    network = qwen3_vl()
+    needs, limits = vlm.sight(network.layout, fps=2.0)
+    settings = {"weights": {"1": 1.0}, "questions": (vlm.QUESTION,), "needs": needs, "limits": limits}
+    reward = bare(vlm.Vlm, network=network, **settings)
+    reward.register_buffer("direction", torch.zeros(network.model.config.text_config.hidden_size), persistent=False)
+    return reward
+
+
 BUILDERS: dict[str, Callable[[], Reward]] = {
     "aesthetic": lambda: on_clip_l(Aesthetic, "crop", AFFINE_HEAD, target=None),
     "weather": lambda: on_clip_l(Weather, "squash", AFFINE_HEAD, output="logit"),
@@ -164,6 +190,9 @@ BUILDERS: dict[str, Callable[[], Reward]] = {
     "action": videomae,
     "consistency": dino,
     "vjepa": vjepa,
+    "videoreward": video_reward,
+    "hpsv3": hps_v3,
+    "vlm": yes_or_no,
 }
 
 

@@ -19,8 +19,8 @@ from vader.files.hub import resolve
 from vader.nouns import Clip, Prompt
 from vader.rewards.base import SummedReward
 from vader.rewards.needs import PerSecond, check_rate
-from vader.rewards.qwen_vl import load_qwen_vl
-from vader.rewards.qwen_vl.pixels import Limits
+from vader.rewards.qwen_vl.network import load_qwen_vl
+from vader.rewards.qwen_vl.pixels import Limits, PatchLayout
 
 QUESTION = 'Does this video show "{prompt}"? Answer Yes or No.'
 PROMPT = "{prompt}"
@@ -55,9 +55,7 @@ class Vlm(SummedReward):
         yes, no = (language_head.weight[self.network.word(answer)] for answer in ("Yes", "No"))
         self.register_buffer("direction", (yes - no).float(), persistent=False)
         self.questions = questions
-        self.needs = PerSecond(fps, least=self.network.layout.temporal, multiple=self.network.layout.temporal)
-        factor = self.network.layout.patch * self.network.layout.merge
-        self.limits = Limits(*(count * factor**2 for count in TOKENS))
+        self.needs, self.limits = sight(self.network.layout, fps)
 
     def score_heads(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The log-odds of every question, by its number from 1, each `[B]`.
@@ -91,6 +89,12 @@ class Vlm(SummedReward):
     def to_precision(self, dtype: torch.dtype) -> Vlm:
         self.network.to(dtype)
         return self
+
+
+def sight(layout: PatchLayout, fps: float) -> tuple[PerSecond, Limits]:
+    """Which frames are seen, whole groups of them, and with how many pixels."""
+    low, high = (count * (layout.patch * layout.merge) ** 2 for count in TOKENS)
+    return PerSecond(fps, least=layout.temporal, multiple=layout.temporal), Limits(low, high)
 
 
 def softly_clipped(values: Tensor, bound: float) -> Tensor:

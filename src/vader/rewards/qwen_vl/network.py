@@ -56,7 +56,7 @@ FAMILIES = {
 
 
 class Reading(NamedTuple):
-    """Hidden states `[L, D]` behind the last layer, and the tokens `[L]` that they stand at."""
+    """Hidden states `[L, D]` behind the last layer, and the tokens `[L]` that they stand at, on the CPU."""
 
     hidden: Tensor
     tokens: Tensor
@@ -67,7 +67,7 @@ class Reading(NamedTuple):
         Raises:
             UserError: it does not.
         """
-        places = (self.tokens == token).nonzero()[:, 0]
+        places = (self.tokens == token).nonzero()[:, 0].tolist()
         if len(places) != 1:
             raise UserError(f"the text has the token {token} {len(places)} times, where a score is read at one")
         return self.hidden[places[0]]
@@ -103,18 +103,16 @@ class QwenVL(nn.Module):
         """
         kind: Kind = "image" if times is None else "video"
         rows, grid = patches(frames, self.layout, limits)
-        tokens = self.tokens(self.seen(kind, grid, times) + text).to(frames.device)
+        tokens = self.tokens(self.seen(kind, grid, times) + text)
         positions = flat_positions(tokens) if flat else self.positions(kind, tokens, grid, times)
-        states = self.states(kind, rows, grid.to(frames.device), tokens, positions)
-        return Reading(states.to(frames.dtype), tokens)
+        return Reading(self.states(kind, rows, grid, tokens, positions).to(frames.dtype), tokens)
 
     def states(self, kind: Kind, rows: Tensor, grid: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states `[L, D]`."""
-        pixels, grids = ("pixel_values", "image_grid_thw") if kind == "image" else (
-            "pixel_values_videos", "video_grid_thw",
-        )  # fmt: skip
+        """Hidden states `[L, D]`; tokens, positions and the grid come from the CPU."""
+        device, pixels = rows.device, {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
+        seen = {pixels: rows, f"{kind}_grid_thw": grid[None].to(device)}
         found = self.model(
-            input_ids=tokens[None], position_ids=positions, use_cache=False, **{pixels: rows, grids: grid[None]}
+            input_ids=tokens[None].to(device), position_ids=positions.to(device), use_cache=False, **seen
         )
         return found.last_hidden_state[0]
 
@@ -129,15 +127,14 @@ class QwenVL(nn.Module):
     def _seconds(self, times: Tensor) -> Sequence[float]:
         """When each group of frames is shown: between its first frame and its last."""
         seconds = times.tolist()
-        seconds += seconds[-1:] * (-len(seconds) % self.layout.temporal)
-        return [
-            (seconds[i] + seconds[i + self.layout.temporal - 1]) / 2 for i in range(0, len(seconds), self.layout.temporal)
-        ]
+        each = self.layout.temporal
+        seconds += seconds[-1:] * (-len(seconds) % each)
+        return [(seconds[i] + seconds[i + each - 1]) / 2 for i in range(0, len(seconds), each)]
 
     def tokens(self, message: str) -> Tensor:
         """The tokens `[L]` of a user's message, up to where the answer begins."""
         chat = f"{self.family.system}<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
-        return torch.tensor(self.tokenizer(chat, add_special_tokens=False).input_ids)
+        return torch.tensor(self.tokenizer(chat, add_special_tokens=False).input_ids, device="cpu")
 
     def positions(self, kind: Kind, tokens: Tensor, grid: Tensor, times: Tensor | None) -> Tensor:
         """Positions `[3, 1, L]` along time, height and width, as the network counts them (M-RoPE)."""
@@ -146,7 +143,7 @@ class QwenVL(nn.Module):
         if times is not None and hasattr(self.model.config.vision_config, "tokens_per_second"):
             span = float(times[-1] - times[0]) / max(1, len(times) - 1)
             options["second_per_grid_ts"] = [self.layout.temporal * span]
-        return self.model.get_rope_index(tokens[None].cpu(), types.cpu(), **options)[0].to(tokens.device)
+        return self.model.get_rope_index(tokens[None], types, **options)[0]
 
     def word(self, text: str) -> int:
         """The token of a text that is one.
@@ -167,7 +164,7 @@ class QwenVL(nn.Module):
 
 def flat_positions(tokens: Tensor) -> Tensor:
     """Positions `[3, 1, L]` that count tokens in each axis."""
-    return torch.arange(len(tokens), device=tokens.device).expand(3, 1, -1)
+    return torch.arange(len(tokens), device="cpu").expand(3, 1, -1)
 
 
 def check_transformers() -> None:

@@ -79,4 +79,4 @@ def patches(frames: Tensor, layout: PatchLayout, limits: Limits) -> tuple[Tensor
     cut = groups.unflatten(-1, (-1, *blocks)).unflatten(3, (-1, *blocks))
     # [t, temporal, 3, h/m, m, p, w/m, m, p] -> [t, h/m, w/m, m, m, 3, temporal, p, p]
     ordered = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return ordered.reshape(len(groups) * rows * columns, -1), torch.tensor([len(groups), rows, columns])
+    return ordered.reshape(len(groups) * rows * columns, -1), torch.tensor([len(groups), rows, columns], device="cpu")
