@@ -135,22 +135,16 @@ def make_vlm(folder: Path, kind: str) -> Path:
     text, ids = TEXT | {"vocab_size": len(tokenizer)}, token_ids(tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(3)
+        more = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
         if kind == "qwen2_vl":
-            config = Qwen2VLConfig(
-                text_config=text, vision_config=VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, **ids
-            )
-            network = Qwen2VLForConditionalGeneration(config)
+            more = {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+            config, network = Qwen2VLConfig, Qwen2VLForConditionalGeneration
         elif kind == "qwen2_5_vl":
-            more = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
-            more |= {"fullatt_block_indexes": [1], "tokens_per_second": 2}
-            network = Qwen2_5_VLForConditionalGeneration(
-                Qwen2_5_VLConfig(text_config=text, vision_config=VISION | more, **ids)
-            )
+            more |= {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+            config, network = Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
         else:
-            more = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
-            more |= {"deepstack_visual_indexes": [0]}
-            network = Qwen3VLForConditionalGeneration(
-                Qwen3VLConfig(text_config=text, vision_config=VISION | more, **ids)
-            )
-        livelier(network).save_pretrained(folder)
+            more |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+            config, network = Qwen3VLConfig, Qwen3VLForConditionalGeneration
+        whole = network(config(text_config=text, vision_config=VISION | more, **ids))
+        livelier(whole).save_pretrained(folder)
     return folder

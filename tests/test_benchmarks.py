@@ -42,7 +42,7 @@ import plans
 import policies
 import rewards
 
-from vader.planning import measured
+from vader.planning import measured, qwen
 from vader.planning import models as random_models
 from vader.planning import rewards as random_rewards
 from vader.planning import wan as random_wan
@@ -455,6 +455,13 @@ def small_rewards(monkeypatch):
         monkeypatch.setattr(random_rewards, name, shrink(getattr(random_rewards, name)))
     sizes = {name: random_rewards.VitSize(1, 64, 2) for name in random_rewards.VJEPA_L}
     monkeypatch.setattr(random_rewards, "VJEPA_L", sizes)
+    text = shrink(qwen.QWEN2_2B, hidden_size=256, num_key_value_heads=1, vocab_size=64)
+    for name in ("QWEN2_2B", "QWEN2_7B"):
+        monkeypatch.setattr(random_rewards, name, text)
+    monkeypatch.setattr(qwen, "QWEN2_VISION", qwen.QWEN2_VISION | {"depth": 1, "embed_dim": 32, "num_heads": 2})
+    monkeypatch.setattr(qwen, "QWEN3_2B", shrink(qwen.QWEN3_2B, num_key_value_heads=1, vocab_size=64))
+    vision = {"depth": 1, "num_heads": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    monkeypatch.setattr(qwen, "QWEN3_VISION", shrink(qwen.QWEN3_VISION, **vision))
     monkeypatch.setattr(rewards, "HEIGHT", 32)
     monkeypatch.setattr(rewards, "WIDTH", 48)
     monkeypatch.setattr(rewards, "ROUNDS", {"cpu": 1})
@@ -469,7 +476,9 @@ def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, t
     assert result["settings"] == {"height": 32, "width": 48, "precision": "torch.float32", "rounds": 1}
     assert [record["reward"] for record in result["rewards"]] == chosen
     for record in result["rewards"]:
-        assert record["frames"] == (4 if record["reward"] in ("action", "consistency", "vjepa") else 1)
+        assert record["frames"] == (
+            4 if record["reward"] in ("action", "consistency", "vjepa", "videoreward", "vlm") else 1
+        )
         assert record["weights"] == 4 * record["parameters"]
         assert record["seconds"].keys() == record["peak_memory"].keys() == {"forward", "both"}
         assert min(record["seconds"].values()) > 0

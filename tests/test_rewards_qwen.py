@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 
@@ -26,19 +27,23 @@ from qwen_factories import LINEAR, make_base, make_hpsv3, make_videoreward, make
 from vader.errors import UserError
 from vader.networks.recompute import checkpoint_blocks
 from vader.nouns import Clip, Prompt, VideoSize
-from vader.planning.rewards import build, video_reward
+from vader.planning.counter import Counter, fused_attention
+from vader.planning.rewards import build
 from vader.rewards import hpsv3, load_reward, videoreward
 from vader.rewards.base import RewardMix
 from vader.rewards.needs import PerSecond, check_rate
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from vader.rewards.qwen_vl.network import FAMILIES, HALF
+from vader.rewards.qwen_vl.network import FAMILIES, HALF, qwen_config
 from vader.rewards.qwen_vl.pixels import Limits, PatchLayout, fit, patches
+from vader.rewards.qwen_vl.release import build as build_network
+from vader.rewards.qwen_vl.release import split
 from vader.rewards.vlm import softly_clipped
 from vader.scoring.clips import score_clip
 
 QWEN2 = PatchLayout(14, 2, 2, CLIP_MEAN, CLIP_STD)
 QWEN3 = PatchLayout(16, 2, 2, HALF, HALF)
 SMALL = Limits(16 * 16, 24 * 32)
+META = torch.device("meta")
 PROMPTS = [Prompt("a red cat"), Prompt("two dogs run over the grass")]
 KINDS = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
@@ -327,18 +332,14 @@ def test_prompts_that_cannot_be_judged(place, video_reward):
 
 def test_templates_are_the_releases():
     """Trailing blanks and all: other text would give other scores."""
-    assert videoreward.TEMPLATE.startswith("\nYou are tasked")
-    assert videoreward.TEMPLATE.count(":**  \n") == 3
-    assert (
-        "possible. \n\nPlease provide the ratings of Visual Quality: <|VQ_reward|>\nEND\n\n**Motion"
-        in videoreward.TEMPLATE
-    )
-    assert videoreward.TEMPLATE.endswith(
-        "Textual prompt - {text_prompt}\nPlease provide the ratings of Text Alignment: <|TA_reward|>\nEND\n"
-    )
-    assert hpsv3.TEMPLATE.endswith(
-        "{text_prompt}\n\n\n\nPlease provide the overall ratings of this image: <|Reward|>\n\nEND\n"
-    )
+    video, image = videoreward.TEMPLATE, hpsv3.TEMPLATE
+    rate = "Please provide the ratings of"
+    assert video.startswith("\nYou are tasked with evaluating a generated video")
+    assert video.count(":**  \n") == 3
+    assert f"possible. \n\n{rate} Visual Quality: <|VQ_reward|>\nEND\n\n**Motion" in video
+    assert video.endswith(f"prompt.\n\nTextual prompt - {{text_prompt}}\n{rate} Text Alignment: <|TA_reward|>\nEND\n")
+    assert image.startswith("\nYou are tasked with evaluating a generated image")
+    assert image.endswith("{text_prompt}\n\n\n\nPlease provide the overall ratings of this image: <|Reward|>\n\nEND\n")
 
 
 # ---- HPSv3 ----
@@ -349,7 +350,7 @@ def test_hpsv3_is_a_frame_reward_of_its_release(place, clip):
     images = clip.frames[:, 0]
     found = reward.score_frames(images, PROMPTS)
     read = reward.network(images[:1], hpsv3.TEMPLATE.format(text_prompt=PROMPTS[0].text), SMALL, flat=True)
-    assert read.tokens.tolist().count(reward.network.tokenizer.convert_tokens_to_ids("<|image_pad|>")) == 4
+    assert read.tokens.tolist().count(reward.network.tokenizer.convert_tokens_to_ids("<|image_pad|>")) == 8
     state = read.at(reward.network.word("<|Reward|>"))
     for number in (0, 3, 5):  # the released numbers of the layers
         state = place[2][f"rm_head.{number}.weight"] @ state.relu() if number else place[2]["rm_head.0.weight"] @ state
@@ -435,22 +436,59 @@ def test_questions_are_checked(vlms, clip):
 # ---- full size ----
 
 RELEASES = {  # parameters of what sees, of what reads and of the head
-    "videoreward": (665_268_224, 1_543_289_856, 1536),
-    "hpsv3": (0, 0, 0),
-    "vlm": (0, 0, 0),
+    "videoreward": (665_271_296, 1_543_290_368, 1536),
+    "hpsv3": (675_759_104, 7_069_164_032, 3_687_474),
+    "vlm": (406_957_056, 1_720_574_976, 0),
 }
 
 
-@pytest.mark.parametrize("name", RELEASES)
-def test_full_size_rewards_have_the_releases_weights(name):
-    reward = build(name, torch.device("meta"), torch.bfloat16)
-    parts = (reward.network.model.visual, reward.network.model.language_model, getattr(reward, "head", nn.Identity()))
+@pytest.fixture(scope="module", params=RELEASES)
+def full_size(request):
+    """A reward of the release's size without values."""
+    return request.param, build(request.param, META, torch.bfloat16)
+
+
+def test_full_size_rewards_have_the_releases_weights(full_size):
+    name, reward = full_size
+    network = reward.network.model
+    parts = (network.visual, network.language_model, getattr(reward, "head", nn.Identity()))
     assert tuple(sum(weight.numel() for weight in part.parameters()) for part in parts) == RELEASES[name]
 
 
+def test_a_plan_counts_them(full_size):
+    """Forward, of what is seen of 16 frames, or of a single one; no tensor has values."""
+    name, reward = full_size
+    counter, frames = Counter(META), torch.empty(1, 1 if name == "hpsv3" else 16, 3, 320, 512, device=META)
+    with torch.no_grad(), fused_attention(counter), counter:
+        found = reward(frames, ["a prompt"])
+    layers = reward.network.model.language_model.layers
+    weights = sum(weight.numel() for layer in layers for weight in layer.parameters())
+    assert found.shape == (1,)
+    assert 2 * weights * 500 < counter.operations < 2 * weights * 5000  # so many tokens, each a multiply and an add
+
+
+def test_the_release_s_settings_of_old_are_understood(tmp_path):
+    """Qwen2-VL's own config.json is flat, from before there were text settings."""
+    flat = {
+        "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu",
+        "hidden_size": 1536, "intermediate_size": 8960, "max_position_embeddings": 32768, "num_attention_heads": 12,
+        "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 151936,
+        "tie_word_embeddings": True, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+        "image_token_id": 151655, "video_token_id": 151656, "sliding_window": 32768, "use_sliding_window": False,
+        "vision_config": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3,
+                          "hidden_size": 1536, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    config = qwen_config(str(tmp_path))
+    words = {"model.embed_tokens.weight": torch.empty(151_660, 1536, device="meta")}
+    network = build_network(config, split(words, "it")["network"], "it")
+    assert sum(weight.numel() for weight in network.parameters()) == sum(RELEASES["videoreward"][:2])
+    assert network.config.text_config.rope_parameters["mrope_section"] == [16, 24, 24]
+    assert not any(buffer.is_meta for buffer in network.buffers())  # no file has them
+
+
 def test_the_release_has_1123_tensors():
-    with torch.device("meta"):
-        network = video_reward().network.model
-    names = old_names(network)
+    names = old_names(build("videoreward", META, torch.bfloat16).network.model)
     linear = [name for name in names if (found := LINEAR.search(name)) and found[2] == "weight"]
     assert (len(linear), len(names) + 2 * len(linear) + 1) == (7 * 28, 1123)
