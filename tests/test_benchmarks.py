@@ -462,6 +462,15 @@ def small_rewards(monkeypatch):
     monkeypatch.setattr(qwen, "QWEN3_2B", shrink(qwen.QWEN3_2B, num_key_value_heads=1, vocab_size=64))
     vision = {"depth": 1, "num_heads": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
     monkeypatch.setattr(qwen, "QWEN3_VISION", shrink(qwen.QWEN3_VISION, **vision))
+    vision = {"image_size": 36, "num_frames": 4, "num_spatial_layers": 1, "num_temporal_layers": 1}
+    vision |= {"num_auxiliary_layers": 1}
+    text = shrink({"vocab_size": 99})
+    monkeypatch.setattr(random_rewards, "VIDEOPRISM", {"vision_config": shrink({}) | vision, "text_config": text})
+    vision = {"image_size": 32, "num_frames": 4, "patch_size": 16}
+    vision |= {f"mit_{name}": count for name, count in shrink({}).items()}
+    small = {"vision_config": shrink({}) | vision, "text_config": text, "projection_dim": 64, "prompt_layers": 1}
+    monkeypatch.setattr(random_rewards, "XCLIP", small | {"prompt_num_attention_heads": 2})
+    monkeypatch.setattr(random_rewards, "SIGLIP", shrink(random_rewards.SIGLIP, image_size=28))
     monkeypatch.setattr(rewards, "HEIGHT", 32)
     monkeypatch.setattr(rewards, "WIDTH", 48)
     monkeypatch.setattr(rewards, "ROUNDS", {"cpu": 1})
@@ -477,7 +486,9 @@ def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, t
     assert [record["reward"] for record in result["rewards"]] == chosen
     for record in result["rewards"]:
         assert record["frames"] == (
-            4 if record["reward"] in ("action", "consistency", "vjepa", "videoreward", "vlm") else 1
+            4
+            if record["reward"] in ("action", "consistency", "vjepa", "videoreward", "vlm", "videoprism", "xclip")
+            else 1
         )
         assert record["weights"] == 4 * record["parameters"]
         assert record["seconds"].keys() == record["peak_memory"].keys() == {"forward", "both"}

@@ -24,17 +24,21 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     ViTConfig,
     ViTModel,
+    XCLIPConfig,
+    XCLIPModel,
     YolosConfig,
     YolosForObjectDetection,
 )
 
 from vader.planning.models import IMAGE_TOWER, TEXT_TOWER
 from vader.planning.qwen import QWEN2_2B, QWEN2_7B, qwen2_vl, qwen3_vl
-from vader.rewards import action, hpsv3, object_removal, videoreward, vlm
+from vader.rewards import action, aesthetic_v25, hpsv3, object_removal, textvideo, videoreward, vlm
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.clip import ImageTower, TextTower
@@ -42,7 +46,7 @@ from vader.rewards.compression import Compression
 from vader.rewards.consistency import Consistency, DinoTower
 from vader.rewards.hps import HPS
 from vader.rewards.imagereward import LENGTH, ImageReward
-from vader.rewards.needs import AllFrames
+from vader.rewards.needs import AllFrames, Evenly
 from vader.rewards.pickscore import PickScore
 from vader.rewards.preprocess import crop
 from vader.rewards.registry import load_reward, reward_class
@@ -78,6 +82,17 @@ VIDEOMAE: dict[str, Any] = {"num_hidden_layers": 12, "num_labels": 400}
 DINO: dict[str, Any] = {"num_hidden_layers": 12, "image_size": 224}
 VJEPA_L: dict[str, VitSize] = {"encoder": VitSize(24, 1024, 16), "predictor": VitSize(12, 384, 16)}
 PAIRS = AllFrames(least=2, multiple=2)  # two frames make a token
+VIDEOPRISM: dict[str, Any] = {}  # transformers' own defaults are the base model's, and X-CLIP's
+XCLIP: dict[str, Any] = {}
+SIGLIP: dict[str, Any] = {  # so400m
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+SIGLIP_HEAD = (1024, 128, 64, 16, 1)
 AFFINE_HEAD, RELU_HEAD = (1024, 128, 64, 16, 1), (512, 128, 32, 1)
 
 R = TypeVar("R", bound=nn.Module)
@@ -179,6 +194,36 @@ def yes_or_no() -> vlm.Vlm:
     return reward
 
 
+def arbitrary_texts(prompt: str, max_length: int, **settings: Any) -> BatchEncoding:
+    ids = torch.arange(max_length)[None]
+    return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def video_prism() -> textvideo.VideoPrism:
+    from transformers import VideoPrismClipModel, VideoPrismConfig  # newer than the rest of the package asks for
+
+    model = VideoPrismClipModel(VideoPrismConfig(**VIDEOPRISM))
+    return text_video(textvideo.VideoPrism, model)
+
+
+def x_clip() -> textvideo.XClip:
+    return text_video(textvideo.XClip, XCLIPModel(XCLIPConfig(**XCLIP)), resize=crop)
+
+
+def text_video(cls: type[R], model: Any, **parts: Any) -> R:
+    vision, length = model.config.vision_config, model.config.text_config.max_position_embeddings
+    needs = Evenly(vision.num_frames, least=vision.num_frames)
+    settings = {"needs": needs, "size": vision.image_size, "length": length} | parts
+    return bare(cls, model=model, tokenizer=arbitrary_texts, **settings)
+
+
+def siglip_head() -> aesthetic_v25.AestheticV25:
+    model = SiglipVisionModel(SiglipVisionConfig(**SIGLIP))
+    widths = (model.config.hidden_size, *SIGLIP_HEAD)
+    head = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+    return bare(aesthetic_v25.AestheticV25, model=model, head=head)
+
+
 BUILDERS: dict[str, Callable[[], Reward]] = {
     "aesthetic": lambda: on_clip_l(Aesthetic, "crop", AFFINE_HEAD, target=None),
     "weather": lambda: on_clip_l(Weather, "squash", AFFINE_HEAD, output="logit"),
@@ -193,6 +238,9 @@ BUILDERS: dict[str, Callable[[], Reward]] = {
     "videoreward": video_reward,
     "hpsv3": hps_v3,
     "vlm": yes_or_no,
+    "videoprism": video_prism,
+    "xclip": x_clip,
+    "aesthetic_v25": siglip_head,
 }
 
 

@@ -93,6 +93,16 @@ class FixedFrames(Needs):
 
 
 @dataclass(frozen=True)
+class Evenly(Needs):
+    """`count` frames, evenly spread from the first frame to the last, however long the video is."""
+
+    count: int
+
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        return torch.linspace(0, size.frames - 1, min(self.count, size.frames)).round().long()
+
+
+@dataclass(frozen=True)
 class PerSecond(Needs):
     """`fps` frames of every second, evenly spread from the first frame to the last; at least `least` in all."""
 

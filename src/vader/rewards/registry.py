@@ -53,6 +53,9 @@ BUILT_IN = {
     "videoreward": "vader.rewards.videoreward:VideoReward",
     "hpsv3": "vader.rewards.hpsv3:HPSv3",
     "vlm": "vader.rewards.vlm:Vlm",
+    "videoprism": "vader.rewards.textvideo:VideoPrism",
+    "xclip": "vader.rewards.textvideo:XClip",
+    "aesthetic_v25": "vader.rewards.aesthetic_v25:AestheticV25",
 }
 
 # Mixes by name: of each reward its name, its weight and its options. A mix's own options go to all its rewards.
