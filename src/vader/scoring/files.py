@@ -166,7 +166,8 @@ def _score_whole(
     rewards: Mapping[str, Reward], mix: RewardMix, frames: Tensor, prompt: Prompt, fps: float | None
 ) -> dict[str, PartScore]:
     """Rewards that need a video's frames `[F, 3, H, W]` together, each of those that it needs."""
-    found, (count, _, height, width) = {}, frames.shape
+    found: dict[str, PartScore] = {}
+    count, _, height, width = frames.shape
     size = VideoSize(count, height, width, max(1, round(fps or 8)))
     for name, reward in rewards.items():
         if fps is None and (isinstance(mix.shown[name], PerSecond) or isinstance(reward.needs, PerSecond)):
