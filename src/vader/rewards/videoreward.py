@@ -59,7 +59,8 @@ class VideoReward(SummedReward):
         Raises:
             UserError: the checkpoint is missing, lacks a weight or has one too many, or does not fit the base.
         """
-        super().__init__(dict.fromkeys(WORDS, 0.0) | dict(weights or dict.fromkeys(WORDS, 1.0)))
+        given: dict[str, float] = dict.fromkeys(WORDS, 1.0) if weights is None else {**weights}
+        super().__init__(dict.fromkeys(WORDS, 0.0) | given)
         size = sum(abs(weight) for weight in self.weights.values())
         self.sensible_range = (-2.0 * size, 2.0 * size)
         path, folder = together(lambda: find_file(checkpoint, "videoreward.safetensors"), lambda: resolve(base, "qwen"))
@@ -75,7 +76,7 @@ class VideoReward(SummedReward):
         Raises:
             UserError: the frames are not two a second, as the clip's times tell.
         """
-        check_rate("videoreward", clip.times, self.needs)
+        check_rate("videoreward", clip.times, NEEDS)
         videos = zip(clip.frames, clip.times, prompts, strict=True)
         raw = torch.stack([self._raw(frames, times, prompt.text) for frames, times, prompt in videos])
         return dict(zip(WORDS, self._scaled(raw).unbind(dim=1), strict=True))

@@ -31,6 +31,7 @@ TOKENS = (4, 256)  # of a frame, at least and at most
 class Vlm(SummedReward):
     """How sure a vision language model is of Yes to questions on the video, in log-odds from -6 to 6 (Qwen-VL)."""
 
+    needs: PerSecond
     sensible_range = (-BOUND, BOUND)
 
     def __init__(
