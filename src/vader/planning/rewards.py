@@ -38,7 +38,7 @@ from transformers import (
 
 from vader.planning.models import IMAGE_TOWER, TEXT_TOWER
 from vader.planning.qwen import QWEN2_2B, QWEN2_7B, qwen2_vl, qwen3_vl
-from vader.rewards import action, aesthetic_v25, hpsv3, object_removal, textvideo, videoreward, vlm
+from vader.rewards import action, aesthetic_v25, hpsv3, mps, object_removal, textvideo, videoreward, vlm
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.clip import ImageTower, TextTower
@@ -217,6 +217,14 @@ def text_video(cls: type[R], model: Any, **parts: Any) -> R:
     return bare(cls, model=model, tokenizer=arbitrary_texts, **settings)
 
 
+def on_cross_attention() -> mps.MPS:
+    clip = CLIPModel(CLIPConfig(**CLIP_H))
+    features = clip.config.projection_dim
+    layers = [mps.CrossLayer(features, features // 64, 64, 4 * features) for _ in range(4)]
+    settings: dict[str, Any] = {"tokenize": lambda text: torch.arange(77)[None], "length": 77, "resize": crop}
+    return bare(mps.MPS, clip=clip, cross=nn.ModuleList(layers), _read={}, **settings)
+
+
 def siglip_head() -> aesthetic_v25.AestheticV25:
     model = SiglipVisionModel(SiglipVisionConfig(**SIGLIP))
     widths = (model.config.hidden_size, *SIGLIP_HEAD)
@@ -241,6 +249,7 @@ BUILDERS: dict[str, Callable[[], Reward]] = {
     "videoprism": video_prism,
     "xclip": x_clip,
     "aesthetic_v25": siglip_head,
+    "mps": on_cross_attention,
 }
 
 

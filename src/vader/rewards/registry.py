@@ -55,6 +55,7 @@ BUILT_IN = {
     "vlm": "vader.rewards.vlm:Vlm",
     "videoprism": "vader.rewards.textvideo:VideoPrism",
     "xclip": "vader.rewards.textvideo:XClip",
+    "mps": "vader.rewards.mps:MPS",
     "aesthetic_v25": "vader.rewards.aesthetic_v25:AestheticV25",
 }
 

@@ -59,7 +59,7 @@ class VideoReward(SummedReward):
         Raises:
             UserError: the checkpoint is missing, lacks a weight or has one too many, or does not fit the base.
         """
-        given: dict[str, float] = dict.fromkeys(WORDS, 1.0) if weights is None else {**weights}
+        given = dict.fromkeys(WORDS, 1.0) if weights is None else {str(name): one for name, one in weights.items()}
         super().__init__(dict.fromkeys(WORDS, 0.0) | given)
         size = sum(abs(weight) for weight in self.weights.values())
         self.sensible_range = (-2.0 * size, 2.0 * size)
