@@ -219,7 +219,7 @@ def text_video(cls: type[R], model: Any, **parts: Any) -> R:
 
 def on_cross_attention() -> mps.MPS:
     clip = CLIPModel(CLIPConfig(**CLIP_H))
-    features = clip.config.projection_dim
+    features: int = CLIP_H["projection_dim"]
     layers = [mps.CrossLayer(features, features // 64, 64, 4 * features) for _ in range(4)]
     settings: dict[str, Any] = {"tokenize": lambda text: torch.arange(77)[None], "length": 77, "resize": crop}
     return bare(mps.MPS, clip=clip, cross=nn.ModuleList(layers), _read={}, **settings)
