@@ -450,7 +450,7 @@ def shrink(config: dict, **more) -> dict:
 def small_rewards(monkeypatch):
     monkeypatch.setattr(random_rewards, "VISION_TOWER", shrink(random_rewards.VISION_TOWER, image_size=28))
     towers = {name: shrink(random_rewards.CLIP_H[name]) for name in ("text_config", "vision_config")}
-    monkeypatch.setattr(random_rewards, "CLIP_H", random_rewards.CLIP_H | towers)
+    monkeypatch.setattr(random_rewards, "CLIP_H", random_rewards.CLIP_H | towers | {"projection_dim": 64})
     for name in ("BLIP_VISION", "BLIP_TEXT", "YOLOS", "VIDEOMAE", "DINO"):
         monkeypatch.setattr(random_rewards, name, shrink(getattr(random_rewards, name)))
     sizes = {name: random_rewards.VitSize(1, 64, 2) for name in random_rewards.VJEPA_L}
