@@ -42,7 +42,7 @@ import plans
 import policies
 import rewards
 
-from vader.planning import measured
+from vader.planning import measured, qwen
 from vader.planning import models as random_models
 from vader.planning import rewards as random_rewards
 from vader.planning import wan as random_wan
@@ -450,11 +450,27 @@ def shrink(config: dict, **more) -> dict:
 def small_rewards(monkeypatch):
     monkeypatch.setattr(random_rewards, "VISION_TOWER", shrink(random_rewards.VISION_TOWER, image_size=28))
     towers = {name: shrink(random_rewards.CLIP_H[name]) for name in ("text_config", "vision_config")}
-    monkeypatch.setattr(random_rewards, "CLIP_H", random_rewards.CLIP_H | towers)
+    monkeypatch.setattr(random_rewards, "CLIP_H", random_rewards.CLIP_H | towers | {"projection_dim": 64})
     for name in ("BLIP_VISION", "BLIP_TEXT", "YOLOS", "VIDEOMAE", "DINO"):
         monkeypatch.setattr(random_rewards, name, shrink(getattr(random_rewards, name)))
     sizes = {name: random_rewards.VitSize(1, 64, 2) for name in random_rewards.VJEPA_L}
     monkeypatch.setattr(random_rewards, "VJEPA_L", sizes)
+    text = shrink(qwen.QWEN2_2B, hidden_size=256, num_key_value_heads=1, vocab_size=64)
+    for name in ("QWEN2_2B", "QWEN2_7B"):
+        monkeypatch.setattr(random_rewards, name, text)
+    monkeypatch.setattr(qwen, "QWEN2_VISION", qwen.QWEN2_VISION | {"depth": 1, "embed_dim": 32, "num_heads": 2})
+    monkeypatch.setattr(qwen, "QWEN3_2B", shrink(qwen.QWEN3_2B, num_key_value_heads=1, vocab_size=64))
+    vision = {"depth": 1, "num_heads": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    monkeypatch.setattr(qwen, "QWEN3_VISION", shrink(qwen.QWEN3_VISION, **vision))
+    vision = {"image_size": 36, "num_frames": 4, "num_spatial_layers": 1, "num_temporal_layers": 1}
+    vision |= {"num_auxiliary_layers": 1}
+    text = shrink({"vocab_size": 99})
+    monkeypatch.setattr(random_rewards, "VIDEOPRISM", {"vision_config": shrink({}) | vision, "text_config": text})
+    vision = {"image_size": 32, "num_frames": 4, "patch_size": 16}
+    vision |= {f"mit_{name}": count for name, count in shrink({}).items()}
+    small = {"vision_config": shrink({}) | vision, "text_config": text, "projection_dim": 64, "prompt_layers": 1}
+    monkeypatch.setattr(random_rewards, "XCLIP", small | {"prompt_num_attention_heads": 2})
+    monkeypatch.setattr(random_rewards, "SIGLIP", shrink(random_rewards.SIGLIP, image_size=28))
     monkeypatch.setattr(rewards, "HEIGHT", 32)
     monkeypatch.setattr(rewards, "WIDTH", 48)
     monkeypatch.setattr(rewards, "ROUNDS", {"cpu": 1})
@@ -469,7 +485,11 @@ def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, t
     assert result["settings"] == {"height": 32, "width": 48, "precision": "torch.float32", "rounds": 1}
     assert [record["reward"] for record in result["rewards"]] == chosen
     for record in result["rewards"]:
-        assert record["frames"] == (4 if record["reward"] in ("action", "consistency", "vjepa") else 1)
+        assert record["frames"] == (
+            4
+            if record["reward"] in ("action", "consistency", "vjepa", "videoreward", "vlm", "videoprism", "xclip")
+            else 1
+        )
         assert record["weights"] == 4 * record["parameters"]
         assert record["seconds"].keys() == record["peak_memory"].keys() == {"forward", "both"}
         assert min(record["seconds"].values()) > 0

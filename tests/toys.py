@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vader.files.images import prompt_images
 from vader.models.base import VideoModel
 from vader.nouns import Clip, Condition, Prompt, VideoSize
-from vader.rewards import AllFrames, FrameReward, Reward
+from vader.rewards import AllFrames, FrameReward, Reward, SummedReward
 
 DDIM = {
     "_class_name": "DDIMScheduler",
@@ -146,3 +146,16 @@ class Stillness(Reward):
 
     def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         return -(clip.frames[:, 1:] - clip.frames[:, :-1]).square().mean(dim=(1, 2, 3, 4))
+
+
+class Both(SummedReward):
+    """Warmth and stillness as heads of one reward; a third is only reported."""
+
+    needs = AllFrames(least=2)
+
+    def __init__(self) -> None:
+        super().__init__({"warm": 1.0, "still": 0.5, "bright": 0.0})
+
+    def score_heads(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        warm, still = Warmth().score(clip, prompts), Stillness().score(clip, prompts)
+        return {"warm": warm, "still": still, "bright": clip.frames.mean(dim=(1, 2, 3, 4))}

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from vader.rewards.base import FrameReward as FrameReward
     from vader.rewards.base import Reward as Reward
     from vader.rewards.base import RewardMix as RewardMix
+    from vader.rewards.base import SummedReward as SummedReward
     from vader.rewards.needs import AllFrames as AllFrames
+    from vader.rewards.needs import Evenly as Evenly
     from vader.rewards.needs import Frames as Frames
     from vader.rewards.needs import PerSecond as PerSecond
     from vader.rewards.registry import load_reward as load_reward
@@ -62,6 +64,7 @@ _HOMES = {
     "Audio": "vader.nouns",
     "Clip": "vader.nouns",
     "Condition": "vader.nouns",
+    "Evenly": "vader.rewards.needs",
     "Frames": "vader.rewards.needs",
     "Known": "vader.nouns",
     "Metric": "vader.evaluation.metrics.base",
@@ -75,6 +78,7 @@ _HOMES = {
     "Recipe": "vader.recipe",
     "RewardMix": "vader.rewards.base",
     "RunError": "vader.errors",
+    "SummedReward": "vader.rewards.base",
     "TrainResult": "vader.training.trainer",
     "UserError": "vader.errors",
     "VideoModel": "vader.models.base",

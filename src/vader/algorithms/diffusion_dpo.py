@@ -177,7 +177,7 @@ class DiffusionDPO(Algorithm):
         """Samples, scores and remembers the batch's videos; with a preference file there are none."""
         if isinstance(self.pairs, PreferenceFile):
             nothing = torch.empty(0)
-            return Scores(nothing, dict.fromkeys(engine.reward.rewards, nothing), nothing)
+            return Scores(nothing, dict.fromkeys(engine.reward.part_names, nothing), nothing)
         engine.tell(f"step {batch.step}: sampling {len(batch.prompts)} videos")
         latents, rows = zip(*(_sample(engine, part) for part in engine.micro_batches(batch)), strict=True)
         scores = gather_scores(engine, batch, batch.indices, torch.cat(rows))

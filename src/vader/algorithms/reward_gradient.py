@@ -117,7 +117,7 @@ class RewardGradient(Algorithm):
             return (flat(latents) * flat(gradient)).sum(), scored
 
     def _finish(self, engine: Engine, tally: Tally) -> Metrics:
-        names = list(engine.reward.rewards)
+        names = engine.reward.part_names
         found = [tally.videos, tally.total, tally.clamped, tally.distance, *(tally.parts[name] for name in names)]
         videos, *sums = engine.sums(found)
         reward, clamped, distance, *parts = (value / videos for value in sums)

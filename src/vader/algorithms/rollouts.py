@@ -65,7 +65,7 @@ def score(engine: Engine, batch: Batch, latents: Any) -> Tensor:
 def gather_scores(engine: Engine, batch: Batch, indices: Sequence[int], rows: Tensor) -> Scores:
     """The scores of all processes' videos from the rows of this one's, which are the videos `indices`."""
     columns = engine.gather(rows, indices, batch.total).unbind(dim=1)
-    return Scores(columns[0], dict(zip(engine.reward.rewards, columns[2:], strict=True)), columns[1])
+    return Scores(columns[0], dict(zip(engine.reward.part_names, columns[2:], strict=True)), columns[1])
 
 
 def gather_prompts(batch: Batch) -> list[Prompt]:

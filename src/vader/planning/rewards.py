@@ -24,16 +24,21 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     ViTConfig,
     ViTModel,
+    XCLIPConfig,
+    XCLIPModel,
     YolosConfig,
     YolosForObjectDetection,
 )
 
 from vader.planning.models import IMAGE_TOWER, TEXT_TOWER
-from vader.rewards import action, object_removal
+from vader.planning.qwen import QWEN2_2B, QWEN2_7B, qwen2_vl, qwen3_vl
+from vader.rewards import action, aesthetic_v25, hpsv3, mps, object_removal, textvideo, videoreward, vlm
 from vader.rewards.aesthetic import Aesthetic
 from vader.rewards.base import Reward
 from vader.rewards.clip import ImageTower, TextTower
@@ -41,7 +46,7 @@ from vader.rewards.compression import Compression
 from vader.rewards.consistency import Consistency, DinoTower
 from vader.rewards.hps import HPS
 from vader.rewards.imagereward import LENGTH, ImageReward
-from vader.rewards.needs import AllFrames
+from vader.rewards.needs import AllFrames, Evenly
 from vader.rewards.pickscore import PickScore
 from vader.rewards.preprocess import crop
 from vader.rewards.registry import load_reward, reward_class
@@ -77,6 +82,17 @@ VIDEOMAE: dict[str, Any] = {"num_hidden_layers": 12, "num_labels": 400}
 DINO: dict[str, Any] = {"num_hidden_layers": 12, "image_size": 224}
 VJEPA_L: dict[str, VitSize] = {"encoder": VitSize(24, 1024, 16), "predictor": VitSize(12, 384, 16)}
 PAIRS = AllFrames(least=2, multiple=2)  # two frames make a token
+VIDEOPRISM: dict[str, Any] = {}  # transformers' own defaults are the base model's, and X-CLIP's
+XCLIP: dict[str, Any] = {}
+SIGLIP: dict[str, Any] = {  # so400m
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+SIGLIP_HEAD = (1024, 128, 64, 16, 1)
 AFFINE_HEAD, RELU_HEAD = (1024, 128, 64, 16, 1), (512, 128, 32, 1)
 
 R = TypeVar("R", bound=nn.Module)
@@ -153,6 +169,69 @@ def vjepa() -> VJEPA:
     return bare(VJEPA, network=network, resize=crop, **settings)
 
 
+def video_reward() -> videoreward.VideoReward:
+    return bare(
+        videoreward.VideoReward,
+        network=qwen2_vl(QWEN2_2B, list(videoreward.WORDS.values())),
+        head=nn.Linear(QWEN2_2B["hidden_size"], 1, bias=False),
+        weights=dict.fromkeys(videoreward.WORDS, 1.0),
+        limits=videoreward.LIMITS,
+        normalise=True,
+    )
+
+
+def hps_v3() -> hpsv3.HPSv3:
+    network, head = qwen2_vl(QWEN2_7B, [hpsv3.WORD]), hpsv3.make_head(QWEN2_7B["hidden_size"])
+    return bare(hpsv3.HPSv3, network=network, head=head, limits=hpsv3.LIMITS)
+
+
+def yes_or_no() -> vlm.Vlm:
+    network = qwen3_vl()
+    needs, limits = vlm.sight(network.layout, fps=2.0)
+    settings = {"weights": {"1": 1.0}, "questions": (vlm.QUESTION,), "needs": needs, "limits": limits}
+    reward = bare(vlm.Vlm, network=network, **settings)
+    reward.register_buffer("direction", torch.zeros(network.model.config.text_config.hidden_size), persistent=False)
+    return reward
+
+
+def arbitrary_texts(prompt: str, max_length: int, **settings: Any) -> BatchEncoding:
+    ids = torch.arange(max_length)[None]
+    return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def video_prism() -> textvideo.VideoPrism:
+    from transformers import VideoPrismClipModel, VideoPrismConfig  # newer than the rest of the package asks for
+
+    model = VideoPrismClipModel(VideoPrismConfig(**VIDEOPRISM))
+    return text_video(textvideo.VideoPrism, model)
+
+
+def x_clip() -> textvideo.XClip:
+    return text_video(textvideo.XClip, XCLIPModel(XCLIPConfig(**XCLIP)), resize=crop)
+
+
+def text_video(cls: type[R], model: Any, **parts: Any) -> R:
+    vision, length = model.config.vision_config, model.config.text_config.max_position_embeddings
+    needs = Evenly(vision.num_frames, least=vision.num_frames)
+    settings = {"needs": needs, "size": vision.image_size, "length": length} | parts
+    return bare(cls, model=model, tokenizer=arbitrary_texts, **settings)
+
+
+def on_cross_attention() -> mps.MPS:
+    clip = CLIPModel(CLIPConfig(**CLIP_H))
+    features: int = CLIP_H["projection_dim"]
+    layers = [mps.CrossLayer(features, features // 64, 64, 4 * features) for _ in range(4)]
+    settings: dict[str, Any] = {"tokenize": lambda text: torch.arange(77)[None], "length": 77, "resize": crop}
+    return bare(mps.MPS, clip=clip, cross=nn.ModuleList(layers), _read={}, **settings)
+
+
+def siglip_head() -> aesthetic_v25.AestheticV25:
+    model = SiglipVisionModel(SiglipVisionConfig(**SIGLIP))
+    widths = (model.config.hidden_size, *SIGLIP_HEAD)
+    head = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+    return bare(aesthetic_v25.AestheticV25, model=model, head=head)
+
+
 BUILDERS: dict[str, Callable[[], Reward]] = {
     "aesthetic": lambda: on_clip_l(Aesthetic, "crop", AFFINE_HEAD, target=None),
     "weather": lambda: on_clip_l(Weather, "squash", AFFINE_HEAD, output="logit"),
@@ -164,6 +243,13 @@ BUILDERS: dict[str, Callable[[], Reward]] = {
     "action": videomae,
     "consistency": dino,
     "vjepa": vjepa,
+    "videoreward": video_reward,
+    "hpsv3": hps_v3,
+    "vlm": yes_or_no,
+    "videoprism": video_prism,
+    "xclip": x_clip,
+    "aesthetic_v25": siglip_head,
+    "mps": on_cross_attention,
 }
 
 

@@ -59,8 +59,10 @@ class Reward(nn.Module):
         """The rewards `[B]` of what it needs of B videos."""
 
     def forward(self, frames: Tensor, prompts: Sequence[str | Prompt], fps: float = 8.0) -> Tensor:
-        """The rewards `[B]` of pixels `[B, F, 3, H, W]`, all frames, `fps` of them a second."""
-        return self.score(Clip.whole(frames, fps), as_prompts(prompts))
+        """The rewards `[B]` of pixels `[B, F, 3, H, W]`, all frames of videos, `fps` of them a second."""
+        count, _, height, width = frames.shape[1:]
+        places = self.needs.choose(VideoSize(count, height, width, max(1, round(fps)))).to(frames.device)
+        return self.score(Clip.whole(frames, fps).at(places.expand(len(frames), -1)), as_prompts(prompts))
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raises `UserError` if a prompt lacks what this reward needs of it. Asked before a run starts."""
@@ -99,6 +101,29 @@ class FrameReward(Reward):
         return require_scores(self.score_frames(images, prompts), len(images), "score_frames", "image")
 
 
+class SummedReward(Reward):
+    """A weighted sum of scores that come from one pass of one network, each reported by itself as `reward/head`.
+
+    Attributes:
+        weights: of the heads, by name; a head of weight 0 is only reported.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.weights = dict(weights)
+
+    @abstractmethod
+    def score_heads(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """What each head says, `[B]`, by the names of `weights`."""
+
+    def total(self, heads: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum `[B]`."""
+        return torch.stack([weight * heads[name] for name, weight in self.weights.items()]).sum(dim=0)
+
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        return self.total(self.score_heads(clip, prompts))
+
+
 class RewardMix(Reward):
     """The weighted sum of named rewards, each of which sees its own frames; `parts` are unweighted.
 
@@ -127,6 +152,11 @@ class RewardMix(Reward):
     def items(self) -> Sequence[tuple[str, Reward]]:
         return list(self.rewards.items())  # type: ignore[arg-type]
 
+    @property
+    def part_names(self) -> list[str]:
+        """What is reported: each reward, and behind it the heads that it is a sum of."""
+        return [name for one, reward in self.items() for name in (one, *head_names(one, reward))]
+
     def to_precision(self, dtype: torch.dtype) -> RewardMix:
         for _, reward in self.items():
             reward.to_precision(dtype)
@@ -142,12 +172,18 @@ class RewardMix(Reward):
             needs.check(name, size)
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum `[B]` of parts `[B]`, of all rewards or of some."""
-        return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum(dim=0)
+        """The weighted sum `[B]` of parts `[B]`, of all rewards or of some; what they are sums of is in them."""
+        weighted = [weight * parts[name] for name, weight in self.weights.items() if name in parts]
+        return torch.stack(weighted).sum(dim=0)
 
     def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         """All rewards of the same clip, each on all of its frames."""
         return self.total({name: reward.score(clip, prompts) for name, reward in self.items()})
+
+
+def head_names(name: str, reward: Reward) -> list[str]:
+    """Under what names the heads of the reward `name` are reported; most have none."""
+    return [f"{name}/{head}" for head in reward.weights] if isinstance(reward, SummedReward) else []
 
 
 def as_mix(reward: Reward, name: str | None = None) -> RewardMix:

@@ -17,7 +17,7 @@ from torch import Tensor
 from vader.errors import UserError, is_out_of_memory
 from vader.nouns import Clip, Prompt
 from vader.plugins import own_line, told
-from vader.rewards.base import BrokenContract, FrameReward, Reward, require_scores
+from vader.rewards.base import BrokenContract, FrameReward, Reward, SummedReward, head_names, require_scores
 
 MORE = "'vader check reward' tells more"
 
@@ -29,6 +29,20 @@ def scored(name: str, reward: Reward, clip: Clip, prompts: Sequence[Prompt]) -> 
         UserError: it fails, or gives anything but one number a video, in float32 or better.
     """
     return _called(name, lambda: require_scores(reward.score(clip, prompts), len(prompts), "score", "video"))
+
+
+def scored_parts(name: str, reward: Reward, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """What is reported of a reward: `scored` under its name and, of one that is a sum, its heads behind it."""
+    if not isinstance(reward, SummedReward):
+        return {name: scored(name, reward, clip, prompts)}
+    heads: dict[str, Tensor] = {}
+
+    def call() -> Tensor:
+        heads.update(reward.score_heads(clip, prompts))
+        return require_scores(reward.total(heads), len(prompts), "score_heads", "video")
+
+    total = _called(name, call)
+    return {name: total} | dict(zip(head_names(name, reward), (heads[head] for head in reward.weights), strict=True))
 
 
 def scored_frames(name: str, reward: FrameReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

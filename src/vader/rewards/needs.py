@@ -93,6 +93,16 @@ class FixedFrames(Needs):
 
 
 @dataclass(frozen=True)
+class Evenly(Needs):
+    """`count` frames, evenly spread from the first frame to the last, however long the video is."""
+
+    count: int
+
+    def choose(self, size: VideoSize, generator: torch.Generator | None = None) -> Tensor:
+        return torch.linspace(0, size.frames - 1, min(self.count, size.frames)).round().long()
+
+
+@dataclass(frozen=True)
 class PerSecond(Needs):
     """`fps` frames of every second, evenly spread from the first frame to the last; at least `least` in all."""
 
@@ -102,6 +112,28 @@ class PerSecond(Needs):
         wanted = max(self.least, self.multiple * round(size.frames / size.fps * self.fps / self.multiple))
         count = min(wanted, size.frames - size.frames % self.multiple)
         return torch.linspace(0, size.frames - 1, count).round().long()
+
+
+def check_rate(name: str, times: Tensor, needs: PerSecond) -> None:
+    """Raises `UserError` if frames shown at `times` `[B, n]` are not the reward's `needs.fps` a second.
+
+    By its rule n frames stand for (n - multiple / 2) / fps to (n + multiple / 2) / fps seconds, a video's last frame
+    included; short videos have `least` frames all the same.
+    """
+    if times.is_meta:  # a plan's, which have no values
+        return
+    count, slack = times.shape[1], needs.multiple / 2
+    span = (times[:, -1] - times[:, 0]).tolist()
+    steps = times.diff(dim=1)
+    if not (bool(torch.isfinite(times).all()) and bool((steps > 0).all())):
+        raise UserError(f"reward {name!r} needs to know when each frame is shown: give the videos' frames a second")
+    least = (count - 1) / count * (count - slack) / needs.fps if count > max(needs.least, needs.multiple) else 0.0
+    most = (count + slack) / needs.fps
+    if wrong := [length for length in span if not 0.99 * least <= length <= 1.01 * most]:
+        raise UserError(
+            f"reward {name!r} sees {needs.fps:g} frames a second, got {count} frames of {wrong[0]:.3g} seconds: "
+            "leave out the key sees, and set video.fps to what the videos have"
+        )
 
 
 def seeing(needs: Needs, sees: Sees | Sequence[int] | None) -> Needs:

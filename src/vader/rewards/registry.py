@@ -50,6 +50,13 @@ BUILT_IN = {
     "object_removal": "vader.rewards.object_removal:ObjectRemoval",
     "consistency": "vader.rewards.consistency:Consistency",
     "vjepa": "vader.rewards.vjepa:VJEPA",
+    "videoreward": "vader.rewards.videoreward:VideoReward",
+    "hpsv3": "vader.rewards.hpsv3:HPSv3",
+    "vlm": "vader.rewards.vlm:Vlm",
+    "videoprism": "vader.rewards.textvideo:VideoPrism",
+    "xclip": "vader.rewards.textvideo:XClip",
+    "mps": "vader.rewards.mps:MPS",
+    "aesthetic_v25": "vader.rewards.aesthetic_v25:AestheticV25",
 }
 
 # Mixes by name: of each reward its name, its weight and its options. A mix's own options go to all its rewards.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.rewards.base import Reward, RewardMix
-from vader.rewards.contract import scored
+from vader.rewards.contract import scored_parts
 from vader.scoring.choice import Group, Piece, blocks, evaluation_groups
 
 
@@ -48,9 +48,17 @@ class Sheet:
         self.values += raw.numel()
 
     def scored(self, mix: RewardMix) -> Scored:
-        parts = {name: self.parts[name] for name, _ in mix.items()}
+        parts = {name: self.parts[name] for name in mix.part_names}
         total = mix.total(parts)
         return Scored(parts, total, total.new_tensor(float(self.clamped) / self.values))
+
+
+def scored_all(rewards: Mapping[str, Reward], clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """What is reported of several rewards of one clip, each `[B]`."""
+    found: dict[str, Tensor] = {}
+    for name, reward in rewards.items():
+        found |= scored_parts(name, reward, clip, prompts)
+    return found
 
 
 def framewise_scores(
@@ -64,7 +72,8 @@ def framewise_scores(
         seen = Clip(clip.frames[some].clamp(0, 1), clip.times[some])
         share = seen.frames.shape[1] / frames
         texts = prompts[some.rows]
-        yield some.rows.start, {name: share * scored(name, one, seen, texts) for name, one in rewards.items()}
+        parts = scored_all(rewards, seen, texts)
+        yield some.rows.start, {name: share * part for name, part in parts.items()}
 
 
 def score_group(
@@ -87,7 +96,7 @@ def score_group(
         kept += [(piece, seen.frames)] if group.whole else []
     if group.whole:
         clip = Clip(assembled(group.frames, kept), group.times, audio)
-        sheet.add(0, videos, {name: scored(name, reward, clip, prompts) for name, reward in group.whole.items()})
+        sheet.add(0, videos, scored_all(group.whole, clip, prompts))
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from vader.errors import UserError
 from vader.files.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, frame_rate, stream_frames
 from vader.nouns import Clip, Prompt, VideoSize, as_prompts
 from vader.rewards.base import FrameReward, Reward, RewardMix, as_mix
-from vader.rewards.contract import scored, scored_frames
+from vader.rewards.contract import scored_frames, scored_parts
 from vader.rewards.needs import PerSecond
 
 CHUNK = 16  # frames on the device at once
@@ -158,18 +158,19 @@ def score_video(
         parts |= _score_whole(whole, mix, torch.cat(kept), prompt, fps)
     if wild := [name for name, part in parts.items() if not math.isfinite(part.mean)]:
         raise UserError(f"the score by reward {wild[0]!r} is not finite")
-    total = sum(mix.weights[name] * part.mean for name, part in parts.items())
-    return FileScore(path, count, total, {name: parts[name] for name, _ in mix.items()})
+    total = sum(weight * parts[name].mean for name, weight in mix.weights.items())
+    return FileScore(path, count, total, {name: parts[name] for name in mix.part_names})
 
 
 def _score_whole(
     rewards: Mapping[str, Reward], mix: RewardMix, frames: Tensor, prompt: Prompt, fps: float | None
 ) -> dict[str, PartScore]:
     """Rewards that need a video's frames `[F, 3, H, W]` together, each of those that it needs."""
-    found, (count, _, height, width) = {}, frames.shape
+    found: dict[str, PartScore] = {}
+    count, _, height, width = frames.shape
     size = VideoSize(count, height, width, max(1, round(fps or 8)))
     for name, reward in rewards.items():
-        if fps is None and isinstance(mix.shown[name], PerSecond):
+        if fps is None and (isinstance(mix.shown[name], PerSecond) or isinstance(reward.needs, PerSecond)):
             raise UserError(
                 f"reward {name!r} needs frames by the second, and nothing tells how fast these are: give a video file"
             )
@@ -178,7 +179,8 @@ def _score_whole(
         clip = Clip.whole(frames[None], fps or 8.0).at(chosen[None])
         device = _device(reward)
         shown = Clip(clip.frames.to(device), clip.times.to(device))
-        found[name] = PartScore(scored(name, reward, shown, [prompt]).item(), None)
+        parts = scored_parts(name, reward, shown, [prompt])
+        found |= {part: PartScore(score.item(), None) for part, score in parts.items()}
     return found
 
 

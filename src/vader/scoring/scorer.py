@@ -23,9 +23,8 @@ from vader.models.joined import Decodes, Joined, decoder_of
 from vader.models.tiny_decoder import TinyVideos
 from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
 from vader.rewards.base import RewardMix
-from vader.rewards.contract import scored
 from vader.scoring.choice import Group, Piece, pieces
-from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_group
+from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_group, scored_all
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Scorer:
         audio = self.model.decode_audio(detached(leaf)) if group.heard else None
         samples = None if audio is None else audio.samples.requires_grad_()
         clip = Clip(raw.clamp(0, 1), group.times, audio)
-        parts = {name: scored(name, reward, clip, prompts) for name, reward in group.whole.items()}
+        parts = scored_all(group.whole, clip, prompts)
         (-scale * self.mix.total(parts)).sum().backward()
         if samples is not None and samples.grad is not None:
             self.model.decode_audio(leaf).samples.backward(samples.grad)
@@ -116,7 +115,7 @@ class Scorer:
             raw = self.trained.decode_unclamped(latents, group.frames)
             audio = self.model.decode_audio(latents) if group.heard else None
             clip = Clip(raw.clamp(0, 1), group.times, audio)
-            parts |= {n: scored(n, one, clip, prompts) for n, one in (group.framewise | group.whole).items()}
+            parts |= scored_all(group.framewise | group.whole, clip, prompts)
             sheet.count_clamped(raw)
         sheet.add(0, len(scale), parts)
         return -(scale * self.mix.total(parts)).sum(), sheet.scored(self.mix)

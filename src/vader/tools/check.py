@@ -26,6 +26,7 @@ from vader.nouns import Audio, Clip, Condition, Prompt, VideoSize, as_prompts, f
 from vader.plugins import one_line, told
 from vader.randomness import generator
 from vader.rewards.base import Reward, require_scores
+from vader.rewards.needs import Needs
 from vader.sampling.guidance import Passes, load_guidance
 from vader.sampling.noise import Noise
 from vader.sampling.videos import make_sampler, solver_of
@@ -71,7 +72,7 @@ def _check(name: str, test: Callable[[], Outcome]) -> Check:
 def check_reward(reward: Reward, prompts: Sequence[str | Prompt] = PROMPTS, size: VideoSize = SIZE) -> list[Check]:
     """Checks a reward on random videos of `size`, one for each prompt (two or more), with sound if it listens."""
     device = next(reward.parameters(), torch.empty(0)).device
-    clip = _random_clip(len(prompts), size, reward.needs.audio, device)
+    clip = _shown(reward.needs, size, _random_clip(len(prompts), size, reward.needs.audio, device))
     reached = "pixels or sound" if reward.needs.audio else "the pixels"
     tests = {
         "one finite number a video": _scores,
@@ -99,6 +100,11 @@ def _random_clip(count: int, size: VideoSize, sound: bool, device: torch.device)
     samples = torch.rand((count, 2, length), generator=generator(0, "check/sound")) - 0.5
     audio = Audio(samples.to(device), SOUND_RATE) if sound else None
     return Clip.whole(_random_pixels(count, size).to(device), size.fps, audio)
+
+
+def _shown(needs: Needs, size: VideoSize, clip: Clip) -> Clip:
+    """The frames that a reward needs of a whole video."""
+    return clip.at(needs.choose(size).to(clip.frames.device).expand(len(clip), -1))
 
 
 @torch.no_grad()
