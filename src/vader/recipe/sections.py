@@ -221,3 +221,25 @@ class EvaluationSection(Section):
     def videos_at_the_ends(self) -> int:
         """How many at step 0 and at the end."""
         return self.final_videos or self.videos
+
+
+PIXELS = (
+    "clipped",
+    "motion",
+    "flicker",
+    "grid",
+    "detail",
+    "saturation",
+    "contrast",
+)  # guards that cost next to nothing
+
+
+class GuardsSection(Section):
+    """What says when a gain is not to be trusted, at each evaluation against the base's videos."""
+
+    mode: Literal["off", "warn", "stop"] = "warn"
+    """off, warn (say it) or stop (end the run)."""
+    rewards: tuple[Part, ...] = ()
+    """Rewards that are not trained on: if one falls, or prompts matter less to it, the gain is doubtful."""
+    watch: tuple[Part, ...] = tuple(Part(name=name) for name in PIXELS)
+    """Further guards, most telling first (vader list guards)."""
