@@ -225,10 +225,10 @@ class EvaluationSection(Section):
 
 PIXELS = (
     "clipped",
-    "motion",
-    "flicker",
     "grid",
     "detail",
+    "motion",
+    "flicker",
     "saturation",
     "contrast",
 )  # guards that cost next to nothing

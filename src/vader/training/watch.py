@@ -64,8 +64,9 @@ class Watch:
         return self.verdicts[-1] if self.verdicts else None
 
     def restore(
-        self, step: int, evaluated: Iterable[int], skipped: Mapping[int, int], kept: Mapping[str, Any] | None, state: State
-    ) -> None:
+        self, step: int, evaluated: Iterable[int], skipped: Mapping[int, int], kept: Mapping[str, Any] | None,
+        state: State,
+    ) -> None:  # fmt: skip
         """Goes on at a step of a run.
 
         Args:

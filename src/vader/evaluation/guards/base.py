@@ -105,11 +105,11 @@ class Guard(Metric):
         raw = torch.tensor(list(changes.values()), dtype=torch.float64)
         good = self.sign or (-1 if raw.mean() > 0 else 1)
         each = (good * raw + self.allowed) / spread
-        mean, bound = each.mean().item(), upper_bound(each, error if self.sign else error / 2)
+        mean, bound, fallen = drift(each, error if self.sign else error / 2)
         at_once = self.limit is not None and good * raw.mean().item() < -self.limit
-        objects = at_once or (mean < -DRIFT and bound < -CERTAIN)
-        said = self.words(raw.mean().item(), mean)
-        return Finding(mean, bound, objects, at_once, said, dict(zip(changes, each.tolist(), strict=True)))
+        said = self.words(raw.mean().item(), mean.item())
+        by_video = dict(zip(changes, each.tolist(), strict=True))
+        return Finding(mean.item(), bound.item(), at_once or bool(fallen), at_once, said, by_video)
 
     def words(self, change: float, mean: float) -> str:
         """How much the figure has changed."""
@@ -118,12 +118,14 @@ class Guard(Metric):
         return f"{how}, {abs(mean):.2f} of its spread{beyond}" if mean < 0 else how
 
 
-def upper_bound(values: Tensor, error: float) -> float:
-    """What the mean of the population of `values` `[n]` stays below, but for this chance: one-sided Student's t."""
-    if len(values) < 2:
-        return math.inf
-    deviation = values.std().item() / math.sqrt(len(values))
-    return values.mean().item() + quantile(1 - error, len(values) - 1) * deviation
+def drift(changes: Tensor, error: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of changes `[..., n]` in the base's spreads: their mean, what the true mean stays below but for a chance `error`
+    (one-sided Student's t), and whether they are an objection; each `[...]`."""
+    mean, count = changes.mean(dim=-1), changes.shape[-1]
+    if count < 2:
+        return mean, torch.full_like(mean, math.inf), torch.zeros_like(mean, dtype=torch.bool)
+    bound = mean + quantile(1 - error, count - 1) * changes.std(dim=-1) / math.sqrt(count)
+    return mean, bound, (mean < -DRIFT) & (bound < -CERTAIN)
 
 
 class Guards(HeldOutMetrics):

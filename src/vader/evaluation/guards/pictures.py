@@ -54,6 +54,9 @@ class Distance(_Thumbnails):
         between = torch.pdist(pairs.all_base).mean().item() / pairs.all_base.shape[1] ** 0.5
         return dict(zip(pairs.keys, (moved / max(between, 1e-6)).tolist(), strict=True)), 1.0
 
+    def words(self, change: float, mean: float) -> str:
+        return f"{change:.2f} of the distance between base videos of two prompts"
+
 
 def _apart(groups: Mapping[int, Sequence[int]], thumbnails: Tensor) -> dict[int, float]:
     """The mean distance of two thumbnails of a group."""

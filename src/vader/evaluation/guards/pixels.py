@@ -41,7 +41,7 @@ class Motion(Guard):
 class Flicker(Guard):
     """Change of the change from frame to frame, as a multiple of motion: rises with flicker and shuffled frames."""
 
-    sign, wrong, log = -1, "videos flicker or jump more", True
+    sign, wrong, log, allowed = -1, "videos flicker or jump more", True, math.log(1.25)
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         return _each(clip, lambda video: _log(_moves(video, 2), STILL) - _log(_moves(video, 1), STILL))

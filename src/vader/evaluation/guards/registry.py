@@ -11,7 +11,7 @@ from vader.evaluation.guards.base import Guard, Guards
 from vader.evaluation.guards.rewards import HeldOutReward, Margin
 from vader.evaluation.metrics.reward import RewardMetric
 from vader.nouns import Audio, Clip, Prompt
-from vader.plugins import Part, checked_options, find_class, instantiate
+from vader.plugins import checked_options, find_class, instantiate
 from vader.recipe import GuardsSection
 from vader.rewards.registry import Named, check_rewards, load_reward, part_names
 from vader.scoring.scorer import Scorer
@@ -20,10 +20,10 @@ from vader.scoring.trial import VIDEOS, random_pixels, random_sound
 BUILT_IN: dict[str, type[Guard] | str] = {
     "retention": "vader.evaluation.guards.rewards:Retention",
     "clipped": "vader.evaluation.guards.pixels:Clipped",
-    "motion": "vader.evaluation.guards.pixels:Motion",
-    "flicker": "vader.evaluation.guards.pixels:Flicker",
     "grid": "vader.evaluation.guards.pixels:Grid",
     "detail": "vader.evaluation.guards.pixels:Detail",
+    "motion": "vader.evaluation.guards.pixels:Motion",
+    "flicker": "vader.evaluation.guards.pixels:Flicker",
     "saturation": "vader.evaluation.guards.pixels:Saturation",
     "contrast": "vader.evaluation.guards.pixels:Contrast",
     "diversity": "vader.evaluation.guards.pictures:Diversity",

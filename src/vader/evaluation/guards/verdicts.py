@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vader.evaluation.guards.base import Finding, Guards, Pairs
 from vader.evaluation.formats import counted
+from vader.evaluation.guards.base import Finding, Guards, Pairs
 from vader.runs.log import read_lines, write_lines
 
 Colour = Literal["green", "yellow", "red", "not learning"]
@@ -98,13 +98,13 @@ def _judged(
     objections = [name for name, finding in findings.items() if finding.objects]
     again = tuple(name for name in objections if name in earlier)
     at_once = [name for name in objections if findings[name].at_once]
-    heavy = [name for name in objections if name in again or name in at_once]
     gain, rise = _mean_rise(base, now), _mean_rise(green, now)
     broken = any(math.isnan(findings[name].mean) for name in at_once)
-    colour: Colour = "red" if heavy else "yellow" if objections else "green"
+    colour: Colour = "red" if at_once or again else "yellow" if objections else "green"
     if objections and not broken and rise <= 0:
         colour = "not learning"
-    return Verdict(now.step, colour, gain, next(iter([*heavy, *objections]), None), again, green.step, findings)
+    first = next(iter([*at_once, *again, *objections]), None)
+    return Verdict(now.step, colour, gain, first, again, green.step, findings)
 
 
 def _findings(guards: Guards, base: Measured, before: Measured, now: Measured) -> dict[str, Finding]:
