@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -234,10 +235,15 @@ PIXELS = (
 )  # guards that cost next to nothing
 
 
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class GuardsSection(Section):
     """What says when a gain is not to be trusted, at each evaluation against the base's videos."""
 
-    mode: Literal["off", "warn", "stop"] = "warn"
+    mode: Annotated[Literal["off", "warn", "stop"], BeforeValidator(_off)] = "warn"
     """off, warn (say it) or stop (end the run)."""
     rewards: tuple[Part, ...] = ()
     """Rewards that are not trained on: if one falls, or prompts matter less to it, the gain is doubtful."""
