@@ -109,19 +109,18 @@ def test_the_same_command_says_it_again_and_trains_nothing(distrusted, allowed):
     assert left(distrusted) == before
 
 
-@pytest.mark.parametrize("step", [5, 7])
-def test_stopped_before_and_between_the_two_objections(distrusted, allowed, tmp_path, step):
+def test_stopped_between_the_two_objections(distrusted, allowed, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, step, signal.SIGTERM)
+        stop_after(patch, 7, signal.SIGTERM)
         with pytest.raises(Stopped):
             train(recipe(allowed), tmp_path)
-    assert read_verdicts(tmp_path / "toy/guards.jsonl")[-1].step == step - 1
+    assert read_verdicts(tmp_path / "toy/guards.jsonl")[-1].step == 6
     with pytest.raises(Distrusted, match="at step 8 of 10"):
         train(recipe(allowed), tmp_path)
     assert_same(tmp_path / "toy", distrusted)
 
 
-@pytest.mark.parametrize("back", [3, 4, 7])
+@pytest.mark.parametrize("back", [3, 7])
 def test_killed_and_back_at_an_earlier_checkpoint(distrusted, allowed, tmp_path, back):
     """What the guards said beyond it is said anew, and a best of beyond it makes room for that of before."""
     shutil.copytree(distrusted, tmp_path / "toy")
@@ -145,7 +144,7 @@ def test_warned_it_goes_on_and_guards_change_no_number(distrusted, allowed, tmp_
     shutil.copytree(distrusted, tmp_path / "toy")
     result = train(recipe(allowed, "guards.mode=warn"), tmp_path)
     out = capsys.readouterr().out
-    assert "guards at step 10: this gain is not to be trusted: blue goes (Blue: by -" in out
+    assert "guards at step 10: this gain is not to be trusted: blue goes (Blue: -" in out
     guards, named = result.lines()[4:6]
     assert guards.startswith("guards:  this gain is not to be trusted")
     assert named.startswith(
@@ -184,9 +183,7 @@ def test_evaluating_afterwards_says_the_same(distrusted, allowed, tmp_path, caps
     out = tmp_path / "evaluation"
     arguments = ["--videos", "6", "--seeds", "2", "--out", str(out), "--trust-code"]
     assert main(["evaluate", "--adapter", f"{distrusted}@8", *arguments]) == 0
-    assert (
-        f"guards, {distrusted}@8: a guard objects, for the first time: blue goes (Blue: by -" in capsys.readouterr().out
-    )
+    assert f"guards, {distrusted}@8: a guard objects, for the first time: blue goes (Blue: -" in capsys.readouterr().out
     points = json.loads((out / "evaluation.json").read_text())["points"]
     assert (points[1]["guards"]["colour"], points[1]["guards"]["guard"]) == ("yellow", "Blue")
     assert "diversity" in points[1]["guards"]["findings"]

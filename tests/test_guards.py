@@ -105,7 +105,7 @@ def test_twice_in_a_row_is_red_and_the_best_stays():
     assert [verdict.colour for verdict in found] == ["green", "green", "yellow", "red"]
     assert (found[-1].again, found[-1].green, best_step(found)) == (("held",), 5, 5)
     assert stopped_by(found[-1], found, "runs/x", 40) == (
-        "stopped by guard 'held' at step 15 of 40 and saved: this gain is not to be trusted: it has fallen (held: by "
+        "stopped by guard 'held' at step 15 of 40 and saved: this gain is not to be trusted: it has fallen (held: "
         "-1.1, 1.10 of its spread), again; runs/x@best is the adapter of step 5; guards.mode=warn goes on"
     )
     assert closing(found, "runs/x")[1].startswith(
@@ -306,7 +306,7 @@ def test_retention():
     base = torch.full((4,), 7.0)
     for left, objects in ((0.4, True), (0.6, False)):
         finding = Retention().find(pairs_of(base, base + left, gains), 0.05)
-        assert (finding.objects, finding.said) == (objects, f"{left:.2f} of it is left")
+        assert (finding.objects, finding.said) == (objects, f"{left:.2f} of the gain is left")
     finding = Retention().find(pairs_of(base, base - 1, (torch.zeros(4), torch.tensor([1.0, -1.2, 0.8, 0.1]))), 0.05)
     assert not finding.objects
 

@@ -67,7 +67,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
         for name, finding in last.findings.items()
     )
     steps = f"steps {verdicts[0].step} to {last.step}" if len(verdicts) > 1 else f"step {last.step}"
-    head = f"<thead><tr><th>guard</th><th>now, against the base</th><th>{steps}</th></tr></thead>"
+    head = f'<thead><tr><th>guard</th><th class="said">now, against the base</th><th>{steps}</th></tr></thead>'
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>' if rows else ""
 
 

@@ -113,7 +113,7 @@ class Guard(Metric):
 
     def words(self, change: float, mean: float) -> str:
         """How much the figure has changed."""
-        how = f"{math.exp(change):.2f} times the base's" if self.log else f"by {change:+.3g}"
+        how = f"{math.exp(change):.2f} times the base's" if self.log else f"{change:+.3g}"
         beyond = " beyond what is allowed" if self.allowed else ""
         return f"{how}, {abs(mean):.2f} of its spread{beyond}" if mean < 0 else how
 

@@ -63,7 +63,7 @@ class Retention(Guard):
     Each video is scored by itself, so that a gain that is a batch's and no video's is not left either.
     """
 
-    wrong = "the gain goes when pixels are made coarser"
+    wrong = "coarser pixels take the gain away"
 
     def use_reward(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -82,7 +82,7 @@ class Retention(Guard):
             return Finding(math.nan, math.nan, False, False, "there is no gain to speak of")
         share = (left.sum() / gain.sum()).item()
         lost = dict(zip(pairs.keys, (left - gain).tolist(), strict=True))
-        return Finding(share - 1, math.nan, share < KEPT, False, f"{share:.2f} of it is left", lost)
+        return Finding(share - 1, math.nan, share < KEPT, False, f"{share:.2f} of the gain is left", lost)
 
 
 def coarser(video: Tensor) -> Tensor:
