@@ -26,7 +26,7 @@ from vader.errors import UserError
 from vader.evaluation.charts import Series
 from vader.evaluation.formats import decimals, fixed, with_error
 from vader.evaluation.guards.base import Guards
-from vader.evaluation.guards.registry import build_guards, tried
+from vader.evaluation.guards.registry import suited_guards, tried
 from vader.evaluation.guards.verdicts import Measured, Verdict, judge
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
@@ -183,9 +183,8 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
     check_guidance(recipe, prompts)
     metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.images)
     metrics, words = metrics.suited(prompts, video_size(recipe))
-    guards, guard_words = build_guards(_wanted_guards(recipe, seeds), recipe.scoring.images).suited(
-        prompts, video_size(recipe)
-    )
+    watched = _wanted_guards(recipe, seeds)
+    guards, guard_words = suited_guards(watched, recipe.scoring.images, prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio or guards.audio)
     setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))
     setup.reward.check_prompts(prompts)

@@ -33,7 +33,7 @@ from vader.engine.engine import Engine
 from vader.errors import Distrusted, RunError, Stopped, UserError
 from vader.evaluation.formats import counted, in_console, with_error
 from vader.evaluation.guards.base import Guards
-from vader.evaluation.guards.registry import build_guards, tried
+from vader.evaluation.guards.registry import suited_guards, tried
 from vader.evaluation.guards.verdicts import read_verdicts
 from vader.evaluation.guards.words import closing, few_videos, sentence, stopped_by
 from vader.evaluation.held_out import HeldOut, evaluate, write_samples, write_scores
@@ -269,7 +269,7 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     train_prompts, test_prompts = checked.train_prompts, checked.test_prompts
     metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.images)
     metrics, words = metrics.suited(test_prompts, video_size(recipe))
-    guards, guard_words = build_guards(recipe.guards, recipe.scoring.images).suited(test_prompts, video_size(recipe))
+    guards, guard_words = suited_guards(recipe.guards, recipe.scoring.images, test_prompts, video_size(recipe))
     model_class(recipe.model.family).check_sound(metrics.audio or guards.audio)
     trained, chosen = widened_here(recipe, card_bytes(), processes_started())
     engine = build_engine(trained, folder.path)

@@ -10,7 +10,7 @@ import torch
 from vader.evaluation.guards.base import Guard, Guards
 from vader.evaluation.guards.rewards import HeldOutReward, Margin
 from vader.evaluation.metrics.reward import RewardMetric
-from vader.nouns import Audio, Clip, Prompt
+from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.plugins import checked_options, find_class, instantiate
 from vader.recipe import GuardsSection
 from vader.rewards.registry import Named, check_rewards, load_reward, part_names
@@ -51,6 +51,18 @@ def build_guards(section: GuardsSection, chunk: int) -> Guards:
     for name, part in zip(names[len(section.rewards) :], section.watch, strict=True):
         found[name] = instantiate(guard_class(part.name), f"guard {part.name!r}", part.options)
     return Guards(found)
+
+
+def suited_guards(
+    section: GuardsSection, chunk: int, prompts: Sequence[Prompt], size: VideoSize
+) -> tuple[Guards, list[str]]:
+    """The guards of a recipe that can speak of these videos, and a word on each that steps aside and was asked for.
+
+    Raises:
+        UserError: as `build_guards`, or one cannot measure videos of this size.
+    """
+    guards, words = build_guards(section, chunk).suited(prompts, size)
+    return guards, [] if section.watch == GuardsSection().watch and not section.rewards else words
 
 
 def check_guards(section: GuardsSection) -> None:
