@@ -280,6 +280,7 @@ def test_lists_start_with_the_names(capsys):
         "policies": "last",
         "guidance": "cfg",
         "memory": "recompute",
+        "guards": "retention",
     }
     for kind, name in expected.items():
         assert main(["list", kind]) == 0

@@ -115,7 +115,12 @@ def folder(tmp_path_factory) -> Path:
     for name in ("tiny-ddpo", "tiny-dpo"):
         write_run(root / "runs" / name, [4.0, 4.5], *(["sampling.eta=1.0"] if name == "tiny-ddpo" else []))
     adapter = root / "runs" / "tiny" / "adapter"
-    for place in ("some/adapter", *(f"runs/{name}/adapter" for name in recipe_names() if "tiny" not in name)):
+    shutil.rmtree(root / "runs" / "tiny" / "best", ignore_errors=True)
+    for place in (
+        "some/adapter",
+        "runs/tiny/best",
+        *(f"runs/{name}/adapter" for name in recipe_names() if "tiny" not in name),
+    ):
         shutil.copytree(adapter, root / place)
     for recipe, network in {"wan-1.3b-hps": make_transformer(0), "ltx-2b-hps": make_ltx_transformer()}.items():
         adapted = {"transformer": add_adapter(network, VideoModel.lora_targets, rank=2)}

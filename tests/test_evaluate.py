@@ -109,7 +109,7 @@ def test_every_evaluation_keeps_the_scores_of_each_video(tmp_path):
     evaluation, folder = run.evaluations[-1], RunFolder(run.path)
     videos = [json.loads(line) for line in folder.evaluation(evaluation.step).read_text().splitlines()]
     assert [video["index"] for video in videos] == [0, 1, 2, 3, 4]
-    assert all(set(video) == {"index", "prompt", "reward", "parts", "figures"} for video in videos)
+    assert all(set(video) == {"index", "prompt", "reward", "parts", "figures", "guards"} for video in videos)
     for name in ("Stillness", "judge/color"):
         mean = sum(video["figures"][name] for video in videos) / 5
         assert evaluation.figures[name] == pytest.approx(mean)

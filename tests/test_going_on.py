@@ -367,9 +367,9 @@ def full(*_: object, **__: object) -> None:
 FULL = {
     "a line of metrics": ("vader.runs.log._json", "cannot write .*metrics.jsonl: No space left on device"),
     "a video": ("vader.files.video._encode", "cannot write .*: No space left on device"),
-    "scores": ("vader.runs.log._finite", "cannot write .*: No space left on device"),
+    "scores": ("vader.runs.log.finite", "cannot write .*: No space left on device"),
     "a checkpoint": ("torch.save", "no checkpoint could be written to .*: cannot write .*step-000004: No space left"),
-    "an adapter": ("vader.networks.adapter_files.save_tensors", "no checkpoint could be written to .*"),
+    "the best adapter": ("vader.networks.adapter_files.save_tensors", "cannot write .*best.*: No space left on device"),
     "a report": ("vader.evaluation.report.report_page", "cannot write .*report.html: No space left on device"),
 }
 

@@ -155,7 +155,10 @@ PLACES = {
     "within a video": ("vader.files.video._encode", 2, half_video),
     "videos written but not in place": ("os.rename", 4, None),
     "within a checkpoint's adapter": ("vader.networks.adapter_files.save_tensors", 2, half_file),
-    "within the adapter": ("vader.networks.adapter_files.save_tensors", 5, half_file),
+    "within the best adapter": ("vader.networks.adapter_files.save_tensors", 3, half_file),
+    "the best adapter written but not in place": ("os.rename", 5, None),
+    "before the verdicts": ("vader.training.watch.write_verdicts", 3, None),
+    "within the adapter": ("vader.networks.adapter_files.save_tensors", 7, half_file),
     "before the adapter": ("vader.training.trainer.atomic_folder", 1, None),
     "within a report": ("vader.evaluation.report.report_page", 2, None),
     "within the last report": ("vader.evaluation.report.report_page", 4, None),
@@ -220,5 +223,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert visible_files(run) == visible_files(other)
     assert metrics(run) == metrics(other)
     assert adapter(run) == adapter(other)
+    for name in ("guards.jsonl", *(f"evaluations/{path}" for path in visible_files(other / "evaluations"))):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
     for path in visible_files(other / "samples"):
         assert (run / "samples" / path).read_bytes() == (other / "samples" / path).read_bytes()

@@ -462,19 +462,20 @@ def test_a_finished_run_is_left_alone(plain_run, capsys, no_model):
     assert main(["train", str(TOY), "--runs", str(plain_run.parent)]) == 0
     first, *closing = capsys.readouterr().out.splitlines()
     assert first == f"{plain_run} is finished already, nothing was trained: for a new run choose another name=..."
-    assert len(closing) == 5
+    assert len(closing) == 6
     assert files() == before
 
 
-def test_a_run_ends_with_five_lines(tmp_path, capsys):
+def test_a_run_ends_with_six_lines(tmp_path, capsys):
     assert main(["train", str(TOY), "train.steps=1", "--runs", str(tmp_path)]) == 0
-    closing = capsys.readouterr().out.splitlines()[-5:]
+    closing = capsys.readouterr().out.splitlines()[-6:]
     run, (first, last) = tmp_path / "toy", read_run(tmp_path / "toy").evaluations
     assert closing == [
         f"held-out reward before: {first.reward:.3f} ± {first.stderr:.3f}",
         f"held-out reward after:  {last.reward:.3f} ± {last.stderr:.3f}",
         f"videos:  {run / 'samples/step-000000'} (before), {run / 'samples/step-000001'} (after)",
         f"adapter: {run / ADAPTER}",
+        "guards:  no guard objects",
         f"report:  {run / 'report.html'}",
     ]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vader.algorithms.base import Metrics as Metrics
     from vader.errors import RunError as RunError
     from vader.errors import UserError as UserError
+    from vader.evaluation.guards.base import Guard as Guard
     from vader.evaluation.metrics.base import Metric as Metric
     from vader.files.video import read_video as read_video
     from vader.files.video import write_mp4 as write_mp4
@@ -67,6 +68,7 @@ _HOMES = {
     "Evenly": "vader.rewards.needs",
     "Frames": "vader.rewards.needs",
     "Known": "vader.nouns",
+    "Guard": "vader.evaluation.guards.base",
     "Metric": "vader.evaluation.metrics.base",
     "PerSecond": "vader.rewards.needs",
     "Prompt": "vader.nouns",

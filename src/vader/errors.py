@@ -18,6 +18,10 @@ class Stopped(RunError):
     """A run that was asked to stop (Ctrl-C, SIGTERM), and saved where it was."""
 
 
+class Distrusted(RunError):
+    """A run that a guard has stopped, as its gain is not to be trusted; it saved where it was."""
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that an unknown one was probably meant to be: one that has it as a part, or reads almost so."""
     known = sorted(known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,6 +84,7 @@ def evaluate(
     if gone := [one.name for one in sources if one.name not in {point.name for point in points}]:
         print(f"vader: the run has meanwhile removed, and so left out: {', '.join(gone)}", file=sys.stderr)
     print_figures(*table(points))
+    print(*_verdicts(points), sep="\n", end="\n" * any(point.verdict for point in points))
     print(*written, sep="\n")
 
 
@@ -100,6 +101,15 @@ def _teller(bench: Bench, folder: Path) -> Callable[[Point, Videos], None]:
             print(write_shown(bench, step, videos, folder))
 
     return tell
+
+
+def _verdicts(points: Sequence[Point]) -> Iterator[str]:
+    """What the guards say of each set of weights but the base's."""
+    from vader.evaluation.guards.words import sentence
+
+    for point in points:
+        if point.verdict is not None and (point.verdict.step or point.verdict.guard):
+            yield f"guards, {point.name}: {sentence(point.verdict)}"
 
 
 def _of_run(folder: Path, trust_code: bool) -> tuple[Recipe, list[Source]]:

@@ -23,8 +23,8 @@ def list_names(
         typer.Argument(metavar="KIND", help="What: models, rewards, metrics, policies ...; none: the kinds."),
     ] = None,
 ) -> None:
-    """List what is built in and can be named in a recipe: models, rewards, metrics, prompts, recipes, algorithms,
-    policies, guidance or memory techniques."""
+    """List what is built in and can be named in a recipe: models, rewards, metrics, guards, prompts, recipes,
+    algorithms, policies, guidance or memory techniques."""
     if kind is not None and kind not in LISTINGS:
         raise UserError(f"cannot list {kind!r}: {nearest(kind, LISTINGS)}")
     names = _documented(LISTINGS) if kind is None else LISTINGS[kind]()
@@ -60,6 +60,13 @@ def _metrics() -> dict[str, str]:
     from vader.evaluation.metrics.registry import metric_names
 
     return metric_names()
+
+
+def _guards() -> dict[str, str]:
+    """What says when a gain is not to be trusted, guards.watch."""
+    from vader.evaluation.guards.registry import guard_names
+
+    return guard_names()
 
 
 def _prompt_sets() -> dict[str, str]:
@@ -135,6 +142,7 @@ LISTINGS = {
     "models": _models,
     "rewards": _rewards,
     "metrics": _metrics,
+    "guards": _guards,
     "prompts": _prompt_sets,
     "recipes": _recipes,
     "algorithms": _algorithms,

@@ -29,8 +29,9 @@ from vader.evaluation.charts import (
     line_chart,
 )
 from vader.evaluation.formats import decimals, duration, fixed, signed, with_error
+from vader.evaluation.pieces import BUTTONS, note, pixel_class, section, video_tile
 from vader.evaluation.plots import RUN_COLOURS, draw_bars, draw_lines, new_figure, save
-from vader.evaluation.report import BUTTONS, html_page, note, pixel_class, rewards_in_words, section, video_tile
+from vader.evaluation.report import html_page, rewards_in_words
 from vader.files.atomic import atomic_write
 from vader.files.paths import user_path
 from vader.runs.reader import Evaluation, Run, Sample, read_run

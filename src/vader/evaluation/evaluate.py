@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,9 @@ from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
 from vader.evaluation.formats import decimals, fixed, with_error
+from vader.evaluation.guards.base import Guards
+from vader.evaluation.guards.registry import suited_guards, tried
+from vader.evaluation.guards.verdicts import Measured, Verdict, judge
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -37,10 +41,11 @@ from vader.networks.adapter_files import load_adapters
 from vader.nouns import Prompt
 from vader.plugins import Part
 from vader.prompts import load_prompts, with_negative
-from vader.recipe import Recipe
+from vader.recipe import GuardsSection, Recipe
 from vader.runs.adapters import find_adapter
 from vader.runs.checkpoints import Checkpoints, load_checkpoint
 from vader.runs.folder import RunFolder, step_of
+from vader.runs.log import finite
 from vader.runs.reader import Run
 from vader.scoring.trial import try_rewards
 
@@ -69,6 +74,7 @@ class Point:
         stderr: of the reward, over prompts, each averaged over its seeds.
         by_seed: the mean reward under each seed's noise.
         figures: of every metric; those of a set of videos are over all prompts and seeds.
+        verdict: of the guards, on the gain over the base and on those before; None without guards or base.
     """
 
     name: str
@@ -78,6 +84,12 @@ class Point:
     by_seed: list[float]
     parts: dict[str, float]
     figures: dict[str, float]
+    verdict: Verdict | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in `evaluation.json`."""
+        shown = {name: value for name, value in asdict(self).items() if name != "verdict"}
+        return shown | ({"guards": finite(self.verdict.line())} if self.verdict else {})
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,7 @@ class Bench:
     recipe: Recipe
     setup: Setup
     metrics: HeldOutMetrics
+    guards: Guards
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
     words: Sequence[str] = ()
@@ -170,23 +183,33 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
     check_guidance(recipe, prompts)
     metrics = build_metrics(_wanted_metrics(recipe, seeds), recipe.scoring.images)
     metrics, words = metrics.suited(prompts, video_size(recipe))
-    model_class(recipe.model.family).check_sound(metrics.audio)
+    watched = _wanted_guards(recipe, seeds)
+    guards, guard_words = suited_guards(watched, recipe.scoring.images, prompts, video_size(recipe))
+    model_class(recipe.model.family).check_sound(metrics.audio or guards.audio)
     setup = build_setup(recipe, Accelerator(cpu=not torch.accelerator.is_available()))
     setup.reward.check_prompts(prompts)
     try_rewards(setup.scorer, prompts, gradient=False)
     device = setup.accelerator.device
-    metrics.prepare(device, frozen_dtype(recipe.model.precision, device))
+    for measures in (metrics, guards):
+        measures.prepare(device, frozen_dtype(recipe.model.precision, device))
     try_metrics(metrics, setup.scorer, prompts, len(prompts) * seeds)
+    guards, words = tried(guards, setup.scorer, prompts), words + guard_words
     setup.model.prepare(prompts)
     if len(prompts) < videos:
         words.append(f"of {videos} prompts there are {len(prompts)}: each is taken once a seed")
     first = recipe.train.seed if first_seed is None else first_seed
-    return Bench(recipe, setup, metrics, prompts, range(first, first + seeds), words, shown)
+    return Bench(recipe, setup, metrics, guards, prompts, range(first, first + seeds), words, shown)
 
 
 def _wanted_metrics(recipe: Recipe, seeds: int) -> list[Part]:
     asked = list(recipe.evaluation.metrics)
     return asked + ([DIVERSITY] if seeds > 1 and all(part.name != DIVERSITY.name for part in asked) else [])
+
+
+def _wanted_guards(recipe: Recipe, seeds: int) -> GuardsSection:
+    watch = recipe.guards.watch
+    more = [DIVERSITY] if seeds > 1 and all(part.name != DIVERSITY.name for part in watch) else []
+    return recipe.guards.model_copy(update={"watch": (*watch, *more)})
 
 
 def evaluate_sources(
@@ -195,6 +218,7 @@ def evaluate_sources(
     """One point a source that is still there, in order; `on_point` hears of each as it is done, and of its videos
     under the first seed."""
     points: list[Point] = []
+    measured: list[Measured] = []
     for source in sources:
         try:
             by_seed = _sampled(bench, source)
@@ -202,7 +226,10 @@ def evaluate_sources(
             if source.path is None or source.path.exists():
                 raise
             continue
-        points.append(_measured(bench, source, by_seed))
+        if bench.guards.guards and (source.attach is None or measured):
+            measured.append(_guarded(step_shown(source, len(points)), by_seed))
+        verdicts = judge(bench.guards, measured)
+        points.append(replace(_measured(bench, source, by_seed), verdict=verdicts[-1] if verdicts else None))
         on_point(points[-1], by_seed[0])
     return points
 
@@ -214,6 +241,12 @@ def _sampled(bench: Bench, source: Source) -> list[Videos]:
             return [_videos(bench, seed) for seed in bench.seeds]
     source.attach(bench.setup.model)
     return [_videos(bench, seed) for seed in bench.seeds]
+
+
+def _guarded(step: int, by_seed: Sequence[Videos]) -> Measured:
+    """What guards have measured of the videos of all seeds, which are numbered through."""
+    videos = [video for found in by_seed for video in found]
+    return Measured.of(step, [replace(video, index=number).record() for number, video in enumerate(videos)])
 
 
 def _measured(bench: Bench, source: Source, by_seed: Sequence[Videos]) -> Point:
@@ -234,7 +267,10 @@ def _measured(bench: Bench, source: Source, by_seed: Sequence[Videos]) -> Point:
 def _videos(bench: Bench, seed: int) -> Videos:
     count, batch = len(bench.prompts), bench.recipe.evaluation.batch
     shown = bench.shown if seed == bench.seeds[0] else 0
-    return score_videos(bench.setup, bench.prompts, count, seed=seed, metrics=bench.metrics, shown=shown, batch=batch)
+    return score_videos(
+        bench.setup, bench.prompts, count, seed=seed, metrics=bench.metrics, shown=shown, batch=batch,
+        guards=bench.guards,
+    )  # fmt: skip
 
 
 def _stderr_over_prompts(by_seed: Sequence[Videos]) -> float:
@@ -253,7 +289,7 @@ def write_evaluation(bench: Bench, points: Sequence[Point], out: Path) -> list[P
         "prompts": bench.recipe.prompts.test,
         "videos": len(bench.prompts),
         "seeds": list(bench.seeds),
-        "points": [asdict(point) for point in points],
+        "points": [point.record() for point in points],
     }
     plot = draw_evaluation(points, out / "evaluation.png")
     with atomic_write(out / "evaluation.json") as temporary:  # last: where it is, all is there
@@ -331,6 +367,6 @@ def _over_steps(label: str, number: int, points: Sequence[Point], values: list[f
     return Series(label, f"run-{number % len(RUN_COLOURS) + 1}", steps, values, points=True)
 
 
-def step_shown(point: Point, place: int) -> int:
+def step_shown(point: Point | Source, place: int) -> int:
     """A point's step; of an adapter without a run, its place after the base model."""
     return point.step or place

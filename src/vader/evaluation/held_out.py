@@ -22,16 +22,20 @@ from torch import Tensor
 
 from vader.engine.collectives import even_shares
 from vader.engine.engine import Setup
+from vader.evaluation.guards.base import Guards
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.files.atomic import atomic_folder
 from vader.files.video import write_mp4
 from vader.nouns import Clip, Prompt, VideoSize
 from vader.runs.log import write_lines
 
+UNGUARDED = Guards({})
+
 
 @dataclass(frozen=True)
 class VideoScore:
-    """One held-out video: its reward and the mix's parts, the figures of metrics, and, where kept, the video itself."""
+    """One held-out video: its reward and the mix's parts, the figures of metrics and of guards, and, where kept, the
+    video itself."""
 
     index: int
     prompt: Prompt
@@ -40,6 +44,7 @@ class VideoScore:
     figures: dict[str, float]
     clip: Clip | None  # of one video, on the CPU
     curves: dict[str, list[float]] = field(default_factory=dict)  # over its frames
+    guards: dict[str, Any] = field(default_factory=dict)  # a number each, or a list of them
 
     def record(self) -> dict[str, Any]:
         """The video as a line of a run's `evaluations/step-*.jsonl`."""
@@ -52,6 +57,7 @@ class VideoScore:
             "parts": self.parts,
             "figures": self.figures,
             **({"curves": self.curves} if self.curves else {}),
+            **({"guards": self.guards} if self.guards else {}),
         }
 
 
@@ -96,7 +102,7 @@ def mean_curves(records: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, l
 
 def evaluate(
     setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int,
-    tell: Callable[[str], object] = lambda text: None,
+    guards: Guards = UNGUARDED, tell: Callable[[str], object] = lambda text: None,
 ) -> HeldOut:  # fmt: skip
     """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
 
@@ -104,22 +110,26 @@ def evaluate(
         seed: of the noise; a video's own depends on it and on the video's index alone.
         shown: how many videos the main process keeps, from the first; all, if a metric measures the set.
         batch: how many are sampled at once.
+        guards: what measures each video beside, for verdicts on what has been gained.
         tell: hears how many are done, batch by batch.
     """
-    videos = score_videos(setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch, tell=tell)
+    videos = score_videos(
+        setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch, guards=guards, tell=tell
+    )
     return HeldOut(videos, set_figures(setup.accelerator, metrics, videos))
 
 
 @torch.no_grad()
 def score_videos(
     setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int,
-    tell: Callable[[str], object] = lambda text: None,
+    guards: Guards = UNGUARDED, tell: Callable[[str], object] = lambda text: None,
 ) -> list[VideoScore]:  # fmt: skip
     """The videos of `evaluate` by index, without what measures them together."""
     accelerator, kept = setup.accelerator, count if metrics.of_sets else shown
     found: dict[int, VideoScore] = {}
     for indices in even_shares(count, accelerator.process_index, accelerator.num_processes, batch):
-        scored = _score(setup, [prompts[index % len(prompts)] for index in indices], indices, seed, metrics, kept)
+        texts = [prompts[index % len(prompts)] for index in indices]
+        scored = _score(setup, texts, indices, seed, metrics, guards, kept)
         found |= {video.index: video for video in _gathered(accelerator, scored)}  # what came twice is the same
         tell(f"scored {len(found)} of {count} held-out videos")
     return [found[index] for index in sorted(found)]
@@ -138,12 +148,14 @@ def set_figures(accelerator: Accelerator, metrics: HeldOutMetrics, videos: Seque
 
 
 def _score(
-    setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: HeldOutMetrics, kept: int
-) -> list[VideoScore]:
+    setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: HeldOutMetrics,
+    guards: Guards, kept: int,
+) -> list[VideoScore]:  # fmt: skip
     """One batch on this process; the clips of the first `kept` videos stay."""
-    clip = setup.scorer.decode(setup.chain(prompts, seed, "sample", 0, indices).final(), metrics.audio)
+    latents = setup.chain(prompts, seed, "sample", 0, indices).final()
+    clip = setup.scorer.decode(latents, metrics.audio or guards.audio)
     scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
-    curves = metrics.over_frames(clip, prompts)
+    curves, guarded = metrics.over_frames(clip, prompts), guards.per_video(clip, prompts)
     return [
         VideoScore(
             index=index,
@@ -153,6 +165,7 @@ def _score(
             figures=_of_video(figures, i),
             clip=_alone(clip, i) if index < kept else None,
             curves={name: values[i].tolist() for name, values in curves.items()},
+            guards={name: values[i].tolist() for name, values in guarded.items()},
         )
         for i, index in enumerate(indices)
     ]

@@ -6,7 +6,6 @@ and can be read without JavaScript. Each section is a function from a `Run` to H
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,12 +30,13 @@ from vader.evaluation.charts import (
     reward_series,
 )
 from vader.evaluation.formats import TIMES, counted, decimals, duration, fixed, signed
+from vader.evaluation.pieces import BUTTONS, is_wide, note, pixel_class, section, video_tile
+from vader.evaluation.trust import trust
 from vader.files.atomic import atomic_write
 from vader.recipe import Recipe, VideoSection
 from vader.runs.reader import Evaluation, Run, Sample, TrainStep, read_run
 from vader.version import __version__
 
-SMALL = 128  # pixels: videos below this on both sides are shown with hard pixel edges
 PHASES = {
     "sample": "sampling",
     "gradient": "gradient steps",
@@ -61,7 +61,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def report_page(run: Run) -> str:
     """The whole page."""
-    sections = (header, headline, videos, curves, times, settings, footer)
+    sections = (header, headline, trust, videos, curves, times, settings, footer)
     return html_page(f"{run.recipe.name} · VADER", "\n".join(part(run) for part in sections))
 
 
@@ -237,32 +237,15 @@ def videos(run: Run) -> str:
         return section("Videos", note("No sample videos have been written yet."))
     first, last = min(samples), max(samples)
     pairs = _pairs(samples[first], samples[last] if last > first else [])
-    figures = "".join(_figure(before, after, wide=_is_wide(run.recipe)) for before, after in pairs)
+    figures = "".join(_figure(before, after, wide=is_wide(run.recipe)) for before, after in pairs)
     pixels = pixel_class([run.recipe])
     lead = f"The same held-out prompts and the same noise, {_step_name(first)}"
     lead += f" and {_step_name(last)}; below each, its reward." if last > first else ". There are no later ones yet."
     return section("Videos", f'<p class="soft">{lead}</p><div class="pairs {pixels}">{figures}</div>', beside=BUTTONS)
 
 
-BUTTONS = (
-    '<div class="controls" hidden><button class="primary toggle" type="button">Pause</button>'
-    '<button class="restart" type="button">Restart</button></div>'
-)
-
-
-def pixel_class(recipes: Sequence[Recipe]) -> str:
-    """The class under which small videos are shown with hard pixel edges."""
-    sides = [side for recipe in recipes for side in (recipe.video.height, recipe.video.width)]
-    return "pixels" if max(sides) < SMALL else ""
-
-
 def _step_name(step: int) -> str:
     return "before training" if step == 0 else f"after {counted(step, 'step')}"
-
-
-def _is_wide(recipe: Recipe) -> bool:
-    """Wide videos are shown one above the other, or they would be tiny."""
-    return recipe.video.width > 1.5 * recipe.video.height
 
 
 def _pairs(before: Sequence[Sample], after: Sequence[Sample]) -> list[tuple[Sample, Sample | None]]:
@@ -282,16 +265,6 @@ def _figure(before: Sample, after: Sample | None, wide: bool) -> str:
     return (
         f'<figure class="card pair{" wide" if wide else ""}"><figcaption>{escape(before.prompt)}</figcaption>'
         f'<div class="videos">{shown}</div></figure>'
-    )
-
-
-def video_tile(sample: Sample, name: str, reward: str) -> str:
-    """A video, embedded, with a name and a reward below it, which are HTML."""
-    data = base64.b64encode(sample.file.read_bytes()).decode()
-    return (
-        f'<div><video autoplay loop muted playsinline controls preload="auto" '
-        f'aria-label="{name}: {escape(sample.prompt)}" src="data:video/mp4;base64,{data}"></video>'
-        f'<div class="score"><span>{name}</span><span><b>{reward}</b></span></div></div>'
     )
 
 
@@ -448,14 +421,3 @@ def _body(recipe_text: str) -> str:
 
 def footer(run: Run) -> str:
     return f"<footer>Written by vader {__version__} from the run folder {escape(run.path.resolve().name)}.</footer>"
-
-
-# ---------------------------------------------------------------- small pieces
-
-
-def section(title: str, content: str, beside: str = "") -> str:
-    return f'<section><div class="section-head"><h2>{title}</h2>{beside}</div>{content}</section>'
-
-
-def note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 
 from vader.evaluation.formats import NONE, counted, duration
-from vader.evaluation.report import html_page, note, section
+from vader.evaluation.pieces import note, section
+from vader.evaluation.report import html_page
 from vader.files.atomic import atomic_write
 from vader.preference.results import PAPER, PAPER_ANSWERS, Comparison, Rater, Results
 from vader.preference.statistics import Interval, wilson

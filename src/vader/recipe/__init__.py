@@ -17,10 +17,18 @@ from vader.recipe.files import (
 )
 from vader.recipe.pages import commented, starting_recipe
 from vader.recipe.schema import Recipe
-from vader.recipe.sections import ModelSection, PrefixSection, RewardSection, SamplingSection, VideoSection
+from vader.recipe.sections import (
+    GuardsSection,
+    ModelSection,
+    PrefixSection,
+    RewardSection,
+    SamplingSection,
+    VideoSection,
+)
 
 __all__ = [
     "BUILT_IN",
+    "GuardsSection",
     "ModelSection",
     "PrefixSection",
     "Recipe",

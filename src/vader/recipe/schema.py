@@ -14,6 +14,7 @@ from vader.recipe.sections import (
     AdapterSection,
     AlgorithmSection,
     EvaluationSection,
+    GuardsSection,
     ModelSection,
     OptimizerSection,
     PromptsSection,
@@ -43,6 +44,7 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     evaluation: EvaluationSection = EvaluationSection()
+    guards: GuardsSection = GuardsSection()
     memory: tuple[Part, ...] = (Part(name="recompute"),)
     """Techniques that trade time for memory (vader list memory)."""
 

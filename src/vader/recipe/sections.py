@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -223,3 +224,30 @@ class EvaluationSection(Section):
     def videos_at_the_ends(self) -> int:
         """How many at step 0 and at the end."""
         return self.final_videos or self.videos
+
+
+PIXELS = (
+    "clipped",
+    "grid",
+    "detail",
+    "motion",
+    "flicker",
+    "saturation",
+    "contrast",
+)  # guards that cost next to nothing
+
+
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+class GuardsSection(Section):
+    """What says when a gain is not to be trusted, at each evaluation against the base's videos."""
+
+    mode: Annotated[Literal["off", "warn", "stop"], BeforeValidator(_off)] = "warn"
+    """off, warn (say it) or stop (end the run)."""
+    rewards: tuple[Part, ...] = ()
+    """Rewards that are not trained on: if one falls, or prompts matter less to it, the gain is doubtful."""
+    watch: tuple[Part, ...] = tuple(Part(name=name) for name in PIXELS)
+    """Further guards, most telling first (vader list guards)."""

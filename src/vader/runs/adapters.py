@@ -1,4 +1,4 @@
-"""Adapters as people name them: a file, a folder of files, a run, or one of a run's checkpoints, `runs/x@300`.
+"""Adapters as people name them: a file, a folder of files, a run, one of its checkpoints (`runs/x@300`), or its best.
 
 In goes the name, out comes the file or folder in which `vader.networks.adapter_files` finds the adapter.
 """
@@ -13,7 +13,7 @@ from vader.networks.adapter_files import adapter_files
 from vader.runs.folder import ADAPTER, RunFolder, step_name, steps_in
 from vader.runs.manifest import MANIFEST, STATE, fault_of
 
-AT = "@"
+AT, BEST = "@", "best"
 
 
 def find_adapter(name: Path | str) -> Path:
@@ -21,7 +21,8 @@ def find_adapter(name: Path | str) -> Path:
 
     Args:
         name: a file; the folder that holds it, as a run's `adapter` or one of its `checkpoints` (whose `state.pt` may
-            stand for it); a run's folder, for what it had trained at its end; or `RUN@STEP`, for what it had by then.
+            stand for it); a run's folder, for what it had trained at its end; `RUN@STEP`, for what it had by then; or
+            `RUN@best`, for the best to which no guard objected.
 
     Raises:
         UserError: there is none; of a run, names the steps of which there is one; or it is damaged.
@@ -56,6 +57,13 @@ def _whole(path: Path) -> Path:
 
 
 def _of_step(run: RunFolder, step: str) -> Path:
+    if step == BEST and not run.best.is_dir():
+        raise UserError(
+            f"{run.path} has no best adapter: no evaluation was above the base's without a guard's objection, or "
+            "guards.mode is off"
+        )
+    if step == BEST:
+        return run.best
     if step not in map(str, _steps(run)):
         raise UserError(f"{run.path} has no adapter of step {step!r}: name {_named_steps(run)}")
     return run.checkpoints / step_name(int(step))

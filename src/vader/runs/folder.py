@@ -72,7 +72,7 @@ class RunFolder:
                 stack.enter_context(locked(self.path / LOCK, str(self.path)))
             except WriteError as error:
                 raise self.unwritable() from error
-            for own in (self.recipe, self.metrics, self.adapter):
+            for own in (self.recipe, self.metrics, self.adapter, self.best, self.guards):
                 remove_parts(self.path, own.name)
             for folder in (self.checkpoints, *self.evaluated):
                 remove_parts(folder)
@@ -92,7 +92,9 @@ class RunFolder:
 
     def forget(self) -> None:
         """Removes all that a run has made but its recipe, which another one is to replace."""
-        for path in (self.adapter, self.report, self.checkpoints, *self.evaluated, self.metrics):
+        for path in (
+            self.adapter, self.best, self.guards, self.report, self.checkpoints, *self.evaluated, self.metrics
+        ):  # fmt: skip
             remove(path)
 
     def unwritable(self) -> UserError:
@@ -149,6 +151,16 @@ class RunFolder:
     def adapter_files(self) -> list[Path]:
         """What lies in it: a run has them at its end."""
         return sorted(self.adapter.glob(f"{ADAPTER.stem}*{ADAPTER.suffix}"))
+
+    @property
+    def best(self) -> Path:
+        """The folder of the adapter of the highest reward to which no guard objected."""
+        return self.path / "best"
+
+    @property
+    def guards(self) -> Path:
+        """What the guards say of each evaluation, one JSON line an evaluation."""
+        return self.path / "guards.jsonl"
 
     @property
     def report(self) -> Path:

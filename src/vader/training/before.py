@@ -17,6 +17,7 @@ from vader.algorithms.base import Algorithm
 from vader.engine.build import check_decoder, check_guidance, check_prefix, check_segments, video_size
 from vader.engine.optimizer import check_optimizer
 from vader.errors import UserError
+from vader.evaluation.guards.registry import check_guards
 from vader.evaluation.metrics.registry import check_metrics
 from vader.files.hub import Missing
 from vader.files.paths import is_writable
@@ -56,6 +57,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
     check_rewards(recipe.rewards)
     check_metrics(recipe.evaluation.metrics)
+    check_guards(recipe.guards)
     load_techniques(recipe.memory)
     check_optimizer(recipe.optimizer)
     train_prompts, test_prompts = (
@@ -110,10 +112,12 @@ def occupied(recipe: Recipe, run: RunFolder) -> str | None:
 
 def another_recipe(run: RunFolder, recipe: Recipe) -> str | None:
     """The first key in which a run's recipe is another one: not that it is to train for more steps, or in less memory
-    by what changes no result."""
+    by what changes no result, nor that guards are to stop it where they were to warn, or the other way round."""
     there = _recipe_of(run)
     train = {"micro_batch": recipe.train.micro_batch, "steps": max(there.train.steps, recipe.train.steps)}
     may_differ: dict[str, Any] = {"train": there.train.model_copy(update=train), "scoring": recipe.scoring}
+    if "off" not in (there.guards.mode, recipe.guards.mode):
+        may_differ["guards"] = there.guards.model_copy(update={"mode": recipe.guards.mode})
     if inexact(there.memory) == inexact(recipe.memory):
         may_differ["memory"] = recipe.memory
     return first_difference(there.model_copy(update=may_differ), recipe)

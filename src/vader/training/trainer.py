@@ -30,9 +30,13 @@ from vader.engine.batch import Batch
 from vader.engine.build import build_engine, processes_started, video_size
 from vader.engine.device import card_bytes, frozen_dtype, peak_memory_bytes
 from vader.engine.engine import Engine
-from vader.errors import RunError, Stopped, UserError
+from vader.errors import Distrusted, RunError, Stopped, UserError
 from vader.evaluation.formats import counted, in_console, with_error
-from vader.evaluation.held_out import evaluate, write_samples, write_scores
+from vader.evaluation.guards.base import Guards
+from vader.evaluation.guards.registry import suited_guards, tried
+from vader.evaluation.guards.verdicts import read_verdicts
+from vader.evaluation.guards.words import closing, few_videos, sentence, stopped_by
+from vader.evaluation.held_out import HeldOut, evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
 from vader.evaluation.metrics.trial import try_metrics
@@ -64,6 +68,7 @@ from vader.training.failures import failures_told, memory_told, never_trained, s
 from vader.training.progress import Display
 from vader.training.summary import summary
 from vader.training.trackers import show_videos
+from vader.training.watch import State, Watch, skipped_by_step
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class TrainResult:
     finished_before: bool = False  # by an earlier command; this one has trained nothing
 
     def lines(self) -> list[str]:
-        """The five closing lines, after one that says so where there was nothing left to do."""
+        """The closing lines, after one that says so where there was nothing left to do."""
         folder = RunFolder(self.folder)
         samples = list(folder.sampled.values())
         already = f"{self.folder} is finished already, nothing was trained: for a new run choose another name=..."
@@ -86,6 +91,7 @@ class TrainResult:
             f"held-out reward after:  {in_console(with_error(*self.after, 3))}",
             f"videos:  {samples[0]} (before), {samples[-1]} (after)",
             f"adapter: {', '.join(map(str, folder.adapter_files))}",
+            *closing(read_verdicts(folder.guards), self.folder),
             f"report:  {folder.report}",
         ]
 
@@ -99,6 +105,7 @@ class Run:
     engine: Engine
     algorithm: Algorithm
     metrics: HeldOutMetrics
+    watch: Watch
     train_prompts: Sequence[Prompt]
     test_prompts: Sequence[Prompt]
     checkpoints: Checkpoints
@@ -126,7 +133,8 @@ def train(
 
     Raises:
         UserError: something in the recipe, its files or the run's folder is not right; nothing was started.
-        RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop.
+        RunError: the run could not go on; its last checkpoint stays. `Stopped` if it was asked to stop, `Distrusted`
+            if a guard has stopped it.
     """
     recipe, place = resolved(recipe), RunFolder(Path(runs) / recipe.name if folder is None else Path(folder))
     if not dry_run and is_done(recipe, place):
@@ -182,13 +190,15 @@ def _loop(run: Run, display: Display, stop: list[int], restored: bool) -> None:
     if not restored:
         _save(run)
     while progress.step < settings.steps:
+        if _distrusted(run):
+            raise Distrusted(stopped_by(run.watch.verdicts[-1], run.watch.verdicts, run.folder.path, settings.steps))
         metrics = _step(run, display)
         done = progress.step == settings.steps
         stopping = _any_process(run, bool(stop))
         failing = progress.skipped_in_row >= settings.max_skipped
         if _due(run, progress.step):
             _evaluate(run, display)
-        if done or stopping or failing or progress.step % settings.checkpoint_every == 0:
+        if done or stopping or failing or _distrusted(run) or progress.step % settings.checkpoint_every == 0:
             _save(run)
         if failing or (stopping and not done):
             _write_report(run)
@@ -198,6 +208,11 @@ def _loop(run: Run, display: Display, stop: list[int], restored: bool) -> None:
             raise Stopped(f"stopped at step {progress.step} of {settings.steps} and saved: the same command goes on")
     if progress.skipped == progress.step:
         raise RunError(never_trained(progress))
+
+
+def _distrusted(run: Run) -> bool:
+    """Whether guards are to stop the run, and do."""
+    return run.recipe.guards.mode == "stop" and _any_process(run, run.watch.alarmed)
 
 
 def _step(run: Run, display: Display) -> Metrics:
@@ -254,25 +269,44 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     train_prompts, test_prompts = checked.train_prompts, checked.test_prompts
     metrics = build_metrics(recipe.evaluation.metrics, recipe.scoring.images)
     metrics, words = metrics.suited(test_prompts, video_size(recipe))
-    model_class(recipe.model.family).check_sound(metrics.audio)
+    guards, guard_words = suited_guards(recipe.guards, recipe.scoring.images, test_prompts, video_size(recipe))
+    model_class(recipe.model.family).check_sound(metrics.audio or guards.audio)
     trained, chosen = widened_here(recipe, card_bytes(), processes_started())
     engine = build_engine(trained, folder.path)
-    metrics.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
+    for measures in (metrics, guards):
+        measures.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size.segment)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
     try_metrics(metrics, engine.scorer, test_prompts, min(_held_out_counts(recipe).values()))
+    guards = tried(guards, engine.scorer, test_prompts)
     engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
-        words += chosen + held_out_words(recipe, len(test_prompts))
+        words += guard_words + chosen + held_out_words(recipe, len(test_prompts))
+        words += few_videos(recipe.guards.mode, recipe.evaluation.videos)
         print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, recipe.train.checkpoint_every)
     if recipe.adapter.init is not None and not has_trained(folder):
         warm_start(engine, recipe.adapter.init)
-    log = MetricsLog(folder.metrics)
-    return Run(recipe, folder, engine, algorithm, metrics, train_prompts, test_prompts, checkpoints, log, Progress())
+    log, watch = MetricsLog(folder.metrics), _watch(recipe, folder, engine, guards)
+    return Run(
+        recipe, folder, engine, algorithm, metrics, watch, train_prompts, test_prompts, checkpoints, log, Progress()
+    )
+
+
+def _watch(recipe: Recipe, folder: RunFolder, engine: Engine, guards: Guards) -> Watch:
+    """Who judges each evaluation; nobody where guards are off, nor beside the main process."""
+
+    def save(state: State, place: Path) -> None:
+        denoisers = engine.model.denoisers
+        now = {name: {key: one.clone() for key, one in of.items()} for name, of in adapters_state(denoisers).items()}
+        load_adapters_state(denoisers, state)
+        save_adapters(denoisers, place, _metadata(recipe))
+        load_adapters_state(denoisers, now)
+
+    return Watch(guards, folder, save, recipe.guards.mode != "off" and engine.accelerator.is_main_process)
 
 
 def warm_start(engine: Engine, init: str) -> None:
@@ -328,9 +362,11 @@ def _held_out_counts(recipe: Recipe) -> dict[str, int]:
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
-    """Adapter and its file, AdamW's two moments, the algorithm's state: in each checkpoint kept and the next one."""
+    """Adapter and its file, AdamW's two moments, the algorithm's state, the best adapter that guards have let pass: in
+    each checkpoint kept and the next one."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
-    return (4 * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
+    best = 0 if recipe.guards.mode == "off" else adapter
+    return (4 * adapter + best + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1) + best
 
 
 # ---- the run's folder ----
@@ -374,6 +410,10 @@ def _restore(run: Run) -> bool:
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         _forget_beyond(run, -1 if saved is None else run.progress.step)
+        kept = None if saved is None else state.get("best")
+        lines = run.log.read()
+        skipped, now = skipped_by_step(lines), adapters_state(run.engine.model.denoisers)
+        run.watch.restore(run.progress.step, _evaluations(lines), skipped, kept, now)
     run.accelerator.wait_for_everyone()
     return saved is not None
 
@@ -408,10 +448,14 @@ def _evaluated(run: Run) -> bool:
     return not _due(run, run.progress.step) or _logged(run)
 
 
+def _evaluations(lines: Sequence[Line | None]) -> list[int]:
+    """The steps of the evaluations in a log."""
+    return [line["step"] for line in lines if line is not None and line.get("kind") == "evaluation"]
+
+
 def _logged(run: Run) -> bool:
     """Whether the log has an evaluation at this step."""
-    lines = [line for line in run.log.read() if line is not None]
-    return any(line.get("kind") == "evaluation" and line["step"] == run.progress.step for line in lines)
+    return run.progress.step in _evaluations(run.log.read())
 
 
 def _save(run: Run) -> None:
@@ -422,6 +466,7 @@ def _save(run: Run) -> None:
             "optimizer": engine.optimizer.state_dict(),
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
+            "best": run.watch.to_keep(run.progress.step),
         }
         run.log.sync()
         run.checkpoints.save(run.progress, state, beside=lambda folder: _save_adapters(run, folder))
@@ -429,10 +474,13 @@ def _save(run: Run) -> None:
 
 
 def _save_adapters(run: Run, folder: Path) -> None:
-    recipe = run.recipe
+    save_adapters(run.engine.model.denoisers, folder, _metadata(run.recipe))
+
+
+def _metadata(recipe: Recipe) -> dict[str, str]:
+    """What an adapter's file says of where it is from."""
     metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
-    metadata |= {"init": recipe.adapter.init} if recipe.adapter.init else {}
-    save_adapters(run.engine.model.denoisers, folder, metadata)
+    return metadata | ({"init": recipe.adapter.init} if recipe.adapter.init else {})
 
 
 def _write_report(run: Run) -> None:
@@ -479,13 +527,14 @@ def _evaluate(run: Run, display: Display) -> None:
     began = time.perf_counter()
     found = evaluate(
         run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
-        batch=settings.batch, tell=display.inside,
+        batch=settings.batch, guards=run.watch.guards, tell=display.inside,
     )  # fmt: skip
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
         write_samples(run.folder.samples(step), found.videos[: settings.shown], run.engine.size)
         write_scores(run.folder.evaluation(step), found.videos)
+        _judge(run, found, display)
         run.log.append(line)
         if run.recipe.train.trackers:
             show_videos(
@@ -495,6 +544,14 @@ def _evaluate(run: Run, display: Display) -> None:
     display.evaluation(line)
     _track(run, "held_out", {"reward": line["reward"], **line["parts"]})
     _track(run, "figures", line.get("figures", {}))
+
+
+def _judge(run: Run, found: HeldOut, display: Display) -> None:
+    """What the guards say of an evaluation; a word where they object."""
+    state, records = adapters_state(run.engine.model.denoisers), [video.record() for video in found.videos]
+    verdict = run.watch.hear(run.progress.step, records, run.progress.skipped, state)
+    if verdict is not None and verdict.colour != "green":
+        display.notice(f"guards at step {verdict.step}: {sentence(verdict)}")
 
 
 def _log_step(run: Run, display: Display, metrics: Metrics, seconds: float, compute_seconds: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from vader.nouns import Clip, Prompt, VideoSize
 from vader.plugins import explain_methods, is_built_in
 from vader.rewards.base import BrokenContract, require_scores
 
+Suited = TypeVar("Suited", bound="HeldOutMetrics")
 WORK = ("per_video", "over_set", "over_frames", "check", "prepare")
 
 
@@ -67,6 +68,8 @@ class Metric:
 class HeldOutMetrics:
     """Metrics by name. A figure is called as its metric, or `metric/figure` where a metric gives several."""
 
+    kind = "metric"
+
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = dict(metrics)
         self._per_video = {name: metric for name, metric in metrics.items() if _has(metric, "per_video")}
@@ -74,7 +77,7 @@ class HeldOutMetrics:
         for name, metric in metrics.items():
             if name not in self._per_video and name not in self._over_set:
                 raise UserError(
-                    f"metric {name!r} measures nothing: {type(metric).__name__} needs per_video or over_set"
+                    f"{self.kind} {name!r} measures nothing: {type(metric).__name__} needs per_video or over_set"
                 )
 
     @property
@@ -87,7 +90,7 @@ class HeldOutMetrics:
         """Whether any of them listens."""
         return any(metric.audio for metric in self.metrics.values())
 
-    def suited(self, prompts: Sequence[Prompt], size: VideoSize) -> tuple[HeldOutMetrics, list[str]]:
+    def suited(self: Suited, prompts: Sequence[Prompt], size: VideoSize) -> tuple[Suited, list[str]]:
         """The metrics that can speak of these prompts, and a word on each that steps aside.
 
         Raises:
@@ -99,8 +102,8 @@ class HeldOutMetrics:
                 metric.check(prompts, size)
                 suited[name] = metric
             except Aside as word:
-                words.append(f"metric {name!r} steps aside: {word}")
-        return HeldOutMetrics(suited), words
+                words.append(f"{self.kind} {name!r} steps aside: {word}")
+        return type(self)(suited), words
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         for metric in self.metrics.values():
