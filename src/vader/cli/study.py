@@ -72,7 +72,7 @@ def serve(
 ) -> None:
     """Serve a study to many raters at once; answers are on the disk when the page says that they have arrived."""
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise UserError('a study is served by FastAPI, which is not installed: pip install "vader-video[study]"')
+        raise UserError("a study is served by FastAPI, which is not installed: pip install fastapi uvicorn")
     from vader.preference import server
 
     server.check_exposure(host, token)
