@@ -150,7 +150,7 @@ def test_runs_are_sampled_under_the_noise_of_their_own_evaluations(tmp_path: Pat
     monkeypatch.setattr(f"{room}.load_adapters", lambda denoisers, path, family: denoisers.append(path))
     monkeypatch.setattr(f"{room}.build_solver", lambda recipe, model: None)
     monkeypatch.setattr(
-        f"{room}.sample_videos", lambda model, *rest: sample("adapter" if model.denoisers else "base", *rest)
+        f"{room}.sample_videos", lambda model, *rest, **told: sample("adapter" if model.denoisers else "base", *rest)
     )
     arguments = ["base", str(run), "--prompts", "tiny-test", "--seeds", "2", "--videos", "3"]
     assert main(["study", "new", *arguments, "--out", str(tmp_path / "study")]) == 0

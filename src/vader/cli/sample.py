@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vader.cli.parts import AdapterOption, TrustCode, load_with_adapter, model_section, recipe_of, with_changes
+from vader.cli.progress import progress
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -93,7 +94,11 @@ def sample(
     with new_folder(folder) as temporary:
         loaded = load_with_adapter(resolved.model, adapter)
         solver = build_solver(resolved, loaded)
-        videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
+        with progress("sampled", len(texts)) as advance:
+            advance(0)
+            videos = sample_videos(
+                loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch, advance=advance
+            )
         written = _write_videos(videos, list(map(str, texts)), resolved.video.size, temporary)
     print(*(folder / path.name for path in written), sep="\n")
 

@@ -7,7 +7,7 @@ or files of the same stem. Nothing is sampled or decoded before all of it is kno
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -47,6 +47,7 @@ class Scene:
         return self.stem or f"seed {self.seed}"
 
 
+Advance = Callable[[int], object]
 Shown = tuple[Tensor, float]  # pixels `[F, 3, H, W]` in [0, 1], and frames a second
 
 
@@ -56,8 +57,8 @@ class System(Protocol):
     @property
     def name(self) -> str: ...
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
-        """One a scene, in order."""
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
+        """One a scene, in order; `advance` hears how many more are made, and of none where sampling begins."""
         ...
 
 
@@ -69,9 +70,10 @@ class Folder:
     files: dict[str, Path]
     captions: dict[str, str]  # of those files of which the folder says one
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
         for scene in scenes:
             path = self.files[scene.stem]
+            advance(1)
             yield read_video(path), frame_rate(path) or 8
 
 
@@ -83,7 +85,7 @@ class Sampled:
     recipe: Recipe
     adapter: Path | None
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
         recipe, device = self.recipe, best_device()
         section = recipe.model
         dtype = frozen_dtype(section.precision, device)
@@ -92,9 +94,10 @@ class Sampled:
             load_adapters(model.denoisers, self.adapter, model.family)
         size, steps, guidance = video_size(recipe), recipe.sampling.steps, load_recipe_guidance(recipe)
         solver = build_solver(recipe, model)
+        advance(0)
         for seed in dict.fromkeys(scene.seed for scene in scenes):
             prompts = [scene.prompt for scene in scenes if scene.seed == seed]
-            for video in sample_videos(model, prompts, size, steps, guidance, solver, seed, BATCH):
+            for video in sample_videos(model, prompts, size, steps, guidance, solver, seed, BATCH, advance=advance):
                 yield video, size.fps
 
 
@@ -105,9 +108,9 @@ class Seeded:
     name: str
     by_seed: Mapping[int, Sampled]
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
         for seed in dict.fromkeys(scene.seed for scene in scenes):
-            yield from self.by_seed[seed].videos([scene for scene in scenes if scene.seed == seed])
+            yield from self.by_seed[seed].videos([scene for scene in scenes if scene.seed == seed], advance)
 
 
 # ---- as they are named ----
