@@ -87,7 +87,7 @@ def _pairs(systems: Sequence[System], scenes: Sequence[Scene], made: Made, chanc
     for one, other in combinations(systems, 2):
         for place, scene in enumerate(scenes):
             ids = [made.ids[one.name, place], made.ids[other.name, place]]
-            found.append(Item(id=_new_id(chance), prompt=scene.prompt.text, videos=_shuffled(ids, chance)))
+            found.append(Item(id=_new_id(chance), prompt=scene.prompt.caption, videos=_shuffled(ids, chance)))
     return found
 
 
@@ -111,7 +111,7 @@ def _check(made: Made, key: tuple[str, int], scene: Scene, folder: Path, chance:
     path = folder / f"{video}.mp4"
     write_mp4(folder / f"{broken}.mp4", destroyed(read_video(path), chance.getrandbits(31)), frame_rate(path) or 8)
     made.videos[broken] = Video(system=None, source=f"{scene.source}, destroyed")
-    return Item(id=_new_id(chance), prompt=scene.prompt.text, videos=_shuffled([video, broken], chance), right=video)
+    return Item(id=_new_id(chance), prompt=scene.prompt.caption, videos=_shuffled([video, broken], chance), right=video)
 
 
 def destroyed(frames: Tensor, seed: int) -> Tensor:

@@ -6,7 +6,6 @@ or files of the same stem. Nothing is sampled or decoded before all of it is kno
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -44,7 +43,9 @@ class Scene:
 
     @property
     def source(self) -> str:
-        return self.stem or f"seed {self.seed}"
+        """What tells it from others in the key; of a picture without a text, what its seeds share."""
+        picture = self.prompt.image.name if self.prompt.image and not self.prompt.caption else ""
+        return self.stem or picture or f"seed {self.seed}"
 
 
 Advance = Callable[[int], object]
@@ -213,18 +214,12 @@ def _of_files(folders: Sequence[Folder]) -> list[Scene]:
 
 
 def _agreed(stem: str, folders: Sequence[Folder]) -> str:
-    """The prompt that folders say of a file; of one of which none does, its name in words."""
+    """The prompt that folders say of a file; empty where none does: a file's name is not for raters."""
     said = {folder.captions[stem]: folder.name for folder in folders if stem in folder.captions}
     if len(said) > 1:
         (one, first), (other, second), *_ = said.items()
         raise UserError(f"the prompt of {stem!r} is {one!r} in {first} and {other!r} in {second}: make them the same")
-    return next(iter(said), "") or _in_words(stem)
-
-
-def _in_words(stem: str) -> str:
-    """ "003-a-red_circle" is "a red circle": what `vader sample` names files by; a number alone says nothing."""
-    words = re.sub(r"^\d+(\W|$)|[\W_]+", " ", stem).split()
-    return " ".join(words)
+    return next(iter(said), "")
 
 
 def left_out(systems: Sequence[System], scenes: Sequence[Scene]) -> list[str]:
