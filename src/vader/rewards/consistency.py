@@ -34,6 +34,7 @@ class Consistency(Reward):
 
     needs = AllFrames(least=2)
     sensible_range = (0.7, 1.0)
+    alone = "videos that stand still"
 
     def __init__(
         self,
