@@ -157,7 +157,8 @@ def _write_videos(videos: Tensor, prompts: Sequence[Prompt], size: VideoSize, ou
     ]
     with atomic_write(out / "prompts.json") as temporary:
         temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    return [*paths, contact_sheet(videos, list(map(str, prompts)), out / "contact-sheet.png"), out / "prompts.json"]
+    sheet = contact_sheet(videos, list(map(str, prompts)), out / "contact-sheet.png", size.seams)
+    return [*paths, sheet, out / "prompts.json"]
 
 
 def _slug(text: str) -> str:
