@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 import vader
 from toy_runs import TOY
@@ -20,6 +20,7 @@ from vader.algorithms.reward_gradient import RewardGradient
 from vader.cli import main
 from vader.errors import UserError
 from vader.plugins import Part, checked_options, complete, instantiate, load_function, load_object
+from vader.recipe.sections import Scale
 from vader.rewards import FrameReward, Reward
 
 MODULE = """
@@ -206,6 +207,9 @@ class Settings:
     share: Annotated[float, Field(ge=0, le=1)] = 0.0
     extra: list[str] = field(default_factory=lambda: ["a"])
     file: Path | None = None
+    segments: Literal["last", "all"] | tuple[NonNegativeInt, ...] = "last"
+    scale: Scale | Part | None = None
+    margin: float | None = None
 
 
 @dataclass
@@ -254,6 +258,11 @@ def test_settings_of_a_base_in_another_module_are_checked_too(write):
         ({"policy": {"k": 5}}, "algorithm 'x': policy is {'k': 5}: a part has a name, write it as {name: ...}"),
         ({"policy": {"name": 5}}, "algorithm 'x': policy is {'name': 5}: a part has a name"),
         ({"window": [0.5]}, "algorithm 'x': window is [0.5]: field required"),
+        ({"segments": "first"}, "algorithm 'x': segments is 'first': input should be 'last' or 'all', or a list"),
+        ({"segments": [0, -1]}, "input should be 'last' or 'all', or a list, each greater than or equal to 0"),
+        ({"scale": "x"}, "scale is 'x': input should be a valid number, or a part {name: ...}, or null"),
+        ({"scale": {"k": 1}}, "scale is {'k': 1}: input should be a valid number, or a part {name: ...}, or null"),
+        ({"margin": "x"}, "margin is 'x': input should be a valid number, or null"),
     ],
 )
 def test_wrong_settings_are_one_line(options, message):
@@ -269,6 +278,9 @@ def test_complete_fills_in_every_default_as_json():
         "share": 0.5,
         "extra": ["a"],
         "file": None,
+        "segments": "last",
+        "scale": None,
+        "margin": None,
     }
     assert complete(Settings, {})["policy"] == {"name": "last"}
     assert complete(Needy, {"file": Path("a.csv")}) == {"file": "a.csv"}

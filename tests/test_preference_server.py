@@ -308,4 +308,4 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, made: Path, capsys, m
     assert "cannot be read" in capsys.readouterr().err
     monkeypatch.setattr("vader.cli.study.find_spec", lambda name: None)
     assert main(["study", "serve", str(made)]) == 2
-    assert 'pip install "vader-video[study]"' in capsys.readouterr().err
+    assert "pip install fastapi uvicorn" in capsys.readouterr().err

@@ -14,12 +14,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from run_factories import write_run
 from study_factories import PROMPTS, SYSTEMS, answered, attentive, by_system, make_study, write_systems
 from vader.cli import main
 from vader.errors import UserError
-from vader.files.video import read_video, write_mp4
+from vader.files.video import read_video, write_mp4, write_png
 from vader.preference.answers import parse_sheet
 from vader.preference.build import destroyed
 from vader.preference.report import report_page
@@ -150,7 +151,7 @@ def test_runs_are_sampled_under_the_noise_of_their_own_evaluations(tmp_path: Pat
     monkeypatch.setattr(f"{room}.load_adapters", lambda denoisers, path, family: denoisers.append(path))
     monkeypatch.setattr(f"{room}.build_solver", lambda recipe, model: None)
     monkeypatch.setattr(
-        f"{room}.sample_videos", lambda model, *rest: sample("adapter" if model.denoisers else "base", *rest)
+        f"{room}.sample_videos", lambda model, *rest, **told: sample("adapter" if model.denoisers else "base", *rest)
     )
     arguments = ["base", str(run), "--prompts", "tiny-test", "--seeds", "2", "--videos", "3"]
     assert main(["study", "new", *arguments, "--out", str(tmp_path / "study")]) == 0
@@ -165,6 +166,32 @@ def test_runs_are_sampled_under_the_noise_of_their_own_evaluations(tmp_path: Pat
             assert read_video(tmp_path / "study" / "videos" / f"{video}.mp4").mean().item() == pytest.approx(
                 shade, abs=0.02
             )
+
+
+def test_of_a_picture_raters_see_its_caption_or_nothing_and_never_its_name(tmp_path: Path, monkeypatch) -> None:
+    run = write_run(tmp_path / "run", [4.0, 5.0], "model.family=svd")
+    for name in ("mallard.png", "heron.png"):
+        write_png(tmp_path / name, Image.new("RGB", (16, 16)))
+    (tmp_path / "set.csv").write_text("prompt,image\n,mallard.png\na grey heron,heron.png\n")
+    asked: list[str] = []
+
+    def videos(system, scenes, advance):
+        asked.extend(scene.prompt.text for scene in scenes)
+        return ((torch.rand(2, 3, 16, 16), 8.0) for _ in scenes)
+
+    monkeypatch.setattr(Sampled, "videos", videos)
+    out = tmp_path / "study"
+    arguments = ["base", str(run), "--prompts", str(tmp_path / "set.csv"), "--seeds", "2", "--out", str(out)]
+    assert main(["study", "new", *arguments]) == 0
+    assert set(asked) == {"mallard", "a grey heron"}  # what the model is told stays
+    study, page = read_study(out), (out / "study.html").read_text()
+    assert "a grey heron" in page
+    assert "mallard" not in page
+    sheet = answered(study, "r", attentive(by_system("base")))
+    results = results_of(study, [sheet])
+    assert [(one.question, one.prompts) for one in results.comparisons] == [
+        ("fidelity", 2), ("alignment", 1), ("motion", 2),
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -229,16 +256,17 @@ def test_prompts_lie_beside_the_videos(tmp_path: Path, name: str, content: str) 
     assert [scene.prompt.text for scene in scenes] == ["a dog", "a cat"]
 
 
-def test_without_prompts_files_are_called_by_their_names_in_words(tmp_path: Path) -> None:
+def test_without_prompts_no_file_name_is_shown(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         for stem in ("003-a-red_circle", "0007", "7 dogs"):
             write_mp4(tmp_path / folder / f"{stem}.mp4", torch.rand(2, 3, 8, 8), 8)
     write_mp4(tmp_path / "b" / "more.mp4", torch.rand(2, 3, 8, 8), 8)
     assert main(["study", "new", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "study")]) == 0
     study = read_study(tmp_path / "study")
-    assert {item.prompt for item in study.items()} == {"a red circle", "", "dogs"}
+    assert {item.prompt for item in study.items()} == {""}
     page = (tmp_path / "study" / "study.html").read_text()
     assert '"prompt": "", ' in page
+    assert not re.search("circle|dogs", page)
     assert '"asked": ["fidelity", "motion"]' in page  # nothing about a text that it has not
 
 

@@ -111,6 +111,25 @@ def test_every_family_has_something_to_start_from(family, checkpoint):
     assert model.checkpoint == checkpoint if checkpoint else model.checkpoint not in ("", "tiny")
 
 
+def test_a_new_recipe_says_that_a_reward_of_still_pictures_wants_company(tmp_path):
+    def head(*rewards: str) -> str:
+        """Its comments, and that it is the recipe all the same."""
+        file = tmp_path / f"new-{len(list(tmp_path.iterdir()))}.yaml"
+        assert main(["recipe", "new", str(file), *(word for name in rewards for word in ("--reward", name))]) == 0
+        assert [reward.name for reward in load_recipe(str(file)).rewards] == list(rewards)
+        return file.read_text().partition("\nname:")[0]
+
+    assert head("consistency").splitlines()[1:] == [
+        "# Reward 'consistency' alone leads to videos that stand still: put one of the picture beside it, as hps or "
+        "aesthetic (docs/rewards/consistency.md)."
+    ]
+    assert "'vjepa' alone leads to videos that stand still, blurred or plain" in head("vjepa")
+    both = head("consistency", "vjepa")
+    assert "'consistency'" in both
+    assert "'vjepa'" in both
+    assert "alone" not in head("consistency", "hps") + head("my_reward:Warmth") + head("aesthetic")
+
+
 def test_a_new_recipe_replaces_no_file(capsys, tmp_path):
     (tmp_path / "my.yaml").write_text("mine")
     assert main(["recipe", "new", str(tmp_path / "my.yaml")]) == 2

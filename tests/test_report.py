@@ -417,7 +417,7 @@ def test_chart_places_points_and_breaks_lines_at_gaps():
 
 
 def test_a_chart_makes_room_for_its_longest_label(run):
-    chart = line_chart([Series("a", "train", [0, 1], [-0.1475, -0.1474])], "title", "x")
+    chart = line_chart([Series("a", "train", [0, 1], [-0.1475, -0.1474])], "title", "x", y_range=(-0.1475, -0.1474))
     labels = re.findall(r'class="y-tick"[^>]*>([^<]+)<', chart)
     assert f'style="--longest:{max(map(len, labels))}"' in chart
     assert max(map(len, labels)) == len(f"{MINUS}0.14748")

@@ -134,3 +134,34 @@ def test_missing_tiny_weights_are_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr("vader.files.hub.TINY_WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="the tiny world has no weights 'clip'"):
         load_reward("aesthetic", checkpoint="tiny")
+
+
+# Of every reward that loads a folder of transformers: its options, and what the folder should hold.
+FOLDERS = {
+    "action": ({}, "VideoMAE classifier"),
+    "aesthetic": ({"head": "head.safetensors"}, "CLIP"),
+    "consistency": ({}, "image encoder"),
+    "hps": ({}, "CLIP"),
+    "object_removal": ({"target": "book"}, "detector"),
+    "pickscore": ({}, "CLIP"),
+    "vjepa": ({}, "V-JEPA 2"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_is_no_model_is_one_line_of_ours(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_head(tmp_path / "head.safetensors")
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").touch()
+    options, part = FOLDERS[name]
+    with pytest.raises(UserError) as error:
+        load_reward(name, checkpoint="pics", **options)
+    assert str(error.value) == f"checkpoint 'pics' holds no {part}: there is no config.json in it"
+    (tmp_path / "pics" / "config.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        load_reward(name, checkpoint="pics", **options)
+    assert str(error.value) in (
+        f"checkpoint 'pics' holds no {part}: its config.json has no model_type",
+        f"{part} of checkpoint 'pics' is not whole: it has no weight file",
+    )

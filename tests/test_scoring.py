@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
+from vader.cli import main
 from vader.errors import UserError
 from vader.files.video import write_mp4, write_png_frames
-from vader.rewards import AllFrames, FrameReward, PerSecond, Reward, RewardMix
+from vader.rewards import AllFrames, FixedFrames, FrameReward, PerSecond, Reward, RewardMix
 from vader.scoring.files import CHUNK, find_videos, over_files, prompts_beside, score_files
 
 
@@ -63,6 +65,27 @@ def test_long_videos_come_in_chunks_with_their_prompt(tmp_path):
     assert reward.calls == [(CHUNK, {"dawn"}), (CHUNK, {"dawn"}), (3, {"dawn"})]
     assert score.frames == 2 * CHUNK + 3
     assert score.parts["brightness"].mean == pytest.approx(0.5, abs=0.01)
+
+
+class Together(Reward):
+    needs = AllFrames(least=2)
+
+    def score(self, clip, prompts):
+        return clip.frames.mean(dim=(1, 2, 3, 4))
+
+
+def test_too_few_frames_for_a_reward_are_refused_before_a_video_is_opened(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"no video, and never opened")
+    line = "reward 'together' needs at least 2 frames together, and of 1 (vader score: --max-frames) it sees too few"
+    for shown, most in ((None, 1), (FixedFrames("every_second"), 2)):
+        some = RewardMix({"together": Together()}, {"together": 1.0}, shown and {"together": shown})
+        with pytest.raises(UserError, match=re.escape(line.replace("of 1", f"of {most}"))):
+            score_files([tmp_path / "a.mp4"], some, [""], max_frames=most)
+        (score,) = score_files([tmp_path / "a.mp4"], some, [""], max_frames=most + 1)
+        assert "no video that can be read" in score.error
+    monkeypatch.setattr("vader.rewards.registry.build_mix", lambda sections: mix(together=Together()))
+    assert main(["score", str(tmp_path / "a.mp4"), "--reward", "x", "--max-frames", "1"]) == 2
+    assert capsys.readouterr().err == f"vader: {line}: score more of them\n"
 
 
 def test_max_frames(tmp_path):

@@ -119,7 +119,7 @@ def trained(tmp_path, monkeypatch) -> Trained:
 asked: list[tuple[str, float, int, int]] = []
 
 
-def rendered(system: Sampled, scenes):
+def rendered(system: Sampled, scenes, advance):
     """Instead of sampling: the scenes of the prompts, dull without an adapter."""
     for seed in dict.fromkeys(scene.seed for scene in scenes):
         some = sample_scenes(5, torch.Generator().manual_seed(seed)).with_vividness(0.9 if system.adapter else 0.3)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vader.errors import UserError
 from vader.files.video import (
+    SEAM,
     contact_sheet,
     frame_strip,
     read_video,
@@ -19,6 +20,7 @@ from vader.files.video import (
     write_mp4,
     write_png_frames,
 )
+from vader.nouns import VideoSize
 from vader.tinyworld.scenes import render, sample_scenes
 
 
@@ -181,6 +183,19 @@ def test_streaming_reads_no_further_than_asked(tmp_path):
     (tmp_path / "frame-0002.png").write_bytes(b"broken")
     frames = stream_frames(tmp_path)
     assert next(frames).shape == next(frames).shape == (3, 32, 32)
+
+
+def test_a_line_parts_the_segments_of_a_long_video_on_a_sheet(tmp_path):
+    size = VideoSize(7, 32, 32, segments=3)  # frames 2 and 4 end a segment and begin the next
+    assert size.seams == [2, 4]
+    video = torch.full((7, 3, 32, 32), 0.5)
+    sheet = np.array(Image.open(contact_sheet(video[None], ["x"], tmp_path / "sheet.png", size.seams)))
+    strip = sheet[16 + 24 + 4 :][:128, 16:]
+    gaps = [strip[:, 132 * i - 4 : 132 * i] for i in range(1, 7)]
+    assert [bool((gap == SEAM).all()) for gap in gaps] == [False, False, True, False, True, False]
+    assert [bool((gap == 255).all()) for gap in gaps] == [True, True, False, True, False, True]
+    few = np.array(frame_strip(video, 3, size.seams))  # frames 1, 3 and 5
+    assert all((few[:, 132 * i - 4 : 132 * i] == SEAM).all() for i in (1, 2))
 
 
 def test_frame_strip_enlarges_by_nearest_neighbour():

@@ -6,7 +6,7 @@ Shapes: B videos, F frames, n chosen frames, C channels, H x W pixels. Pixels ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Prompt:
         label: the class that an action reward looks for ("playing piano").
         image: the picture that an image-to-video model starts from.
         last_image: the picture at which it is to arrive, for models that take one.
+        text_is_name: the text is the picture's file name, for want of another; no part of what makes two the same.
     """
 
     text: str
@@ -69,6 +70,12 @@ class Prompt:
     label: str | None = None
     image: Path | None = None
     last_image: Path | None = None
+    text_is_name: bool = field(default=False, compare=False, repr=False)
+
+    @property
+    def caption(self) -> str:
+        """The text, where somebody has written one."""
+        return "" if self.text_is_name else self.text
 
     def __str__(self) -> str:
         return self.text

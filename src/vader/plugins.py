@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, TypeVar, cast, get_type_hints
+from types import ModuleType, NoneType, SimpleNamespace, UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
@@ -406,7 +406,7 @@ def _validated(hint: Any, value: Any, label: str) -> Any:
     try:
         return _strict(_adapter(hint), value)
     except ValidationError as error:
-        raise UserError(f"{label} is {value!r}: {_said(error.errors()[0])}{_why(hint, error)}") from error
+        raise UserError(f"{label} is {value!r}: {_said(hint, error.errors())}{_why(hint, error)}") from error
 
 
 def _why(hint: Any, error: ValidationError) -> str:
@@ -447,8 +447,25 @@ def _adapter(hint: Any) -> TypeAdapter[Any] | None:
         return None
 
 
-def _said(error: ErrorDetails) -> str:
-    """Pydantic's word on a value, after a colon."""
-    if error["type"] == "model_type" or error["loc"][-1:] == ("name",):
+def _said(hint: Any, errors: Sequence[ErrorDetails]) -> str:
+    """Pydantic's word on a value, after a colon; where a hint allows several forms, on every one of them."""
+    forms = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    null = ", or null" if NoneType in forms else ""
+    if len(forms) - bool(null) > 1:
+        by_form = {error["loc"][0]: error for error in reversed(errors)}  # of each the first
+        return f"input should be {', or '.join(_form(by_form[name]) for name in reversed(by_form))}{null}"
+    if _is_of_part(errors[0]):
         return "a part has a name, write it as {name: ...} with its options beside the name"
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{errors[0]['msg'][0].lower()}{errors[0]['msg'][1:]}{null}"
+
+
+def _form(error: ErrorDetails) -> str:
+    """What one form of several asks for, as "a list" or "'last' or 'all'"."""
+    if _is_of_part(error):
+        return "a part {name: ...}"
+    asked = error["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
+    return f"a list, each {asked}" if len(error["loc"]) > 1 else asked
+
+
+def _is_of_part(error: ErrorDetails) -> bool:
+    return error["type"] == "model_type" or error["loc"][-1:] == ("name",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,9 +48,11 @@ def new(
     """Write a recipe to start from, with every key and a comment on each, for a model and a reward."""
     from vader.files.atomic import atomic_write
     from vader.recipe import starting_recipe
+    from vader.rewards.registry import lonely
 
     sections = [reward_section(spec) for spec in rewards or []]
-    page = _page(starting_recipe(file.stem, _model(model), sections))
+    begun = starting_recipe(file.stem, _model(model), sections)
+    page = _page(begun, lonely(begun.rewards))
     if file.exists():
         raise UserError(f"{str(file)!r} is there already: name another file")
     with atomic_write(file) as temporary:
@@ -64,8 +67,9 @@ def _model(spec: str) -> ModelSection:
     return ModelSection(family=spec, checkpoint="") if spec in model_names() else model_section(spec)
 
 
-def _page(recipe: Recipe) -> str:
+def _page(recipe: Recipe, notes: Sequence[str] = ()) -> str:
     from vader.algorithms import resolved
     from vader.recipe import commented
 
-    return commented(resolved(recipe), f"The recipe {recipe.name!r} with every key: docs/recipes.md says more of each.")
+    title = f"The recipe {recipe.name!r} with every key: docs/recipes.md says more of each."
+    return commented(resolved(recipe), title, notes)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vader.cli.parts import AdapterOption, TrustCode, load_with_adapter, model_section, recipe_of, with_changes
+from vader.cli.progress import progress
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -93,8 +94,12 @@ def sample(
     with new_folder(folder) as temporary:
         loaded = load_with_adapter(resolved.model, adapter)
         solver = build_solver(resolved, loaded)
-        videos = sample_videos(loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch)
-        written = _write_videos(videos, list(map(str, texts)), resolved.video.size, temporary)
+        with progress("sampled", len(texts)) as advance:
+            advance(0)
+            videos = sample_videos(
+                loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch, advance=advance
+            )
+        written = _write_videos(videos, texts, resolved.video.size, temporary)
     print(*(folder / path.name for path in written), sep="\n")
 
 
@@ -137,19 +142,23 @@ def _recipe_to_sample(recipe: str | None, model: str | None, size: dict[str, int
     return sized.model_copy(update={"model": own_model})
 
 
-def _write_videos(videos: Tensor, prompts: Sequence[str], size: VideoSize, out: Path) -> list[Path]:
+def _write_videos(videos: Tensor, prompts: Sequence[Prompt], size: VideoSize, out: Path) -> list[Path]:
+    """An mp4 each, a sheet and the list of prompts; a picture's name heads its video, and is no prompt in the list."""
     from vader.files.atomic import atomic_write
     from vader.files.video import contact_sheet, write_mp4
 
     paths = [
-        write_mp4(out / f"{i:03d}-{_slug(prompt)}.mp4", video, size.fps, seams=size.seams)
+        write_mp4(out / f"{i:03d}-{_slug(prompt.text)}.mp4", video, size.fps, seams=size.seams)
         for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True))
     ]
     seams = {"seams": size.seams} if size.seams else {}
-    listed = [{"file": path.name, "prompt": prompt, **seams} for path, prompt in zip(paths, prompts, strict=True)]
+    listed = [
+        {"file": path.name, "prompt": prompt.caption, **seams} for path, prompt in zip(paths, prompts, strict=True)
+    ]
     with atomic_write(out / "prompts.json") as temporary:
         temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    return [*paths, contact_sheet(videos, prompts, out / "contact-sheet.png"), out / "prompts.json"]
+    sheet = contact_sheet(videos, list(map(str, prompts)), out / "contact-sheet.png", size.seams)
+    return [*paths, sheet, out / "prompts.json"]
 
 
 def _slug(text: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from vader.cli.parts import print_wide, reward_section
+from vader.cli.progress import progress
 from vader.cli.root import app
 from vader.errors import RunError, UserError
 
@@ -58,8 +58,8 @@ def score(
     texts = _prompts_to_score(videos, prompt, prompts)
     mix = build_mix(sections)
     mix.to(best_device())
-    with _progress(len(videos)) as advance:
-        scores = score_files(videos, mix, texts, max_frames, lambda _: advance())
+    with progress("scored", len(videos)) as advance:
+        scores = score_files(videos, mix, texts, max_frames, lambda _: advance(1))
     print(_scores_as_json(scores)) if as_json else _print_scores(scores)
     if unreadable := [score.error for score in scores if score.error]:
         count = f"{len(unreadable)} of {len(scores)} videos could not be scored"
@@ -79,19 +79,6 @@ def _prompts_to_score(paths: list[Path], prompt: str | None, file: str | None) -
     if file:
         return load_prompts(file)
     return prompts_beside(paths) if prompt is None else [prompt] * len(paths)
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[], None]]:
-    """On a terminal, a bar on stderr that `advance()` moves; elsewhere nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = ("videos", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=count)
-        yield lambda: bar.advance(task)
 
 
 def _scores_as_json(scores: list[FileScore]) -> str:

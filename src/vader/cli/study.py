@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vader.cli.parts import TrustCode, print_figures
+from vader.cli.progress import progress
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -51,8 +52,8 @@ def new(
     check_out(out)
     found = find_systems(systems, trust_code)
     scenes = find_scenes(found, prompts, seeds, videos)
-    with new_folder(out) as temporary:
-        build_study(found, scenes, temporary)
+    with new_folder(out) as temporary, progress("made", len(found) * len(scenes)) as advance:
+        build_study(found, scenes, temporary, advance)
     if stems := left_out(found, scenes):
         shown = stems if len(stems) < 6 else [*stems[:5], f"... ({len(stems)} in all)"]
         print(f"vader: not in the study: {', '.join(shown)}", file=sys.stderr)
@@ -72,7 +73,7 @@ def serve(
 ) -> None:
     """Serve a study to many raters at once; answers are on the disk when the page says that they have arrived."""
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise UserError('a study is served by FastAPI, which is not installed: pip install "vader-video[study]"')
+        raise UserError("a study is served by FastAPI, which is not installed: pip install fastapi uvicorn")
     from vader.preference import server
 
     server.check_exposure(host, token)

@@ -268,9 +268,7 @@ def processes_started() -> int:
 def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     for tracker in recipe.train.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise UserError(
-                f'train.trackers names {tracker}, which is not installed: pip install "vader-video[{tracker}]"'
-            )
+            raise UserError(f"train.trackers names {tracker}, which is not installed: pip install {tracker}")
     # Without a GPU, accelerate joins processes only where it is told that the CPU is meant.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, log_with=list(recipe.train.trackers) or None, project_dir=folder)

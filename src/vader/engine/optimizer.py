@@ -20,7 +20,7 @@ from vader.recipe.sections import OptimizerSection
 def check_optimizer(section: OptimizerSection) -> None:
     """Raises `UserError` if it needs what is not installed."""
     if section.eight_bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError('optimizer.eight_bit needs bitsandbytes: pip install "vader-video[int8]"')
+        raise UserError("optimizer.eight_bit needs bitsandbytes: pip install bitsandbytes")
 
 
 def build_optimizer(

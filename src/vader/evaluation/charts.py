@@ -14,6 +14,7 @@ from itertools import accumulate, groupby
 from typing import Literal
 
 from vader.evaluation.formats import decimals, fixed, plain
+from vader.evaluation.overlap import Turn, turns
 from vader.nouns import VideoSize
 from vader.runs.reader import Evaluation, Run
 
@@ -36,6 +37,9 @@ class Series:
 
 
 LOW = {"large": 0.08, "small": 0.16}  # shares of a plot's height: a value below a lower point lies on the axis' labels
+# Frozen networks score in bf16, whose numbers are 2^-8 = 0.4 % apart: an axis spans more than twice that share of its
+# values, so that no curve fills a plot with rounding.
+LEAST_SPAN = 0.01
 COLUMNS = 2000  # of a plot: more than a screen shows
 Axis = Literal["step", "queries", "seconds"]
 AXES: dict[Axis, str] = {"step": "optimiser steps", "queries": "reward queries", "seconds": "compute time, seconds"}
@@ -130,14 +134,16 @@ def line_chart(
     """
     about = {"large": 5, "small": 3}[size]
     xs = [x for one in series for x in one.x]
-    y_ticks = ticks(*(y_range or _y_range(series)), about)
+    y_ticks = ticks(*(y_range or spanned(series)), about)
     x_ticks = [
         tick
         for tick in ticks(min(xs), max(xs), about, whole=all(float(x).is_integer() for x in xs))
         if min(xs) <= tick <= max(xs)
     ]
     frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
-    lines = "".join(_drawn(one, frame) for one in series)
+    shares = turns([(one.x, one.y) for one in series], y_ticks[-1] - y_ticks[0])
+    bands = "".join(_band(one, frame) for one in series)  # below all lines, which they would tint
+    lines = bands + "".join(_drawn(one, frame, turn) for one, turn in zip(series, shares, strict=True))
     values = [value for one in series for value in _end_values(one)]
     labels = _y_labels(y_ticks, frame) + _x_labels(x_ticks, frame) + "".join(one.label(frame) for one in values)
     deep = " deep" if any(one.below and frame.up(one.y) < LOW[size] for one in values) else ""
@@ -190,9 +196,12 @@ class _Frame:
         return f"{1000 * self.across(x):.1f} {1000 * (1 - self.up(y)):.1f}"
 
 
-def _y_range(series: Sequence[Series]) -> tuple[float, float]:
+def spanned(series: Sequence[Series]) -> tuple[float, float]:
+    """From the lowest to the highest point with its error, at the least `LEAST_SPAN` of these values."""
     values = [v for one in series for x, y, e in _stretch(one) for v in (y - e, y + e)]
-    return min(values), max(values)
+    low, high = min(values), max(values)
+    lacking = max(0.0, LEAST_SPAN * max(abs(low), abs(high)) - (high - low))
+    return low - lacking / 2, high + lacking / 2
 
 
 def _stretch(series: Series) -> list[tuple[float, float, float]]:
@@ -201,11 +210,20 @@ def _stretch(series: Series) -> list[tuple[float, float, float]]:
     return [point for point in zip(series.x, series.y, errors, strict=True) if all(map(math.isfinite, point))]
 
 
-def _drawn(series: Series, frame: _Frame) -> str:
+def _drawn(series: Series, frame: _Frame, turn: Turn) -> str:
     points = _stretch(series)
     marked = points if series.points or len(points) == 1 else []
     marks = "".join(_mark(x, y, frame) for x, y, _ in marked)
-    return f'<g class="{series.style}">{_band(series, frame)}{_lines(series, frame)}{marks}</g>'
+    return f'<g class="{series.style}"{_in_turn(turn)}>{_lines(series, frame)}{marks}</g>'
+
+
+def _in_turn(turn: Turn) -> str:
+    """What a group's lines and marks take from it, so that others below are seen."""
+    if turn.dashes is None:
+        return ""
+    offset, lengths = turn.dashes
+    dashes = " ".join(f"{length:g}" for length in lengths)
+    return f' style="--dashes:{dashes};--offset:{offset:g};--mark:{8 * turn.size:.3g}px"'
 
 
 def _lines(series: Series, frame: _Frame) -> str:
@@ -227,7 +245,7 @@ def _band(series: Series, frame: _Frame) -> str:
         return ""
     points = _stretch(series)
     outline = [frame.point(x, y + e) for x, y, e in points] + [frame.point(x, y - e) for x, y, e in reversed(points)]
-    return f'<path class="band" d="M{"L".join(outline)}Z"/>'
+    return f'<g class="{series.style}"><path class="band" d="M{"L".join(outline)}Z"/></g>'
 
 
 def _mark(x: float, y: float, frame: _Frame) -> str:

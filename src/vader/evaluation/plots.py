@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vader.errors import UserError
-from vader.evaluation.charts import Series, reward_series
+from vader.evaluation.charts import Series, reward_series, spanned
+from vader.evaluation.overlap import Turn, turns
 from vader.files.atomic import atomic_write
 from vader.runs.reader import read_run
 
@@ -51,16 +54,30 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def draw_lines(axes: Axes, series: Sequence[Series], title: str, x_label: str, y_label: str) -> None:
-    """Lines with their bands, in the colours of their styles."""
-    for one in series:
-        colour, width = COLOURS[one.style], 1.0 if one.style == "faint" else 2.0
-        axes.plot(one.x, one.y, color=colour, lw=width, marker="o" if one.points else None, ms=4, label=one.label)
+    """Lines with their bands, in the colours of their styles; those that lie on each other take turns."""
+    if not any(math.isfinite(y) for one in series for y in one.y):
+        series = ()
+    low, high = spanned(series) if series else (0.0, 1.0)
+    for one, turn in zip(series, turns([(one.x, one.y) for one in series], high - low), strict=True):
+        axes.update_datalim([(x, y) for x in one.x for y in (low, high)], updatex=False)
+        _draw_line(axes, one, turn)
         if one.error:
-            low = [y - e for y, e in zip(one.y, one.error, strict=True)]
-            high = [y + e for y, e in zip(one.y, one.error, strict=True)]
-            axes.fill_between(one.x, low, high, color=colour, alpha=0.15, lw=0)
+            below = [y - e for y, e in zip(one.y, one.error, strict=True)]
+            above = [y + e for y, e in zip(one.y, one.error, strict=True)]
+            axes.fill_between(one.x, below, above, color=COLOURS[one.style], alpha=0.15, lw=0)
     axes.set(xlabel=x_label, ylabel=y_label)
     tidy(axes, title)
+
+
+def _draw_line(axes: Axes, series: Series, turn: Turn) -> None:
+    """The line in its turn; the legend shows it whole."""
+    width = 1.0 if series.style == "faint" else 2.0
+    look: dict[str, Any] = {"color": COLOURS[series.style], "lw": width, "marker": "o" if series.points else None}
+    if turn.dashes:
+        offset, lengths = turn.dashes  # in points, where matplotlib counts in widths of the line
+        look |= {"linestyle": (offset / width, [length / width for length in lengths]), "dash_capstyle": "butt"}
+    axes.plot(series.x, series.y, ms=4 * turn.size, mew=0, **look)
+    axes.plot([], [], ms=4, label=series.label, **look | {"linestyle": "-"})
 
 
 def draw_bars(axes: Axes, values: dict[str, float], colours: Sequence[str], title: str, x_label: str) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vader.errors import UserError, nearest
 from vader.files import quiet as _quiet  # noqa: F401 (the libraries speak less)
-from vader.files.foreign import reading, require_regular, require_regular_files
+from vader.files.foreign import WEIGHTS, reading, require_regular, require_regular_files
 from vader.files.paths import user_path
 from vader.files.weights import check_numbers, load_tensors
 from vader.plugins import one_line
@@ -276,6 +276,8 @@ def load_pretrained(
         options["torch_dtype"] = dtype
     else:  # transformers names no weight in its error, so its report has to
         options |= {DTYPE: dtype, "ignore_mismatched_sizes": True}
+    if source is not None:
+        _check_weights(Path(source, options.get("subfolder", "")), _named(part, source))
     if variant := source and weight_variant(Path(source, options.get("subfolder", ""))):
         options["variant"] = variant
     loaded, report = from_pretrained(network, source, part, output_loading_info=True, **options)
@@ -286,6 +288,12 @@ def load_pretrained(
         raise UserError(f"{_named(part, source)} is of another architecture: {shapes}")
     check_numbers(loaded.state_dict(), _named(part, source))
     return loaded.eval().requires_grad_(False)
+
+
+def _check_weights(folder: Path, label: str) -> None:
+    """Raises `UserError` if a network's folder holds no file of weights."""
+    if (folder / "config.json").is_file() and not any(file.suffix in WEIGHTS for file in folder.iterdir()):
+        raise UserError(f"{label} is not whole: it has no weight file")
 
 
 def weight_variant(folder: Path) -> str | None:
@@ -334,9 +342,7 @@ def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str = "") -> An
     wordless = Path(source).is_dir() and not any(path for name in VOCABULARIES for path in folder.glob(name))
     none = UserError(f"checkpoint {source!r} has no tokenizer{f' (folder {subfolder!r})' if subfolder else ''}")
     try:
-        found = from_pretrained(
-            tokenizer, source, subfolder or "tokenizer", subfolder=subfolder, trust_remote_code=False
-        )
+        found = _read_by(tokenizer, source, subfolder or "tokenizer", subfolder=subfolder, trust_remote_code=False)
     except UserError as error:
         if wordless:
             raise none from error
@@ -347,6 +353,23 @@ def load_tokenizer(tokenizer: type[Any], source: str, subfolder: str = "") -> An
 
 
 def from_pretrained(cls: type[Any], source: str | None, part: str, **options: Any) -> Any:
+    """`cls.from_pretrained(source)` of a network or its settings.
+
+    Raises:
+        UserError: the folder is no model's, or whatever the library fails with.
+    """
+    where = options.get("subfolder", "")
+    if source is not None and Path(source).is_dir():
+        if not Path(source, where, "config.json").is_file():
+            raise UserError(
+                f"checkpoint {source!r} holds no {part}: there is no {PurePosixPath(where, 'config.json')} in it"
+            )
+        if cls is transformers.AutoConfig and "model_type" not in load_config(source, where):
+            raise UserError(f"checkpoint {source!r} holds no {part}: its config.json has no model_type")
+    return _read_by(cls, source, part, **options)
+
+
+def _read_by(cls: type[Any], source: str | None, part: str, **options: Any) -> Any:
     """`cls.from_pretrained(source)`, whose failures are one `UserError`."""
     if source is not None:
         subfolder = options.get("subfolder", "")

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from vader.files.video import GAP, MARGIN, PAPER, frame_strip, lettered, write_png
+from vader.files.video import GAP, MARGIN, PAPER, SEAM, frame_strip, lettered, write_png
 
-FAINT, SEAM = (110, 116, 126), (200, 85, 61)
+FAINT = (110, 116, 126)
 GUTTER = 28  # pixels between columns
 SEAM_HEIGHT = 4
 

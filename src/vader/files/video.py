@@ -34,7 +34,7 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BT709 = 1  # the code of these primaries, transfer and matrix in ISO/IEC 23091-2: what browsers take for granted
 LIMITED_RANGE = 1
 
-PAPER, INK = (255, 255, 255), (28, 30, 34)
+PAPER, INK, SEAM = (255, 255, 255), (28, 30, 34), (200, 85, 61)
 TALL = 4096  # pixels: a contact sheet of one column may be so tall
 MARGIN, GAP, FONT_SIZE, LINE_HEIGHT = 16, 4, 18, 24
 
@@ -144,25 +144,34 @@ def write_png_frames(folder: str | Path, frames: Tensor) -> list[Path]:
     return paths
 
 
-def frame_strip(video: Tensor, count: int = 8) -> Image.Image:
-    """At most `count` frames of a video `[F, 3, H, W]` beside each other; small ones enlarged, large ones reduced."""
-    cells = to_bytes(_cell_sized(video[subsampled(len(video), count)]))
+def frame_strip(video: Tensor, count: int = 8, seams: Sequence[int] = ()) -> Image.Image:
+    """At most `count` frames of a video `[F, 3, H, W]` beside each other; small ones enlarged, large ones reduced.
+
+    Args:
+        seams: frames that end one segment and begin the next; a line parts the frames up to one from those after it.
+    """
+    chosen = subsampled(len(video), count)
+    cells = to_bytes(_cell_sized(video[chosen]))
     height, width = cells.shape[1:3]
     strip = Image.new("RGB", (len(cells) * (width + GAP) - GAP, height), PAPER)
     for i, cell in enumerate(cells):
-        strip.paste(Image.fromarray(cell), (i * (width + GAP), 0))
+        left = i * (width + GAP)
+        strip.paste(Image.fromarray(cell), (left, 0))
+        if i and any(chosen[i - 1] <= seam < chosen[i] for seam in seams):
+            strip.paste(SEAM, (left - GAP, 0, left, height))
     return strip
 
 
-def contact_sheet(videos: Tensor, captions: Sequence[str], path: str | Path) -> Path:
+def contact_sheet(videos: Tensor, captions: Sequence[str], path: str | Path, seams: Sequence[int] = ()) -> Path:
     """Writes a PNG with a row a video, its caption above at most 8 of its frames; many are in several columns.
 
     Args:
         videos: pixels `[B, F, 3, H, W]` in [0, 1].
         captions: B lines; long ones are broken.
         path: where; an existing file is replaced.
+        seams: of every video, as `frame_strip`.
     """
-    rows = [_captioned(frame_strip(video), text) for video, text in zip(videos, captions, strict=True)]
+    rows = [_captioned(frame_strip(video, seams=seams), text) for video, text in zip(videos, captions, strict=True)]
     width, heights = max(row.width for row in rows) + MARGIN, [row.height + MARGIN for row in rows]
     columns = _columns(width, sum(heights))
     length = -(-len(rows) // columns)  # rows of a column

@@ -73,7 +73,7 @@ class TextEmbedder:
         filled: Filled | None = None,
     ) -> None:
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError('model.options.text_8bit needs bitsandbytes: pip install "vader-video[int8]"')
+            raise UserError("model.options.text_8bit needs bitsandbytes: pip install bitsandbytes")
         self.network = network
         self.encoder = encoder
         self.tokenizer = tokenizer

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from vader.files.video import frame_rate, read_video, write_mp4
 from vader.preference.page import write_page
 from vader.preference.study import VIDEOS, Item, Study, Video, write_study
-from vader.preference.systems import Scene, System
+from vader.preference.systems import Advance, Scene, System
 from vader.randomness import generator
 
 BLOCK = 8  # pairs to an attention check, at most
@@ -36,14 +36,16 @@ class Made:
     videos: dict[str, Video]
 
 
-def build_study(systems: Sequence[System], scenes: Sequence[Scene], folder: Path) -> Study:
-    """Writes the videos, the key and the page into an empty folder.
+def build_study(
+    systems: Sequence[System], scenes: Sequence[Scene], folder: Path, advance: Advance = lambda number: None
+) -> Study:
+    """Writes the videos, the key and the page into an empty folder; `advance` as `System.videos` has it.
 
     Raises:
         UserError: a model or video cannot be loaded, or the folder not be written.
     """
     chance = random.SystemRandom()  # no seed: who knows the program must not know the key
-    made = _write_videos(systems, scenes, folder / VIDEOS, chance)
+    made = _write_videos(systems, scenes, folder / VIDEOS, chance, advance)
     pairs = _pairs(systems, scenes, made, chance)
     blocks = _blocks(pairs, chance)
     checked = chance.sample(sorted(made.ids), min(len(blocks), len(made.ids)))
@@ -66,10 +68,12 @@ def _new_id(chance: random.Random) -> str:
     return f"{chance.getrandbits(48):012x}"
 
 
-def _write_videos(systems: Sequence[System], scenes: Sequence[Scene], folder: Path, chance: random.Random) -> Made:
+def _write_videos(
+    systems: Sequence[System], scenes: Sequence[Scene], folder: Path, chance: random.Random, advance: Advance
+) -> Made:
     made = Made({}, {})
     for system in systems:
-        for place, (frames, fps) in enumerate(system.videos(scenes)):
+        for place, (frames, fps) in enumerate(system.videos(scenes, advance)):
             video = _new_id(chance)
             write_mp4(folder / f"{video}.mp4", frames, fps)
             made.ids[system.name, place] = video
@@ -83,7 +87,7 @@ def _pairs(systems: Sequence[System], scenes: Sequence[Scene], made: Made, chanc
     for one, other in combinations(systems, 2):
         for place, scene in enumerate(scenes):
             ids = [made.ids[one.name, place], made.ids[other.name, place]]
-            found.append(Item(id=_new_id(chance), prompt=scene.prompt.text, videos=_shuffled(ids, chance)))
+            found.append(Item(id=_new_id(chance), prompt=scene.prompt.caption, videos=_shuffled(ids, chance)))
     return found
 
 
@@ -107,7 +111,7 @@ def _check(made: Made, key: tuple[str, int], scene: Scene, folder: Path, chance:
     path = folder / f"{video}.mp4"
     write_mp4(folder / f"{broken}.mp4", destroyed(read_video(path), chance.getrandbits(31)), frame_rate(path) or 8)
     made.videos[broken] = Video(system=None, source=f"{scene.source}, destroyed")
-    return Item(id=_new_id(chance), prompt=scene.prompt.text, videos=_shuffled([video, broken], chance), right=video)
+    return Item(id=_new_id(chance), prompt=scene.prompt.caption, videos=_shuffled([video, broken], chance), right=video)
 
 
 def destroyed(frames: Tensor, seed: int) -> Tensor:

@@ -179,7 +179,7 @@ def _outcome(study: Study, one: Judgement, first: str) -> float:
 
 
 def _cluster(study: Study, item: Item) -> str:
-    """What pairs of one prompt share; files without a prompt are each their own."""
+    """What pairs of one prompt share; what has no text has its file or its picture."""
     return item.prompt or study.videos[item.videos[0]].source
 
 

@@ -6,8 +6,7 @@ or files of the same stem. Nothing is sampled or decoded before all of it is kno
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -44,9 +43,12 @@ class Scene:
 
     @property
     def source(self) -> str:
-        return self.stem or f"seed {self.seed}"
+        """What tells it from others in the key; of a picture without a text, what its seeds share."""
+        picture = self.prompt.image.name if self.prompt.image and not self.prompt.caption else ""
+        return self.stem or picture or f"seed {self.seed}"
 
 
+Advance = Callable[[int], object]
 Shown = tuple[Tensor, float]  # pixels `[F, 3, H, W]` in [0, 1], and frames a second
 
 
@@ -56,8 +58,8 @@ class System(Protocol):
     @property
     def name(self) -> str: ...
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
-        """One a scene, in order."""
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
+        """One a scene, in order; `advance` hears how many more are made, and of none where sampling begins."""
         ...
 
 
@@ -69,9 +71,10 @@ class Folder:
     files: dict[str, Path]
     captions: dict[str, str]  # of those files of which the folder says one
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
         for scene in scenes:
             path = self.files[scene.stem]
+            advance(1)
             yield read_video(path), frame_rate(path) or 8
 
 
@@ -83,7 +86,7 @@ class Sampled:
     recipe: Recipe
     adapter: Path | None
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
         recipe, device = self.recipe, best_device()
         section = recipe.model
         dtype = frozen_dtype(section.precision, device)
@@ -92,9 +95,10 @@ class Sampled:
             load_adapters(model.denoisers, self.adapter, model.family)
         size, steps, guidance = video_size(recipe), recipe.sampling.steps, load_recipe_guidance(recipe)
         solver = build_solver(recipe, model)
+        advance(0)
         for seed in dict.fromkeys(scene.seed for scene in scenes):
             prompts = [scene.prompt for scene in scenes if scene.seed == seed]
-            for video in sample_videos(model, prompts, size, steps, guidance, solver, seed, BATCH):
+            for video in sample_videos(model, prompts, size, steps, guidance, solver, seed, BATCH, advance=advance):
                 yield video, size.fps
 
 
@@ -105,9 +109,9 @@ class Seeded:
     name: str
     by_seed: Mapping[int, Sampled]
 
-    def videos(self, scenes: Sequence[Scene]) -> Iterator[Shown]:
+    def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
         for seed in dict.fromkeys(scene.seed for scene in scenes):
-            yield from self.by_seed[seed].videos([scene for scene in scenes if scene.seed == seed])
+            yield from self.by_seed[seed].videos([scene for scene in scenes if scene.seed == seed], advance)
 
 
 # ---- as they are named ----
@@ -210,18 +214,12 @@ def _of_files(folders: Sequence[Folder]) -> list[Scene]:
 
 
 def _agreed(stem: str, folders: Sequence[Folder]) -> str:
-    """The prompt that folders say of a file; of one of which none does, its name in words."""
+    """The prompt that folders say of a file; empty where none does: a file's name is not for raters."""
     said = {folder.captions[stem]: folder.name for folder in folders if stem in folder.captions}
     if len(said) > 1:
         (one, first), (other, second), *_ = said.items()
         raise UserError(f"the prompt of {stem!r} is {one!r} in {first} and {other!r} in {second}: make them the same")
-    return next(iter(said), "") or _in_words(stem)
-
-
-def _in_words(stem: str) -> str:
-    """ "003-a-red_circle" is "a red circle": what `vader sample` names files by; a number alone says nothing."""
-    words = re.sub(r"^\d+(\W|$)|[\W_]+", " ", stem).split()
-    return " ".join(words)
+    return next(iter(said), "")
 
 
 def left_out(systems: Sequence[System], scenes: Sequence[Scene]) -> list[str]:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def read_image(path: Path) -> list[Prompt]:
     """
     if not path.is_file():
         raise UserError(f"image {str(path)!r} does not exist: give a picture, or a folder of pictures")
-    return [Prompt(_words(path), image=path)]
+    return [_named(path)]
 
 
 def read_folder(path: Path) -> list[Prompt]:
@@ -81,7 +82,7 @@ def read_folder(path: Path) -> list[Prompt]:
     pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES and file.is_file())
     if not pictures:
         raise UserError(f"folder {str(path)!r} holds no pictures: it needs files that end in {', '.join(IMAGES)}")
-    return [Prompt(_words(picture), image=picture) for picture in pictures]
+    return [_named(picture) for picture in pictures]
 
 
 def read_pictures(path: Path) -> list[Prompt]:
@@ -143,7 +144,9 @@ def _prompt(row: Mapping[str, str | None], path: Path, line: int) -> Prompt:
     image, last_image = (_picture(row.get(name), path, line) for name in ("image", "last_image"))
     if not text and image is None:
         raise UserError(f"{_at(path, line)} has no prompt: write a text or name an image")
-    return Prompt(text or (_words(image) if image else ""), negative, label or None, image, last_image)
+    if not text and image is not None:
+        return replace(_named(image), negative=negative, label=label or None, last_image=last_image)
+    return Prompt(text, negative, label or None, image, last_image)
 
 
 def _picture(name: str | None, path: Path, line: int) -> Path | None:
@@ -160,5 +163,6 @@ def _at(path: Path, line: int) -> str:
     return f"line {line} of prompt file {str(path)!r}"
 
 
-def _words(picture: Path) -> str:
-    return picture.stem.replace("_", " ").replace("-", " ").strip()
+def _named(picture: Path) -> Prompt:
+    """A picture without a text: its name in words stands for one."""
+    return Prompt(picture.stem.replace("_", " ").replace("-", " ").strip(), image=picture, text_is_name=True)

@@ -29,15 +29,16 @@ class Line(NamedTuple):
 # ---- written ----
 
 
-def commented(recipe: Recipe, title: str) -> str:
+def commented(recipe: Recipe, title: str, notes: Sequence[str] = ()) -> str:
     """The whole recipe as YAML, every key of the schema with a comment; `load_recipe` gives back an equal recipe.
 
     Args:
         title: the comment that heads it, one line.
+        notes: comments below the title, a line each.
     """
-    values = recipe.model_dump(mode="json")
+    values, comments = recipe.model_dump(mode="json"), [f"# {line}" for line in (title, *notes)]
     groups = [_section(name, field, values[name]) for name, field in Recipe.model_fields.items()]
-    return "".join(f"{line}\n" for line in [f"# {title}", *(line for group in groups for line in _aligned(group))])
+    return "".join(f"{line}\n" for line in [*comments, *(line for group in groups for line in _aligned(group))])
 
 
 def _section(name: str, field: FieldInfo, value: Any) -> list[Line]:

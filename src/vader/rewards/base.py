@@ -47,12 +47,14 @@ class Reward(nn.Module):
         needs: what it must see; set on the class or, where options decide, on the instance.
         framewise: whether it is a mean over frames.
         sensible_range: where real videos score, for plots and targets.
+        alone: the videos to which it leads where no other reward stands beside it; empty: none that are known.
     """
 
     derived_from: ClassVar[tuple[str, ...]] = ("FrameReward", "Reward")  # the public names to derive one's own from
     needs: Needs = AllFrames()
     framewise: bool = False
     sensible_range: tuple[float, float] = (0.0, 1.0)
+    alone: ClassVar[str] = ""
 
     @abstractmethod
     def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:

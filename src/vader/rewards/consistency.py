@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from vader.errors import UserError
-from vader.files.foreign import reading
-from vader.files.hub import load_pretrained, resolve
+from vader.files.hub import from_pretrained, load_pretrained, resolve
 from vader.nouns import Clip, Prompt
 from vader.rewards.base import Reward
 from vader.rewards.clip import load_image_tower
@@ -35,6 +34,7 @@ class Consistency(Reward):
 
     needs = AllFrames(least=2)
     sensible_range = (0.7, 1.0)
+    alone = "videos that stand still"
 
     def __init__(
         self,
@@ -96,8 +96,7 @@ def load_tower(source: str, resize: str) -> nn.Module:
     Raises:
         UserError: it cannot be loaded, or is of no such kind.
     """
-    with reading(f"cannot read the settings of {source}"):
-        kind = AutoConfig.from_pretrained(source).model_type
+    kind = from_pretrained(AutoConfig, source, "image encoder", trust_remote_code=False).model_type
     if kind.startswith("clip"):
         return load_image_tower(source, resize, TINY)
     if kind not in DINO:

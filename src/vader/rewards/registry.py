@@ -93,6 +93,18 @@ def check_rewards(parts: Sequence[RewardPart]) -> None:
             checked_options(reward_class(one.name), f"reward {one.name!r}", one.options, beside=BESIDE)
 
 
+def lonely(parts: Sequence[RewardPart]) -> list[str]:
+    """What to know of built-in rewards that want company and have none, a line each."""
+    found = {part.name: reward_class(part.name).alone if part.name in BUILT_IN else "" for part in parts}
+    if not all(found.values()):
+        return []
+    return [
+        f"Reward {name!r} alone leads to {videos}: put one of the picture beside it, as hps or aesthetic "
+        f"(docs/rewards/{name}.md)."
+        for name, videos in found.items()
+    ]
+
+
 def build_mix(parts: Sequence[RewardPart], load: Callable[..., Reward] = load_reward) -> RewardMix:
     """The weighted sum of the parts; the second reward of a name becomes part `name_2`, and so on.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,13 +85,14 @@ def sample_videos(
     seed: int = 0,
     batch: int = 8,
     images: Tensor | None = None,
+    advance: Callable[[int], object] = lambda number: None,
 ) -> Tensor:
     """Samples one video a prompt, or one of a single prompt: float32 `[B, F, 3, H, W]` in [0, 1], on the CPU.
 
     Where the model starts from images, they are `images` `[B, 3, H, W]`, or those that the prompts carry; a size of
-    several segments goes on from where each arrives (`Chain`). A video's
-    noise depends on the seed and its place among the prompts alone, not on how they are batched. The other arguments
-    are those of `make_sampler`.
+    several segments goes on from where each arrives (`Chain`). A video's noise depends on the seed and its place among
+    the prompts alone, not on how they are batched. `advance` hears how many videos each batch has made. The other
+    arguments are those of `make_sampler`.
 
     Raises:
         UserError: as `make_sampler`, there is no prompt or one does not fit the model, or a video holds nan.
@@ -109,6 +110,7 @@ def sample_videos(
         chain = Chain(sampler, asked[some], size, noise, None if images is None else images[some])
         videos.append(decoder.decode(chain.final()).cpu())
         _check_videos(videos[-1], asked[some])
+        advance(len(asked[some]))
     return torch.cat(videos)
 
 

@@ -109,13 +109,15 @@ def score_files(
         chunk: images that a framewise reward is shown at once.
 
     Raises:
-        UserError: paths and prompts differ in number, or a reward needs more of the prompts than there is. Errors of
-            single files are in their `FileScore`.
+        UserError: paths and prompts differ in number, or a reward needs more of the prompts than there is, or more
+            frames than `max_frames`. Errors of single files are in their `FileScore`.
     """
     videos, told, mix = [paths] if isinstance(paths, str | Path) else paths, as_prompts(prompts), as_mix(reward)
     if len(videos) != len(told):
         raise UserError(f"{len(videos)} videos need as many prompts, got {len(told)}: give one prompt for each")
     mix.check_prompts(told)
+    if max_frames is not None:
+        _check_most(mix, max_frames)
     scores = []
     for path, prompt in zip(videos, told, strict=True):
         scores.append(_score_file(Path(path), mix, prompt, max_frames, chunk))
@@ -190,6 +192,16 @@ def over_files(scores: Sequence[FileScore]) -> dict[str, PartScore]:
     values = {name: [score.parts[name].mean for score in good] for name in (good[0].parts if good else ())}
     values |= {"total": [score.total for score in good if score.total is not None]} if good else {}
     return {name: PartScore(fmean(found), pstdev(found)) for name, found in values.items()}
+
+
+def _check_most(mix: RewardMix, most: int) -> None:
+    """Raises `UserError` if so many frames are too few for a reward, of however long a video."""
+    for name, reward in mix.items():
+        if len(mix.shown[name].choose(VideoSize(most, 1, 1))) < reward.needs.least:
+            raise UserError(
+                f"reward {name!r} needs at least {reward.needs.least} frames together, and of {most} "
+                "(vader score: --max-frames) it sees too few: score more of them"
+            )
 
 
 def _check_count(name: str, reward: Reward, count: int) -> None:

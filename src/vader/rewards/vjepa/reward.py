@@ -36,6 +36,7 @@ class VJEPA(Reward):
     """Temporal consistency: how well hidden parts of a video follow from the rest (V-JEPA), about -0.8 to 0."""
 
     sensible_range = (-0.8, 0.0)  # the mean size of a standard normal feature, if nothing of it is predicted, to 0
+    alone = "videos that stand still, blurred or plain"
 
     def __init__(
         self,
