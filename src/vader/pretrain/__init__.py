@@ -15,6 +15,7 @@ from vader.pretrain import (
     actions,
     clip,
     detector,
+    ltx,
     modelscope,
     modelscope_sizes,
     opensora,
@@ -66,6 +67,10 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     ),
     "wan": (
         lambda out, work: wan.build(out / "wan", work, out / "opensora"),
+        ("opensora",),
+    ),
+    "ltx": (
+        lambda out, work: ltx.build(out / "ltx", work, out / "opensora"),
         ("opensora",),
     ),
 }

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -75,7 +77,7 @@ def fit(
     began, running = time.monotonic(), 0.0
 
     for step in range(start, schedule.steps):
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.autocast):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.autocast), quiet():
             value = loss(generator_for(seed, step))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -91,6 +93,14 @@ def fit(
             running = 0.0
             _save(stateful, step + 1, checkpoint)
     return cast(Network, average.module.eval())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's words on norms whose weights stay in float32 under autocast, as they should."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        yield
 
 
 def _restore(stateful: dict, checkpoint: Path | None) -> int:

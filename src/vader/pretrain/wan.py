@@ -1,9 +1,7 @@
 """Pretrains the tiny base model of the Wan family, in diffusers' pipeline folder layout.
 
-One network makes videos of texts and, as TI2V-5B does, of texts and a first frame that it keeps. Clips are 9 frames of
-32x32 pixels: 3 latent frames of 4x4, 12 tokens. The text encoder is the T5 of the tiny Open-Sora, in UMT5's class. The
-denoiser learns by flow matching, first from first latent frames alone, then from whole clips; in some batches of these
-the first latent is given. Nothing tells how vivid a scene is: that is what alignment will change.
+One network makes videos of texts and, as TI2V-5B does, of texts and a first frame that it keeps: `vader.pretrain.flow`
+tells how. 3 latent frames of 8x8 are 48 tokens. The text encoder is the T5 of the tiny Open-Sora, in UMT5's class.
 """
 
 from __future__ import annotations
@@ -12,10 +10,8 @@ import json
 import logging
 import math
 import shutil
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
@@ -23,27 +19,31 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from vader.models import wan_vae
 from vader.models.wan import TOKENS, Wan
 from vader.models.wan_i2v import WanImage
-from vader.nouns import Prompt, VideoSize
-from vader.pretrain.loop import Schedule, fit, generator_for
-from vader.pretrain.wan_vae import CHANNELS, FRAMES, build_vae, draw_clips, psnr
-from vader.sampling.videos import sample_videos
-from vader.tinyworld.judge import judge_prompts
-from vader.tinyworld.pictures import test_pictures
-from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption
-from vader.tinyworld.split import test_prompts
+from vader.pretrain import flow, video_vae
+from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, Plan, Pool, flow_loss, judged
+from vader.pretrain.loop import Schedule, generator_for
+from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage, draw_clips, psnr
+from vader.pretrain.wan_vae import new_codec
 
 logger = logging.getLogger(__name__)
 
 SEED = 29
-SIZE = VideoSize(frames=FRAMES, height=32, width=32, fps=8)
-HEADS, HEAD, LAYERS, TEXT = 5, 32, 4, 64
-SHIFT = 2.0  # of the noise levels, in training and sampling
-CAPTION_DROPOUT = 0.1
-GIVEN = 0.25  # share of the batches whose first latent is given
-SAMPLING_STEPS, GUIDANCE = 10, 4.0  # of the videos that are judged, as in the recipe `tiny-wan`
+HEADS, HEAD, LAYERS, TEXT = 4, 32, 6, 64
+
+DEFAULT = Plan(
+    vae=(
+        Stage(1, 16, Schedule(steps=1000, lr=2e-3, cooldown=250, warmup=20, ema=0.99)),
+        Stage(FRAMES, 8, Schedule(steps=900, lr=2e-3, cooldown=350, warmup=20, ema=0.99)),
+    ),
+    denoiser=(
+        Stage(1, 64, Schedule(steps=4000, lr=1.5e-3, cooldown=300, warmup=100, ema=0.99, autocast=False)),
+        Stage(LATENTS, 32, Schedule(steps=6000, lr=1e-3, cooldown=1500, warmup=30, ema=0.998, autocast=False)),
+    ),
+    pool=6144,
+    judged=200,
+)
 
 MODEL_INDEX = {
     "_class_name": "WanPipeline",
@@ -56,38 +56,6 @@ MODEL_INDEX = {
     "transformer_2": [None, None],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-
-
-class Stage(NamedTuple):
-    """A part of a network's training: how many frames of each clip it sees, of how many clips at once."""
-
-    frames: int
-    batch: int
-    schedule: Schedule
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the VAE is trained, and the denoiser, whose frames are latent ones, on how many clips."""
-
-    vae: tuple[Stage, ...]
-    denoiser: tuple[Stage, ...]
-    pool: int
-    judged: int
-
-
-DEFAULT = Plan(
-    vae=(
-        Stage(1, 16, Schedule(steps=1500, lr=2e-3, cooldown=300, warmup=20, ema=0.99)),
-        Stage(FRAMES, 8, Schedule(steps=1200, lr=2e-3, cooldown=400, warmup=20, ema=0.99)),
-    ),
-    denoiser=(
-        Stage(1, 64, Schedule(steps=400, lr=2e-3, cooldown=80, warmup=30, ema=0.99, autocast=False)),
-        Stage(3, 32, Schedule(steps=3000, lr=1.5e-3, cooldown=800, warmup=30, ema=0.995, autocast=False)),
-    ),
-    pool=6144,
-    judged=200,
-)
 
 
 # ---- text ----
@@ -155,73 +123,24 @@ def new_transformer() -> WanTransformer3DModel:
     return network
 
 
-def shifted(level: Tensor, shift: float = SHIFT) -> Tensor:
-    """Shares of noise, shifted as the scheduler shifts them."""
-    return shift * level / (1 + (shift - 1) * level)
+def velocity(network: Any, noisy: Tensor, times: Tensor, text: Tensor, given: bool) -> Tensor:
+    """What the network makes of latents at `times` `[B, T]`, which it is told by tokens if the first is given."""
+    _, _, _, height, width = noisy.shape
+    told = times.repeat_interleave(height * width // 4, dim=1) if given else times[:, 0]
+    return network(noisy, told, text, return_dict=False)[0]
 
 
-def flow_loss(network: Any, clean: Tensor, text: Tensor, given: bool, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the velocity, noise minus data (flow matching, arXiv 2210.02747).
-
-    Args:
-        clean: latents `[B, C, T, h, w]`.
-        given: whether the first latent is not noisy, and told so: then it does not count.
-    """
-    level = shifted(torch.rand(len(clean), generator=generator)).view(-1, 1, 1, 1, 1)
-    noise = torch.randn(clean.shape, generator=generator)
-    noisy, first = torch.lerp(clean, noise, level), int(given)
-    time = 1000 * level.flatten()
-    if given:
-        noisy = torch.cat([clean[:, :, :1], noisy[:, :, 1:]], dim=2)
-        time = token_times(time, clean)
-    velocity = network(noisy, time, text, return_dict=False)[0]
-    return (velocity - (noise - clean))[:, :, first:].square().mean()
-
-
-def token_times(time: Tensor, latents: Tensor) -> Tensor:
-    """Times `[B, tokens]` of videos at `time` `[B]` whose first latent is given, and so at 0."""
-    _, _, frames, height, width = latents.shape
-    times = time.view(-1, 1, 1).repeat(1, frames, height * width // 4)
-    times[:, 0] = 0
-    return times.flatten(1)
-
-
-@torch.no_grad()
-def encode_pool(vae: AutoencoderKLWan, count: int) -> tuple[Tensor, Tensor]:
-    """Latents `[N, C, T, h, w]` of random clips, and their attributes as indices."""
-    generator = torch.Generator().manual_seed(SEED)
-    parts = [draw_clips(64, generator) for _ in range(0, count, 64)]
-    latents = [wan_vae.encode(vae, pixels) for pixels, _ in parts]
-    indices = [ALL_ATTRIBUTES.index(item) for _, scenes in parts for item in scenes.attributes()]
-    return torch.cat(latents), torch.tensor(indices)
-
-
-def _cached_pool(vae: AutoencoderKLWan, count: int, path: Path) -> tuple[Tensor, Tensor]:
-    if not path.exists():
-        torch.save(encode_pool(vae, count), path)
-    return torch.load(path, weights_only=True)
-
-
-def build_transformer(out: Path, work: Path, vae: AutoencoderKLWan, plan: Plan) -> WanTransformer3DModel:
-    latents, attributes = _cached_pool(vae, plan.pool, work / "wan-pool.pt")
-    texts = [caption(item, template) for item in ALL_ATTRIBUTES for template in range(len(CAPTIONS))]
-    *features, none = encode_texts(out, [*texts, ""])
-    captions = torch.stack(features).unflatten(0, (len(ALL_ATTRIBUTES), len(CAPTIONS)))
+def build_transformer(out: Path, work: Path, codec: Codec, plan: Plan) -> WanTransformer3DModel:
+    pool = Pool.cached(codec, plan.pool, SEED, work / "wan-pool.pt")
+    features = encode_texts(out, CAPTIONS_AND_NONE)
     network = new_transformer()
     shorten_text(network)
 
     def loss(stage: Stage, generator: torch.Generator) -> Tensor:
-        picks = torch.randint(len(latents), (stage.batch,), generator=generator)
-        templates = torch.randint(len(CAPTIONS), (stage.batch,), generator=generator)
-        dropped, chance = torch.rand(stage.batch, generator=generator), torch.rand((), generator=generator)
-        text = torch.where(dropped[:, None, None] < CAPTION_DROPOUT, none, captions[attributes[picks], templates])
-        given = stage.frames > 1 and chance.item() < GIVEN
-        return flow_loss(network, latents[picks, :, : stage.frames], text, given, generator)
+        clean, texts, given = pool.draw(stage, generator)
+        return flow_loss(lambda z, times: velocity(network, z, times, features[texts], given), clean, given, generator)
 
-    for seed, stage in enumerate(plan.denoiser, start=SEED):
-        unfinished = work / f"wan-{stage.frames}.pt"
-        average = fit(network, partial(loss, stage), stage.schedule, seed, unfinished)
-        network.load_state_dict(average.state_dict())
+    flow.train(network, plan.denoiser, loss, SEED, work / "wan")
     return network
 
 
@@ -237,11 +156,12 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
     torch.manual_seed(SEED)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out, opensora)
-    vae = build_vae(work, SEED, {stage.frames: (stage.batch, stage.schedule) for stage in plan.vae})
-    quality = {"psnr_db": psnr(vae, draw_clips(64, generator_for(SEED, -2))[0])}
+    codec = new_codec()
+    video_vae.train(codec, plan.vae, SEED, work / "wan-vae")
+    quality = {"psnr_db": psnr(codec, draw_clips(64, generator_for(SEED, -2))[0])}
     logger.info("VAE: %.2f dB", quality["psnr_db"])
-    write(out, vae, build_transformer(out, work, vae, plan))
-    return {**quality, **judged(out, plan.judged)}
+    write(out, codec.vae, build_transformer(out, work, codec, plan))
+    return {**quality, **judged(Wan.load(str(out)), WanImage.load(str(out)), plan.judged, SEED)}
 
 
 def write(out: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel) -> None:
@@ -251,17 +171,3 @@ def write(out: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel) 
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT)
     scheduler.save_pretrained(out / "scheduler")
     (out / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
-
-
-def judged(folder: Path, count: int) -> dict[str, float]:
-    """What the judge finds right in videos of `count` held-out prompts, as shares, and their mean vividness; with
-    `_pictures`, of held-out prompts that start from pictures."""
-    source, prompts = str(folder), [Prompt(text) for text in test_prompts()[:count]]
-    found = _judged(Wan.load(source), prompts)
-    pictures = _judged(WanImage.load(source), test_pictures()[:count])
-    return found | {f"{name}_pictures": value for name, value in pictures.items()}
-
-
-def _judged(model: Wan, prompts: list[Prompt]) -> dict[str, float]:
-    videos = sample_videos(model, prompts, SIZE, SAMPLING_STEPS, GUIDANCE, seed=SEED, batch=16)
-    return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}

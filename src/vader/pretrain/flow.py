@@ -1,0 +1,138 @@
+"""What the tiny world's Wan and LTX share: one network for texts, and for texts with a first frame, by flow matching.
+
+Clips are 9 frames of 32x32 pixels, 3 latent ones. The text encoder is the T5 of the tiny Open-Sora. A denoiser
+learns first from first latent frames alone, then from whole clips; in some batches of these the first latent is given,
+and told to be at time 0. Nothing tells how vivid a scene is: that is what alignment will change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vader.models.base import VideoModel
+from vader.nouns import Prompt, VideoSize
+from vader.pretrain.loop import fit
+from vader.pretrain.video_vae import FRAMES, Codec, Stage, draw_clips
+from vader.sampling.videos import sample_videos
+from vader.tinyworld.judge import judge_prompts
+from vader.tinyworld.pictures import test_pictures
+from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption
+from vader.tinyworld.split import test_prompts
+
+SIZE = VideoSize(frames=FRAMES, height=32, width=32, fps=8)
+SHIFT = 2.0  # of the noise levels, in training and sampling
+CAPTION_DROPOUT = 0.1
+GIVEN = 0.25  # share of the batches whose first latent is given
+SAMPLING_STEPS, GUIDANCE = 10, 4.0  # of the videos that are judged, as in the recipes
+CAPTIONS_AND_NONE = [*(caption(item, template) for item in ALL_ATTRIBUTES for template in range(len(CAPTIONS))), ""]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the VAE is trained, and the denoiser, whose frames are latent ones, on how many clips."""
+
+    vae: tuple[Stage, ...]
+    denoiser: tuple[Stage, ...]
+    pool: int
+    judged: int
+
+
+class Batch(NamedTuple):
+    """Latents `[B, C, T, h, w]`, the numbers `[B]` of their texts in `CAPTIONS_AND_NONE`, if the first is given."""
+
+    clean: Tensor
+    texts: Tensor
+    given: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Latents `[N, C, T, h, w]` of random clips, and their attributes `[N]`, as numbers."""
+
+    latents: Tensor
+    attributes: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def encode(cls, codec: Codec, count: int, seed: int) -> Pool:
+        generator = torch.Generator().manual_seed(seed)
+        parts = [draw_clips(64, generator) for _ in range(0, count, 64)]
+        latents = [codec.encode(codec.vae, pixels) for pixels, _ in parts]
+        indices = [ALL_ATTRIBUTES.index(item) for _, scenes in parts for item in scenes.attributes()]
+        return cls(torch.cat(latents), torch.tensor(indices))
+
+    @classmethod
+    def cached(cls, codec: Codec, count: int, seed: int, path: Path) -> Pool:
+        """As `encode`, or from a file of a training that was stopped."""
+        if not path.exists():
+            pool = cls.encode(codec, count, seed)
+            torch.save((pool.latents, pool.attributes), path)
+        return cls(*torch.load(path, weights_only=True))
+
+    def draw(self, stage: Stage, generator: torch.Generator) -> Batch:
+        picks = torch.randint(len(self.latents), (stage.batch,), generator=generator)
+        templates = torch.randint(len(CAPTIONS), (stage.batch,), generator=generator)
+        dropped, chance = torch.rand(stage.batch, generator=generator), torch.rand((), generator=generator)
+        texts = self.attributes[picks] * len(CAPTIONS) + templates
+        texts = texts.where(dropped >= CAPTION_DROPOUT, torch.tensor(len(CAPTIONS_AND_NONE) - 1))
+        return Batch(self.latents[picks, :, : stage.frames], texts, stage.frames > 1 and chance.item() < GIVEN)
+
+
+def shifted(level: Tensor, shift: float = SHIFT) -> Tensor:
+    """Shares of noise, shifted as the scheduler shifts them."""
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def flow_loss(
+    velocity: Callable[[Tensor, Tensor], Tensor], clean: Tensor, given: bool, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the velocity, noise minus data (flow matching, arXiv 2210.02747).
+
+    Args:
+        velocity: of noisy latents and times `[B, T]`, one for each latent frame.
+        clean: latents `[B, C, T, h, w]`.
+        given: whether the first latent is not noisy, and told so: then it does not count.
+    """
+    level = shifted(torch.rand(len(clean), generator=generator)).view(-1, 1, 1, 1, 1)
+    noise = torch.randn(clean.shape, generator=generator)
+    noisy, times, first = torch.lerp(clean, noise, level), 1000 * level.flatten(1).repeat(1, clean.shape[2]), int(given)
+    noisy[:, :, :first], times[:, :first] = clean[:, :, :first], 0
+    return (velocity(noisy, times) - (noise - clean))[:, :, first:].square().mean()
+
+
+def train(
+    network: nn.Module,
+    stages: tuple[Stage, ...],
+    loss: Callable[[Stage, torch.Generator], Tensor],
+    seed: int,
+    unfinished: Path,
+) -> None:
+    """Trains a fresh denoiser in place, each stage with a seed of its own.
+
+    Args:
+        unfinished: of stages that are not done; the number of frames is added to its name.
+    """
+    for count, stage in enumerate(stages):
+        path = unfinished.with_name(f"{unfinished.name}-{stage.frames}.pt")
+        average = fit(network, partial(loss, stage), stage.schedule, seed + count, path)
+        network.load_state_dict(average.state_dict())
+
+
+def judged(texts: VideoModel, pictures: VideoModel, count: int, seed: int) -> dict[str, float]:
+    """What the judge finds right in videos of `count` held-out prompts, as shares, and their mean vividness; with
+    `_pictures`, of held-out prompts that start from pictures."""
+    found = _judged(texts, [Prompt(text) for text in test_prompts()[:count]], seed)
+    shown = _judged(pictures, test_pictures()[:count], seed)
+    return found | {f"{name}_pictures": value for name, value in shown.items()}
+
+
+def _judged(model: VideoModel, prompts: list[Prompt], seed: int) -> dict[str, float]:
+    videos = sample_videos(model, prompts, SIZE, SAMPLING_STEPS, GUIDANCE, seed=seed, batch=16)
+    return {name: found.mean().item() for name, found in judge_prompts(videos, prompts).items()}
