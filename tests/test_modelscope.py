@@ -159,7 +159,7 @@ def test_damaged_checkpoints_say_what_is_wrong(folder, tmp_path):
 
     with pytest.raises(UserError, match=r"vae/config.json is missing"):
         load("no-vae", lambda copy: shutil.rmtree(copy / "vae"))
-    with pytest.raises(UserError, match="cannot load unet"):
+    with pytest.raises(UserError, match=r"^unet of checkpoint .*no-weights' is not whole: it has no weight file$"):
         load("no-weights", lambda copy: next((copy / "unet").glob("*.safetensors")).unlink())
     with pytest.raises(UserError, match="cannot load text_encoder"):
         load("cut", lambda copy: next((copy / "text_encoder").glob("*.safetensors")).write_bytes(b"cut short"))

@@ -125,7 +125,7 @@ def test_a_constant_reward_is_told_at_the_first_step_and_ends_the_run(tmp_path, 
     more = (algorithm, "sampling.eta=1", "train.max_skipped=3")
     assert main([*arguments("Constant", *more), "--runs", str(tmp_path)]) == 1
     captured = capsys.readouterr()
-    said = [line for line in captured.out.splitlines() if "trained nothing" in line]
+    said = [line for line in captured.out.splitlines() if line.startswith("step 1 trained nothing")]
     assert said == [f"step 1 trained nothing: no gradient reaches the adapter: {why}"]
     assert captured.err == (
         f"vader: no gradient reached the adapter in 3 steps in a row: {why}; the adapter is saved as it was before "

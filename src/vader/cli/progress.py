@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 def progress(done: str, count: int) -> Iterator[Callable[[int], None]]:
     """Within, `advance(number)` says that so many more of `count` videos are done.
 
-    A log hears of it where it takes long (`PATIENCE`), and always of `advance(0)`: something long begins.
+    A log hears of it where it takes long (`PATIENCE`), the first time even if none is done by then.
 
     Args:
         done: what is done with a video, as "sampled".
@@ -20,26 +21,44 @@ def progress(done: str, count: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    log = _Log(done, count, console.print)
+    if not console.is_terminal:
+        with _Log(done, count, console.print).open() as advance:
+            yield advance
+        return
     columns = ("videos", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=count)
-        yield (lambda number: bar.advance(task, number)) if console.is_terminal else log.advance
+        yield lambda number: bar.advance(task, number)
 
 
 class _Log:
     def __init__(self, done: str, count: int, say: Callable[[str], object]) -> None:
-        self.done, self.count, self.say = done, count, say
+        from vader.training.progress import PATIENCE
+
+        self.done, self.count, self.say, self.patience = done, count, say, PATIENCE
         self.number = 0
         self.began = self.heard = time.monotonic()
 
-    def advance(self, number: int) -> None:
-        from vader.evaluation.formats import duration
-        from vader.training.progress import PATIENCE
+    @contextmanager
+    def open(self) -> Iterator[Callable[[int], None]]:
+        """Within, a log hears that nothing is done yet, should the first videos take long."""
+        self.first = threading.Timer(self.patience, self._tell)
+        self.first.daemon = True
+        self.first.start()
+        try:
+            yield self.advance
+        finally:
+            self.first.cancel()
 
-        self.number, now = self.number + number, time.monotonic()
-        if number and now - self.heard < PATIENCE:
-            return
+    def advance(self, number: int) -> None:
+        self.first.cancel()
+        self.number += number
+        if time.monotonic() - self.heard >= self.patience:
+            self._tell()
+
+    def _tell(self) -> None:
+        from vader.evaluation.formats import duration
+
+        now = self.heard = time.monotonic()
         left = (now - self.began) / self.number * (self.count - self.number) if self.number else 0.0
         self.say(f"{self.done} {self.number}/{self.count} videos" + (f"  left {duration(left)}" if left else ""))
-        self.heard = now

@@ -95,7 +95,6 @@ def sample(
         loaded = load_with_adapter(resolved.model, adapter)
         solver = build_solver(resolved, loaded)
         with progress("sampled", len(texts)) as advance:
-            advance(0)
             videos = sample_videos(
                 loaded, texts, video_size(resolved), sampling.steps, strategy, solver, seed, batch, advance=advance
             )

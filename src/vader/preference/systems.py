@@ -59,7 +59,7 @@ class System(Protocol):
     def name(self) -> str: ...
 
     def videos(self, scenes: Sequence[Scene], advance: Advance) -> Iterator[Shown]:
-        """One a scene, in order; `advance` hears how many more are made, and of none where sampling begins."""
+        """One a scene, in order; `advance` hears how many more are made."""
         ...
 
 
@@ -95,7 +95,6 @@ class Sampled:
             load_adapters(model.denoisers, self.adapter, model.family)
         size, steps, guidance = video_size(recipe), recipe.sampling.steps, load_recipe_guidance(recipe)
         solver = build_solver(recipe, model)
-        advance(0)
         for seed in dict.fromkeys(scene.seed for scene in scenes):
             prompts = [scene.prompt for scene in scenes if scene.seed == seed]
             for video in sample_videos(model, prompts, size, steps, guidance, solver, seed, BATCH, advance=advance):
