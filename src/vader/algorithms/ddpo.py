@@ -95,8 +95,7 @@ def roll_out(
         sharing: so many neighbours start from the same noise.
     """
     walk = replace(engine.training_walk(batch), noisy=noisy)
-    firsts = [index - index % sharing for index in batch.indices]
-    places = walk.path(replace(walk, noise=replace(walk.noise, indices=firsts)).start())
+    places = walk.path(replace(walk, noise=walk.noise.shared(sharing)).start())
     log_probs = {
         i: log_probability(place.latents, place.mean, place.std)
         for i, place in enumerate(places[1:])
