@@ -17,6 +17,7 @@ from vader.algorithms.ddpo import roll_out
 from vader.algorithms.windows import NoiseWindow, noise_window
 from vader.errors import UserError
 from vader.runs.folder import RunFolder
+from vader.sampling import Noise
 from vader.solvers import FirstOrder, Level, Solver
 from vader.solvers.scheduler_config import solver_from_config
 from vader.training.before import check_recipe
@@ -145,6 +146,13 @@ def test_an_update_goes_through_the_window_alone(tmp_path, monkeypatch):
 
 
 # ---- groups ----
+
+
+def test_neighbours_share_noise_where_asked():
+    noise = Noise((4, 2), seed=1, purpose="train", step=3, indices=(2, 3, 4, 5))
+    shared, apart = noise.shared(3).draw("x"), noise.draw("x")
+    assert torch.equal(shared[1:], apart[1:2].expand(3, -1, -1))  # of video 3, which is the first of its three
+    assert torch.equal(shared[0], replace(noise, indices=(0,)).draw("x")[0])
 
 
 def test_a_group_shares_its_start_where_asked(tmp_path):

@@ -22,7 +22,6 @@ from vader.engine.engine import Engine
 from vader.errors import Stopped, UserError
 from vader.nouns import Known, as_prompts
 from vader.runs.folder import RunFolder
-from vader.sampling import Noise
 from vader.training.before import check_recipe
 from vader.training.trainer import Run, build_run, next_batch, train
 
@@ -126,13 +125,6 @@ def test_the_true_prediction_has_no_error_and_known_latents_have_none_ever():
 # ---- groups ----
 
 
-def test_a_prompt_s_videos_share_noise_where_asked():
-    noise = Noise((4, 2), seed=1, purpose="train", step=3, indices=(2, 3, 4, 5))
-    shared, apart = noise.shared(3).draw("x"), noise.draw("x")
-    assert torch.equal(shared[1:], apart[1:2].expand(3, -1, -1))  # of the video 3, which is the first of its three
-    assert torch.equal(shared[0], replace(noise, indices=(0,)).draw("x")[0])
-
-
 def test_advantages_are_of_a_prompt_s_videos_in_the_batch():
     prompts = as_prompts(["a", "a", "b", "b", "a", "c", "c"])
     found = group_advantages(prompts, torch.tensor([1.0, 2.0, 5.0, 5.0, 6.0, -1.0, 3.0]))
@@ -204,7 +196,7 @@ def test_a_step_s_gradient_is_that_of_the_mean_loss(tmp_path, monkeypatch):
     run.algorithm.step(engine, batch)
     walk = engine.training_walk(batch)
     clean = walk.frozen(1).latents
-    noisy = walk.renoised(clean, 0, walk.noise.shared(2).draw("nft0/0")).latents
+    noisy = walk.renoised(clean, 0, walk.noise.draw("nft0/0")).latents
     engine.optimizer.zero_grad()
     estimate = walk.sampler.solver.estimates(noisy, walk.predict(0, noisy), walk.start_of(0))[0]
     error = (estimate - clean).flatten(1)

@@ -147,8 +147,7 @@ class NFT(Algorithm):
     """Sample and score a batch by the old policy, take `updates` optimiser steps on it, let the old policy follow.
 
     In an optimiser step all videos share their times, so that processes are in step and no split of the batch
-    matters, and those of a prompt their noise: as their advantages sum to zero, what it has to do with the gradient
-    cancels. Only the conditional prediction is trained, or, of a denoiser that is told its guidance, that one.
+    matters. Only the conditional prediction is trained, or, of a denoiser that is told its guidance, that one.
     """
 
     Settings = NFTSettings
@@ -223,7 +222,7 @@ class NFT(Algorithm):
         for i in times:
             for one in videos:
                 with engine.clock("gradient"):
-                    noise = one.walk.noise.shared(self.settings.group).draw(f"nft{number}/{i}")
+                    noise = one.walk.noise.draw(f"nft{number}/{i}")
                     loss, moved, distance = self._loss(engine, one, i, noise, optimality[list(one.batch.indices)])
                     whole = self.settings.advantage_clip * loss + self.settings.base_distance * distance
                     engine.scaler.scale(whole.sum() / (one.batch.total * len(times))).backward()
