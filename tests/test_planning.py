@@ -178,7 +178,7 @@ def test_quantised_weights_are_planned_with_a_byte_each_and_compilation_as_nothi
     assert codes.peak < whole.peak - 0.5 * (sum(whole.weights.values()) - sum(codes.weights.values()))
 
 
-EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": []}
+EXTRA = {"ddpo": ["sampling.eta=1.0"], "diffusion_dpo": [], "nft": ["algorithm.times=2"]}
 
 
 def test_the_optimiser_s_moments_are_there_from_the_start():

@@ -151,6 +151,7 @@ def _forbid_writing(folder: str) -> None:
 
 # Adam divides by gradients that are near their rounding here: a larger eps keeps the comparison one of gradients.
 DPO = ["algorithm={name: diffusion_dpo, pairs: 3, capacity: 6}", "optimizer.eps=1e-4"]
+NFT = "algorithm={name: nft, group: 2, updates: 2, times: 2, base_distance: 0.1}"
 VARIANTS = {
     "two processes": (2, []),
     "four processes": (4, []),
@@ -182,6 +183,11 @@ VARIANTS = {
     "three segments": (
         2,
         [*CONTINUING, "rewards.0.sees=all", "algorithm.segments=[1, 2]", "evaluation.metrics=[{name: drift}]"],
+    ),
+    "nft": (2, [NFT, "train.micro_batch=1"]),
+    "ddpo, groups in a window": (
+        2,
+        ["algorithm={name: ddpo, group: 4, shared_start: true, window_size: 2}", "sampling.eta=1"],
     ),
     "each reward its own frames": (2, ["rewards.0.sees=1", "rewards.1.sees=all", "scoring.chunk=2"]),
 }

@@ -78,17 +78,26 @@ def test_every_recipe_is_whole_and_its_name_its_own(study, scale):
 
 def test_figure7_has_each_task_by_each_method():
     arms = figure7.arms(Options())
-    assert [tuple(arm.labels.values()) for arm in arms] == [(t, m) for t in TASKS for m in ("VADER", "DDPO", "DPO")]
-    assert {arm.recipe.algorithm.name for arm in arms} == {"reward_gradient", "ddpo", "diffusion_dpo"}
+    methods = ("VADER", "DDPO", "DPO", "GRPO", "NFT")
+    assert [tuple(arm.labels.values()) for arm in arms] == [(t, m) for t in TASKS for m in methods]
+    assert [arm.recipe.algorithm.name for arm in arms[:5]] == [
+        "reward_gradient",
+        "ddpo",
+        "diffusion_dpo",
+        "ddpo",
+        "nft",
+    ]
+    full = figure7.arms(Options("full"))  # there the paper's methods alone have recipes
+    assert [tuple(arm.labels.values()) for arm in full] == [(t, m) for t in TASKS for m in methods[:3]]
     alone = figure7.arms(Options(only="aesthetic"))
-    assert [arm.recipe for arm in alone] == [arm.recipe for arm in arms[:3]]
+    assert [arm.recipe for arm in alone] == [arm.recipe for arm in arms[:5]]
     with pytest.raises(UserError, match="did you mean 'aesthetic'"):
         figure7.arms(Options(only="aesthetics"))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_methods_differ_in_nothing_but_themselves(task):
-    recipes = [task_recipe(task, method, "tiny") for method in ("VADER", "DDPO", "DPO")]
+    recipes = [task_recipe(task, method, "tiny") for method in ("VADER", "DDPO", "DPO", "GRPO", "NFT")]
     for section in ("model", "video", "sampling", "rewards", "prompts", "adapter", "memory"):
         assert len({repr(getattr(recipe, section)) for recipe in recipes}) == 1, section
     assert {recipe.evaluation.videos for recipe in recipes} == {32}
@@ -116,9 +125,8 @@ def test_studies_share_runs():
     options = Options()
     vader = figure7.arms(options)[0].recipe
     assert sum(same_run(arm.recipe, vader) for arm in ablation.arms(options)) == 1
-    assert [
-        same_run(a.recipe, b.recipe) for a, b in zip(figure7.arms(options), table1.arms(options), strict=False)
-    ] == ([True] * 9)
+    papers = [arm for arm in figure7.arms(options) if arm.labels["method"] not in ("GRPO", "NFT")]
+    assert [same_run(a.recipe, b.recipe) for a, b in zip(papers, table1.arms(options), strict=False)] == ([True] * 9)
     assert not any(same_run(arm.recipe, vader) for arm in figure4.arms(options))  # fewer steps
 
 
@@ -405,18 +413,21 @@ def trained_arms(study: Study, folder, rewards, only=None) -> list[Trained]:
 
 
 def fast_and_slow(labels) -> list[float]:
-    return {"VADER": [4.0, 6.0, 7.0], "DDPO": [4.0, 4.2, 4.4], "DPO": [4.0, 3.9, 3.8]}[labels["method"]]
+    curves = {"VADER": [4.0, 6.0, 7.0], "DDPO": [4.0, 4.2, 4.4], "DPO": [4.0, 3.9, 3.8]}
+    return (curves | {"GRPO": [4.0, 4.5, 5.0], "NFT": [4.0, 5.0, 8.0]})[labels["method"]]
 
 
 def test_figure7_says_how_soon_vader_is_as_good(tmp_path):
     result = figure7.summarise(trained_arms(figure7.STUDY, tmp_path, fast_and_slow, only="aesthetic"))
-    ddpo, dpo = result["efficiency"]
+    ddpo, dpo, grpo, nft = result["efficiency"]
     assert ddpo["best"] == pytest.approx(4.5)
     assert ddpo["gain"] == pytest.approx(0.4)
     assert ddpo["vader_at"] == pytest.approx({"queries": 0.2 * 8, "seconds": 0.2 * 6})
     assert figure7.share(ddpo, "queries") == pytest.approx(1.6 / 16)
     assert figure7.share(ddpo, "seconds") == pytest.approx(1.2 / 120)
     assert figure7.share(dpo, "queries") == 0  # its best is the base model
+    assert figure7.share(grpo, "queries") == pytest.approx(4 / 16)
+    assert nft["vader_at"] == {"queries": None, "seconds": None}  # as good as it became, VADER never was
     first = result["arms"][0]["curve"]
     assert [point["mean"] for point in first] == pytest.approx([4.1, 6.1, 7.1])
     assert [point["spread"] for point in first] == pytest.approx([0.2 / math.sqrt(2)] * 3)
@@ -570,7 +581,7 @@ def test_command_reproduces_without_training_what_is_there(tmp_path, capsys, mon
         "figure7-text.png",
         "results.md",
     ]
-    assert "3 runs, 3 of them finished" in capsys.readouterr().out
+    assert "5 runs, 5 of them finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vader.algorithms.base import Algorithm, Metrics
 from vader.algorithms.ddpo import DDPO
 from vader.algorithms.diffusion_dpo import DiffusionDPO
+from vader.algorithms.nft import NFT
 from vader.algorithms.reward_gradient import RewardGradient
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
@@ -17,6 +18,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "reward_gradient": RewardGradient,
     "ddpo": DDPO,
     "diffusion_dpo": DiffusionDPO,
+    "nft": NFT,
 }
 
 
@@ -24,8 +26,9 @@ def algorithm_names() -> dict[str, str]:
     """Every built-in algorithm with a line on what it is."""
     return {
         "reward_gradient": "VADER: the reward's gradient through decoder and denoising steps (arXiv 2407.08737)",
-        "ddpo": "DDPO: policy gradient over the noise of sampling steps, the reward a number (arXiv 2305.13301)",
+        "ddpo": "DDPO and Flow-GRPO: policy gradient over the noise of sampling steps (arXiv 2305.13301, 2505.05470)",
         "diffusion_dpo": "Diffusion-DPO: pairs of videos, ranked by the reward or from a file (arXiv 2311.12908)",
+        "nft": "DiffusionNFT: towards a group's better videos, away from its worse ones (arXiv 2509.16117)",
     }
 
 

@@ -8,6 +8,7 @@ subclass `Algorithm`, name it `module:Class` in the recipe.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -93,3 +94,10 @@ def require_share(key: str, value: int, batch: int) -> None:
     """Raises `UserError` unless a batch falls into parts of this many."""
     if batch % value:
         raise UserError(f"train.batch {batch} is no multiple of algorithm.{key} {value}: change one of them")
+
+
+def unreached(engine: Engine, steps: Iterable[int]) -> list[str]:
+    """The denoisers with an adapter that denoise none of these steps of the chain, and so would stay as they are."""
+    starts = engine.sampler.schedule.starts
+    reached = {engine.model.expert(starts[i].time) for i in steps}
+    return [name for name in engine.adapted if name not in reached]

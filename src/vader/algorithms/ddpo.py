@@ -3,32 +3,31 @@
 A batch of videos is sampled with fresh noise in its steps, and the log-probability of every step is kept. Each
 video's reward, normalised among those of its prompt, says by how much its steps should become more probable; PPO's
 clipped ratio (arXiv 1707.06347, eq. 7) keeps them near the model that sampled them. The reward is used as a number:
-it need not be differentiable.
+it need not be differentiable. With a `group` of videos a prompt this is Flow-GRPO (arXiv 2505.05470), and with a
+`window` of noisy steps its fast form.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean, pstdev
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
+from vader.algorithms.advantages import PromptStatistics, group_advantages, require_group
 from vader.algorithms.base import Algorithm, Count, Metrics, require_share
 from vader.algorithms.rollouts import Update, gather_prompts, gather_scores, score
+from vader.algorithms.windows import noise_window
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError
 from vader.nouns import Prompt, flat
 from vader.recipe import Recipe
 from vader.sampling.walk import Place, Walk
-
-TINY = 1e-6  # added to standard deviations of rewards
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class DDPOSettings:
     min_std: NonNegativeFloat = 0.0  # of a step's fresh noise: steps with less are not trained
     prompt_buffer: Count = 32  # latest rewards of a prompt that make its mean and standard deviation
     prompt_min_count: Count = 16  # with fewer of them, those of the batch do
+    group: Count | None = None  # videos of one prompt in a batch, judged by each other alone: GRPO's advantages
+    shared_start: bool = False  # the videos of one prompt in a batch start from the same noise
+    window: tuple[NonNegativeInt, NonNegativeInt] | None = None  # noise in steps from here to before there; None: all
+    window_size: Count | None = None  # in so many of them, at a random place
 
 
 def log_probability(sample: Any, mean: Any, std: float) -> Tensor:
@@ -59,35 +62,6 @@ def clipped_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip_range:
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(advantages * ratio, advantages * clipped), ratio
-
-
-class PromptStatistics:
-    """The latest rewards of each prompt, by which a new one is judged, as DDPO has it (arXiv 2305.13301)."""
-
-    def __init__(self, size: int, min_count: int) -> None:
-        self.size, self.min_count = size, min_count
-        self.rewards: dict[str, deque[float]] = {}  # by all that a prompt is, as text, which checkpoints hold
-
-    def advantages(self, prompts: Sequence[Prompt], rewards: Tensor) -> Tensor:
-        """Remembers rewards `[B]`, and normalises each by mean and standard deviation of those of its prompt.
-
-        While there are fewer than `min_count` of its prompt, the batch's mean and standard deviation do instead.
-        """
-        keys, values = [repr(prompt) for prompt in prompts], rewards.double().tolist()
-        for key, value in zip(keys, values, strict=True):
-            self.rewards.setdefault(key, deque(maxlen=self.size)).append(value)
-        found = [self._normalised(key, value, values) for key, value in zip(keys, values, strict=True)]
-        return rewards.new_tensor(found)
-
-    def _normalised(self, key: str, value: float, batch: list[float]) -> float:
-        known = self.rewards[key] if len(self.rewards[key]) >= self.min_count else batch
-        return (value - fmean(known)) / (pstdev(known) + TINY)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {key: list(rewards) for key, rewards in self.rewards.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rewards = {key: deque(rewards, maxlen=self.size) for key, rewards in state.items()}
 
 
 @dataclass(frozen=True)
@@ -110,10 +84,18 @@ class Rollout:
         return log_probability(self.places[i + 1].latents, again.mean, again.std)
 
 
-def roll_out(engine: Engine, batch: Batch, min_std: float = 0.0) -> Rollout:
-    """Samples a batch's videos and keeps the way; steps that add less noise than `min_std` are not to be trained."""
-    walk = engine.training_walk(batch)
-    places = walk.path()
+def roll_out(
+    engine: Engine, batch: Batch, min_std: float = 0.0, noisy: Container[int] | None = None, sharing: int = 1
+) -> Rollout:
+    """Samples a batch's videos and keeps the way.
+
+    Args:
+        min_std: steps that add less noise are not to be trained.
+        noisy: the steps that may add noise; None for all.
+        sharing: so many neighbours start from the same noise.
+    """
+    walk = replace(engine.training_walk(batch), noisy=noisy)
+    places = walk.path(replace(walk, noise=walk.noise.shared(sharing)).start())
     log_probs = {
         i: log_probability(place.latents, place.mean, place.std)
         for i, place in enumerate(places[1:])
@@ -140,6 +122,15 @@ class Drift:
         return {"clipped_ratios": clipped / count, "divergence": divergence / count}
 
 
+def _without_effect(settings: DDPOSettings) -> Iterator[str]:
+    """What is asked for and would change nothing."""
+    for key in ("videos_per_prompt", "prompt_buffer", "prompt_min_count"):
+        if settings.group is not None and getattr(settings, key) != getattr(DDPOSettings, key):
+            yield f"algorithm.{key} is given, but with algorithm.group the videos of a group are judged by each other"
+    if settings.shared_start and settings.group is None and settings.videos_per_prompt == 1:
+        yield "algorithm.shared_start is about several videos of a prompt in a batch, and there is one of each"
+
+
 class DDPO(Algorithm):
     """Sample and score a batch, then go over its steps: `inner_epochs` times, in `minibatches` optimiser steps each.
 
@@ -160,9 +151,14 @@ class DDPO(Algorithm):
                 f"algorithm.prompt_min_count is {settings.prompt_min_count} but algorithm.prompt_buffer is "
                 f"{settings.prompt_buffer}: no prompt will ever have so many rewards"
             )
-        for key in ("minibatches", "videos_per_prompt"):
-            require_share(key, getattr(settings, key), recipe.train.batch)
-        self.videos_per_prompt = settings.videos_per_prompt
+        if settings.group is not None:
+            require_group(settings.group)
+        for without_effect in _without_effect(settings):
+            raise UserError(f"{without_effect}: leave it out")
+        for key in ("minibatches", "videos_per_prompt", "group"):
+            require_share(key, getattr(settings, key) or 1, recipe.train.batch)
+        self.videos_per_prompt = settings.group or settings.videos_per_prompt
+        self.window = noise_window(settings.window, settings.window_size, recipe.sampling.steps)
         self.statistics = PromptStatistics(settings.prompt_buffer, settings.prompt_min_count)
 
     def check(self, engine: Engine) -> None:
@@ -180,6 +176,7 @@ class DDPO(Algorithm):
                 f"algorithm.min_std is {self.settings.min_std:g}, but no sampling step adds more than {most:.2g}: "
                 "lower it"
             )
+        self.window.check(engine, self.settings.min_std)
 
     def without_gradient(self, metrics: Metrics) -> str:
         """See `Algorithm.without_gradient`."""
@@ -192,16 +189,14 @@ class DDPO(Algorithm):
         self.statistics.load_state_dict(state)
 
     def step(self, engine: Engine, batch: Batch) -> Metrics:
-        least = self.settings.min_std
-        minibatches = [self._roll_out(engine, parts, least) for parts in self._split(engine, batch)]
+        minibatches = [self._roll_out(engine, parts) for parts in self._split(engine, batch)]
         rollouts = [rollout for minibatch in minibatches for rollout in minibatch]
         rows = torch.cat([score(engine, rollout.batch, rollout.places[-1].latents) for rollout in rollouts])
         scores = gather_scores(engine, batch, [i for rollout in rollouts for i in rollout.batch.indices], rows)
         prompts = gather_prompts(batch)
         if not scores.finite:
             return scores.metrics([], {})
-        bound = self.settings.advantage_clip
-        advantages = self.statistics.advantages(prompts, scores.rewards).clamp(-bound, bound)
+        advantages = self._advantages(prompts, scores.rewards)
         drift = Drift()
         rounds = minibatches * self.settings.inner_epochs
         updates: list[Update] = []
@@ -210,11 +205,18 @@ class DDPO(Algorithm):
             updates.append(self._update(engine, minibatch, advantages, drift))
         return scores.metrics(updates, drift.means(engine))
 
-    def _roll_out(self, engine: Engine, parts: Sequence[Batch], least: float) -> list[Rollout]:
-        rollouts = []
+    def _advantages(self, prompts: Sequence[Prompt], rewards: Tensor) -> Tensor:
+        bound, normalise = self.settings.advantage_clip, self.statistics.advantages
+        found = group_advantages(prompts, rewards) if self.settings.group else normalise(prompts, rewards)
+        return found.clamp(-bound, bound)
+
+    def _roll_out(self, engine: Engine, parts: Sequence[Batch]) -> list[Rollout]:
+        settings, rollouts = self.settings, []
+        sharing = self.videos_per_prompt if settings.shared_start else 1
         for number, part in enumerate(parts, start=1):
             engine.tell(f"step {part.step}: sampling, part {number} of {len(parts)} of a minibatch")
-            rollouts.append(roll_out(engine, part, least))
+            noisy = self.window.drawn(self.recipe.train.seed, part.step)
+            rollouts.append(roll_out(engine, part, settings.min_std, noisy, sharing))
         return rollouts
 
     def _split(self, engine: Engine, batch: Batch) -> list[list[Batch]]:

@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from vader import randomness
-from vader.algorithms.base import Algorithm, Metrics
+from vader.algorithms.base import Algorithm, Metrics, unreached
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError
@@ -60,9 +60,8 @@ class RewardGradient(Algorithm):
 
     def check(self, engine: Engine) -> None:
         """See `Algorithm.check`: every denoiser with an adapter must get gradient."""
-        model, starts = engine.model, engine.sampler.schedule.starts
-        reached = {model.expert(starts[i].time) for i in self.active}
-        if missed := [name for name in engine.adapted if name not in reached]:
+        if missed := unreached(engine, self.active):
+            reached = [name for name in engine.model.denoisers if name not in missed]
             raise UserError(
                 f"the policy {self.settings.policy.name!r} never reaches {missed[0]!r}, which denoises other steps "
                 f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "

@@ -148,7 +148,7 @@ class AlgorithmSection(Part):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str = "reward_gradient"
-    """reward_gradient, ddpo, diffusion_dpo, or your own module:Class; keys beside it are its own settings."""
+    """reward_gradient, ddpo, diffusion_dpo, nft, or your own module:Class; keys beside it are its own settings."""
 
 
 class AdapterSection(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class Noise:
         if isinstance(self.shape, dict):
             return {name: self._normal(shape, f"{use}/{name}") for name, shape in self.shape.items()}
         return self._normal(self.shape, use)
+
+    def shared(self, count: int) -> Noise:
+        """The same noise for every `count` neighbours of the global batch: that of the first of them."""
+        return replace(self, indices=[index - index % count for index in self.indices])
 
     def _normal(self, shape: Sequence[int], use: str) -> torch.Tensor:
         return randomness.normal(shape, self.seed, f"{self.purpose}/{use}", self.step, self.indices, self.device)

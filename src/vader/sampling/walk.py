@@ -107,6 +107,7 @@ class Walk:
         on_gradient: told of every prediction with graph: `(walk, step, latents, prediction)`.
         gradient_step: a context around every prediction with graph (activations that wait elsewhere).
         prefix: how `frozen` gets to where gradient begins.
+        noisy: the steps that may add fresh noise, all others being the ODE's; None: all may.
     """
 
     sampler: Sampler
@@ -116,6 +117,7 @@ class Walk:
     on_gradient: Callable[[Walk, int, Any, Any], object] | None = None
     gradient_step: Callable[[], AbstractContextManager[Any]] = nullcontext
     prefix: Prefix = EXACT
+    noisy: Container[int] | None = None
 
     def __len__(self) -> int:
         return len(self.sampler.schedule)
@@ -172,7 +174,7 @@ class Walk:
 
     def advance(self, at: Place, prediction: Any, end: int | None = None) -> Place:
         """Where a prediction leads from a place, by the solver's rule: one step on, or to where step `end` starts."""
-        solver, memory, end = self.sampler.solver, at.memory, at.i + 1 if end is None else end
+        solver, memory, end = self.solver_of(at.i), at.memory, at.i + 1 if end is None else end
         fresh = self.noise.draw(f"step{at.i}") if solver.stochastic else None
         here, there = self.start_of(at.i), self.sampler.schedule.ends[end - 1]
         if isinstance(at.latents, Tensor):
@@ -209,10 +211,10 @@ class Walk:
             start = self.start()
             return _last(start, self.prefix.places(self, start, end))
 
-    def path(self) -> list[Place]:
-        """Every place from the noise to the end, without gradient."""
+    def path(self, start: Place | None = None) -> list[Place]:
+        """Every place from the noise, or from another start, to the end, without gradient."""
         with self.phases("sample"), torch.no_grad():
-            start = self.start()
+            start = start or self.start()
             return [start, *self.places(start, len(self))]
 
     def renoised(self, clean: Any, i: int, noise: Any) -> Place:
@@ -222,6 +224,11 @@ class Walk:
         return Place(i, self.kept(map_latents(lambda x, e: renoise(x.detach(), e, level), clean, noise)))
 
     # ---- where things are ----
+
+    def solver_of(self, i: int) -> Solver:
+        """What makes step i: the sampler's solver, or its ODE where this step is to add no noise."""
+        solver = self.sampler.solver
+        return solver if self.noisy is None or i in self.noisy else solver.ode
 
     def start_of(self, i: int) -> Level:
         return self.sampler.schedule.starts[i]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -39,6 +39,10 @@ class FirstOrder(_Noisy):
     0 is deterministic, 1 as noisy as DDPM or ancestral sampling.
     """
 
+    @property
+    def ode(self) -> FirstOrder:
+        return replace(self, eta=0.0)
+
     def __call__(
         self,
         latents: Tensor,
@@ -68,6 +72,10 @@ class Multistep(_Noisy):
     With eta 0 it is deterministic, with eta 1 it is SDE-DPM-Solver++ 2M, as CogVideoX is sampled. Its memory is the
     `Estimate` of the step before. A step without one, and a step to sigma 0, are of first order.
     """
+
+    @property
+    def ode(self) -> Multistep:
+        return replace(self, eta=0.0)
 
     def __call__(
         self,
@@ -106,6 +114,10 @@ class UniPC:
     @property
     def stochastic(self) -> bool:
         return False
+
+    @property
+    def ode(self) -> UniPC:
+        return self
 
     def std(self, here: Level, there: Level) -> float:
         return 0.0

@@ -8,7 +8,7 @@ and levels: no hidden index, no host synchronisation, gradient flows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -89,6 +89,10 @@ class Rule(Protocol):
     def stochastic(self) -> bool:
         """Whether steps may add noise."""
 
+    @property
+    def ode(self) -> Rule:
+        """The same rule without fresh noise."""
+
     def std(self, here: Level, there: Level) -> float:
         """Standard deviation of the noise that a step from here to there adds."""
 
@@ -125,6 +129,11 @@ class Solver:
     def stochastic(self) -> bool:
         """Whether `step` needs noise."""
         return self.rule.stochastic
+
+    @property
+    def ode(self) -> Solver:
+        """The same solver without fresh noise: its steps follow the probability flow's ODE (arXiv 2011.13456, 4.3)."""
+        return replace(self, rule=self.rule.ode)
 
     def std(self, here: Level, there: Level) -> float:
         """Standard deviation of the noise that a step from here to there adds: `Step.std`, known beforehand."""

@@ -13,7 +13,7 @@ from vader.studies import figure7
 from vader.studies.formats import markdown, mean_and_spread
 from vader.studies.processes import Job
 from vader.studies.study import Arm, Options, Study, Trained, arm_of, over_seeds, summary_of
-from vader.studies.tasks import image_to_video_arm
+from vader.studies.tasks import METHODS, image_to_video_arm
 
 TRAIN, TEST = "train", "test"
 ROWS = ("Base", "DDPO", "DPO", "VADER")
@@ -22,9 +22,9 @@ COLOURS = {"Base": "#5d6470", "DDPO": "#c8553d", "DPO": "#3f6fb5", "VADER": "#0b
 
 
 def arms(options: Options) -> list[Arm]:
-    """Those of figure 7, and VADER on image-to-video if a recipe of it ships."""
+    """Those of figure 7 by the paper's methods, and VADER on image-to-video if a recipe of it ships."""
     videos = image_to_video_arm(options.scale) if options.only is None else None
-    return figure7.arms(options) + ([videos] if videos else [])
+    return [one for one in figure7.arms(options) if one.labels["method"] in METHODS] + ([videos] if videos else [])
 
 
 def jobs(trained: Sequence[Trained]) -> list[Job]:

@@ -13,9 +13,10 @@ from vader.errors import UserError, nearest
 from vader.recipe import Recipe, load_recipe, recipe_names
 from vader.studies.study import Arm, Scale, changed
 
-METHODS = ("VADER", "DDPO", "DPO")
+METHODS = ("VADER", "DDPO", "DPO")  # the paper's
+NEWER_METHODS = ("GRPO", "NFT")  # Flow-GRPO with a noise window, and DiffusionNFT
 METHOD_RECIPES: dict[Scale, dict[str, str]] = {
-    "tiny": {"DDPO": "tiny-ddpo", "DPO": "tiny-dpo"},
+    "tiny": {"DDPO": "tiny-ddpo", "DPO": "tiny-dpo", "GRPO": "tiny-grpo", "NFT": "tiny-nft"},
     "full": {"DDPO": "modelscope-ddpo", "DPO": "modelscope-dpo"},
 }
 
@@ -38,13 +39,18 @@ IMAGE_TO_VIDEO = Task("aesthetic score, image to video", {"tiny": "tiny-svd", "f
 
 # How long each method trains on the tiny world: steps, and between evaluations.
 TINY_STEPS: dict[str, dict[str, tuple[int, int]]] = {
-    "aesthetic": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4)},
-    "text": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4)},
-    "action": {"VADER": (60, 6), "DDPO": (12, 6), "DPO": (12, 6)},
+    "aesthetic": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4), "GRPO": (16, 4), "NFT": (16, 4)},
+    "text": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4), "GRPO": (16, 4), "NFT": (16, 4)},
+    "action": {"VADER": (60, 6), "DDPO": (12, 6), "DPO": (12, 6), "GRPO": (12, 6), "NFT": (12, 6)},
 }
 TINY_EVALUATION = {"videos": 32, "final_videos": None, "shown": 4, "batch": 16}
-# Noise in the steps, which DDPO needs, for all methods: so their base, its samples and their noise are the same.
+# Noise in the steps, which DDPO and GRPO need, for all methods: so base, samples and noise are the same.
 TINY_SAMPLING = {"solver": "ddim", "eta": 1.0}
+
+
+def methods_at(scale: Scale) -> list[str]:
+    """The methods that have a recipe at a scale, VADER first; the newer ones have none of the paper's size."""
+    return [method for method in (*METHODS, *NEWER_METHODS) if method == "VADER" or method in METHOD_RECIPES[scale]]
 
 
 def chosen_tasks(only: str | None, tasks: Sequence[str] = tuple(TASKS)) -> list[str]:
