@@ -36,6 +36,7 @@ class RewardGradientSettings:
     policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
     split_backward: bool = True  # through rewards and decoder piece by piece, then once through the chain
     base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's predictions
+    normalise: bool = False  # each reward's gradient has the same size at the latents, so that weights are shares
     segments: Literal["last", "all"] | tuple[NonNegativeInt, ...] = "last"  # of a video, those with gradient
 
 
@@ -56,6 +57,8 @@ class RewardGradient(Algorithm):
                 f"sampling.prefix is about the steps before those with gradient, and the policy "
                 f"{settings.policy.name!r} has gradient from the first step on: leave it out"
             )
+        if settings.normalise and not settings.split_backward:
+            raise UserError("algorithm.normalise takes each reward's gradient by itself: leave split_backward true")
         self.trained = chosen_segments(settings.segments, recipe.video.segments)
 
     def check(self, engine: Engine) -> None:
@@ -88,6 +91,8 @@ class RewardGradient(Algorithm):
                 f"{metrics.clamped:.0%} of the pixels are clamped to [0, 1], where none flows: bring what the decoder "
                 "gives into that range ('vader check model' looks at it)"
             )
+        if any(reward.hinge is not None for reward in self.recipe.rewards):
+            return "every video may be beyond rewards.hinge, good enough: the run can end here, or raise it"
         return (
             "the reward is constant there, cut off or on a plateau ('vader check reward' looks at it), or the model's "
             "prediction does not count in the steps that are trained ('vader check model')"
@@ -113,7 +118,8 @@ class RewardGradient(Algorithm):
         with engine.clock("decode_reward"):
             if not self.settings.split_backward:
                 return engine.scorer.graph(latents, batch.prompts, engine.shown(batch), scale)
-            gradient, scored = engine.scorer.pull(latents, batch.prompts, engine.shown(batch), scale)
+            pull = engine.scorer.pull_normalised if self.settings.normalise else engine.scorer.pull
+            gradient, scored = pull(latents, batch.prompts, engine.shown(batch), scale)
             return (flat(latents) * flat(gradient)).sum(), scored
 
     def _finish(self, engine: Engine, tally: Tally) -> Metrics:

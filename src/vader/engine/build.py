@@ -28,6 +28,7 @@ from vader.models.joined import decoder_of
 from vader.models.registry import load_model, model_class, model_options
 from vader.models.tiny_decoder import TinyDecoder, TinyVideos, load_tiny_decoder
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
+from vader.networks.average import Average
 from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, Techniques, load_techniques
 from vader.nouns import Prompt, VideoSize
@@ -83,9 +84,11 @@ def assemble(recipe: Recipe, setup: Setup, memory: Techniques, device: torch.dev
     optimizer = build_optimizer(recipe.optimizer, parameters, device)
     half = frozen_dtype(recipe.model.precision, device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
+    average = None if recipe.adapter.ema is None else Average(parameters, recipe.adapter.ema)
     return Engine(
-        setup.sampler, setup.scorer, setup.accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device)
-    )
+        setup.sampler, setup.scorer, setup.accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device),
+        average,
+    )  # fmt: skip
 
 
 def build_setup(recipe: Recipe, accelerator: Accelerator) -> Setup:
@@ -188,6 +191,17 @@ def check_decoder(recipe: Recipe, differentiates: bool) -> None:
             f"model.decoder shows the frames that gradient is taken from, and algorithm {recipe.algorithm.name!r} "
             "takes none: leave it out"
         )
+
+
+def check_shaping(recipe: Recipe, differentiates: bool) -> None:
+    """Raises `UserError` if a reward's gradient is to be shaped, and the algorithm (`differentiates`) takes none."""
+    for number, reward in enumerate(recipe.rewards):
+        for key, given in (("hinge", reward.hinge is not None), ("robust", reward.robust > 0)):
+            if given and not differentiates:
+                raise UserError(
+                    f"rewards.{number}.{key} is about the reward's gradient, and algorithm {recipe.algorithm.name!r} "
+                    "takes none: leave it out"
+                )
 
 
 def check_segments(recipe: Recipe, chains: bool) -> None:

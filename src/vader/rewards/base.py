@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vader.errors import UserError
 from vader.nouns import Clip, Prompt, VideoSize, as_prompts
 from vader.rewards.needs import AllFrames, Frames, Needs
+from vader.rewards.shaping import Shaping
 
 
 class BrokenContract(UserError):
@@ -131,16 +132,19 @@ class RewardMix(Reward):
     """
 
     def __init__(
-        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], needs: Mapping[str, Needs] | None = None
-    ) -> None:
+        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], needs: Mapping[str, Needs] | None = None,
+        shaping: Mapping[str, Shaping] | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             needs: what each reward is shown, where that is not its own wish.
+            shaping: how the gradient of some is shaped.
         """
         super().__init__()
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
         self.shown = {name: reward.needs for name, reward in rewards.items()} | dict(needs or {})
+        self.shaping = dict(shaping or {})
         ends = [sorted(weights[name] * end for end in reward.sensible_range) for name, reward in rewards.items()]
         self.sensible_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
@@ -165,6 +169,11 @@ class RewardMix(Reward):
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         for _, reward in self.items():
             reward.check_prompts(prompts)
+
+    def alone(self, name: str) -> RewardMix:
+        """One of them as it is in the mix, at weight 1."""
+        shaping = {name: self.shaping[name]} if name in self.shaping else None
+        return RewardMix({name: self.rewards[name]}, {name: 1.0}, {name: self.shown[name]}, shaping)  # type: ignore[dict-item]
 
     def check_size(self, size: VideoSize) -> None:
         """Raises `UserError` if a reward would see too few frames of videos of this size, or an uneven number."""

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.rewards.base import Reward, RewardMix
-from vader.rewards.contract import scored_parts
+from vader.rewards.shaping import PLAIN, Shaping
 from vader.scoring.choice import Group, Piece, blocks, evaluation_groups
+from vader.scoring.shaped import shaped_parts
+
+UNSHAPED: Mapping[str, Shaping] = {}
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,21 @@ class Sheet:
         return Scored(parts, total, total.new_tensor(float(self.clamped) / self.values))
 
 
-def scored_all(rewards: Mapping[str, Reward], clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """What is reported of several rewards of one clip, each `[B]`."""
+def scored_all(
+    rewards: Mapping[str, Reward], clip: Clip, prompts: Sequence[Prompt],
+    shaping: Mapping[str, Shaping] = UNSHAPED, noise: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What is reported of several rewards of one clip, each `[B]`; in training with a shaped gradient."""
     found: dict[str, Tensor] = {}
     for name, reward in rewards.items():
-        found |= scored_parts(name, reward, clip, prompts)
+        found |= shaped_parts(name, reward, clip, prompts, shaping.get(name, PLAIN), noise)
     return found
 
 
 def framewise_scores(
-    clip: Clip, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], frames: int, chunk: int
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    clip: Clip, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], frames: int, chunk: int,
+    shaping: Mapping[str, Shaping] = UNSHAPED, noise: Tensor | None = None,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:  # fmt: skip
     """Shares of framewise rewards, of videos from a row on: a mean over `frames` is a sum over chunks of them.
 
     Pixels are clamped here, chunk by chunk, so that each chunk has a graph of its own.
@@ -72,7 +79,7 @@ def framewise_scores(
         seen = Clip(clip.frames[some].clamp(0, 1), clip.times[some])
         share = seen.frames.shape[1] / frames
         texts = prompts[some.rows]
-        parts = scored_all(rewards, seen, texts)
+        parts = scored_all(rewards, seen, texts, shaping, None if noise is None else noise[some])
         yield some.rows.start, {name: share * part for name, part in parts.items()}
 
 

@@ -12,7 +12,7 @@ Shapes: B videos, n chosen frames, pixels `[B, n, 3, H, W]`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from vader.models.base import VideoModel
 from vader.models.joined import Decodes, Joined, decoder_of
 from vader.models.tiny_decoder import TinyVideos
-from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, map_latents
+from vader.nouns import Audio, Clip, Prompt, VideoSize, detached, flat, map_latents
 from vader.rewards.base import RewardMix
 from vader.scoring.choice import Group, Piece, pieces
 from vader.scoring.clips import Scored, Sheet, assembled, framewise_scores, score_clip, score_group, scored_all
@@ -68,6 +68,24 @@ class Scorer:
             self._pull_pieces(leaf, prompts, group, scale, sheet, at_pixels)
         return map_latents(lambda x: torch.zeros_like(x) if x.grad is None else x.grad, leaf), sheet.scored(self.mix)
 
+    def pull_normalised(
+        self, latents: Any, prompts: Sequence[Prompt], groups: Sequence[Group], scale: Tensor
+    ) -> tuple[Any, Scored]:
+        """As `pull`, but each reward's gradient is brought to a root mean square of 1 over a video's latents before its
+        weight counts: weights are then shares, whatever units the rewards have.
+
+        Each reward goes through the decoder by itself. One without gradient, as beyond its hinge, stays without.
+        """
+        gradient, parts, clamped = map_latents(torch.zeros_like, detached(latents)), dict[str, Tensor](), list[Tensor]()
+        for name, weight in self.mix.weights.items():
+            shown = [group.only(name) for group in groups if name in (*group.framewise, *group.whole)]
+            pulled, scored = replace(self, mix=self.mix.alone(name)).pull(latents, prompts, shown, scale)
+            factor = weight * scale.abs() / _size(pulled)
+            gradient = map_latents(lambda sum, x, f=factor: sum + f.view(-1, *[1] * (x.ndim - 1)) * x, gradient, pulled)
+            parts |= scored.parts
+            clamped.append(scored.clamped)
+        return gradient, Scored(parts, self.mix.total(parts), torch.stack(clamped).mean())
+
     def _pull_clip(self, leaf: Any, prompts: Sequence[Prompt], group: Group, scale: Tensor, sheet: Sheet) -> Tensor:
         """Rewards that need the frames together: their gradient `[B, n, 3, H, W]` at pixels that have no graph yet."""
         by = self.trained
@@ -75,7 +93,7 @@ class Scorer:
         audio = self.model.decode_audio(detached(leaf)) if group.heard else None
         samples = None if audio is None else audio.samples.requires_grad_()
         clip = Clip(raw.clamp(0, 1), group.times, audio)
-        parts = scored_all(group.whole, clip, prompts)
+        parts = scored_all(group.whole, clip, prompts, self.mix.shaping, group.noise_on(raw))
         (-scale * self.mix.total(parts)).sum().backward()
         if samples is not None and samples.grad is not None:
             self.model.decode_audio(leaf).samples.backward(samples.grad)
@@ -98,7 +116,9 @@ class Scorer:
             pixels = raw.detach().requires_grad_()
             pixels.grad = torch.zeros_like(raw) if clips is None else clips[piece].clone()
             clip, texts = Clip(pixels, group.times[piece]), prompts[piece.rows]
-            for row, parts in framewise_scores(clip, texts, group.framewise, frames, self.chunk):
+            noise = group.noise_on(raw, *piece)
+            shaped = (group.framewise, frames, self.chunk, self.mix.shaping, noise)
+            for row, parts in framewise_scores(clip, texts, *shaped):
                 total, start = self.mix.total(parts), piece.rows.start + row
                 (-scale[start : start + len(total)] * total).sum().backward()
                 sheet.add(start, videos, parts)
@@ -115,7 +135,8 @@ class Scorer:
             raw = self.trained.decode_unclamped(latents, group.frames)
             audio = self.model.decode_audio(latents) if group.heard else None
             clip = Clip(raw.clamp(0, 1), group.times, audio)
-            parts |= scored_all(group.framewise | group.whole, clip, prompts)
+            noise = group.noise_on(raw)
+            parts |= scored_all(group.framewise | group.whole, clip, prompts, self.mix.shaping, noise)
             sheet.count_clamped(raw)
         sheet.add(0, len(scale), parts)
         return -(scale * self.mix.total(parts)).sum(), sheet.scored(self.mix)
@@ -163,6 +184,12 @@ class Scorer:
         """All chosen frames, decoded piece by piece without graph."""
         with torch.no_grad():
             return assembled(frames, [(piece, pixels(piece)) for piece in self._pieces(by, frames)])
+
+
+def _size(latents: Any) -> Tensor:
+    """The root mean square of each video's numbers, `[B]`; 1 where all are 0."""
+    size = flat(latents).square().mean(dim=1).sqrt()
+    return torch.where(size == 0, torch.ones_like(size), size)
 
 
 def _leaves(latents: Any) -> Any:

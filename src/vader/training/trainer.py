@@ -295,6 +295,8 @@ def warm_start(engine: Engine, init: str) -> None:
         load_adapters(denoisers, path, engine.model.family)
     except UserError as error:
         raise UserError(f"adapter.init {init!r}: {error}") from error
+    if engine.average is not None:
+        engine.average.restart()
 
 
 def _unsaid(files: Sequence[AdapterFile], adapted: Sequence[str]) -> bool:
@@ -328,9 +330,11 @@ def _held_out_counts(recipe: Recipe) -> dict[str, int]:
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
-    """Adapter and its file, AdamW's two moments, the algorithm's state: in each checkpoint kept and the next one."""
+    """Adapter and its file, AdamW's two moments, an average, the algorithm's state: in each checkpoint kept and the
+    next one."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
-    return (4 * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
+    copies = 4 if engine.average is None else 5
+    return (copies * adapter + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1)
 
 
 # ---- the run's folder ----
@@ -371,6 +375,8 @@ def _restore(run: Run) -> bool:
         run.engine.optimizer.load_state_dict(state["optimizer"])
         run.engine.scaler.load_state_dict(state["scaler"])
         run.algorithm.load_state_dict(state["algorithm"])
+        if run.engine.average is not None:
+            run.engine.average.load_state(state["average"])
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         _forget_beyond(run, -1 if saved is None else run.progress.step)
@@ -422,6 +428,7 @@ def _save(run: Run) -> None:
             "optimizer": engine.optimizer.state_dict(),
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
+            **({} if engine.average is None else {"average": engine.average.state()}),
         }
         run.log.sync()
         run.checkpoints.save(run.progress, state, beside=lambda folder: _save_adapters(run, folder))
@@ -432,7 +439,8 @@ def _save_adapters(run: Run, folder: Path) -> None:
     recipe = run.recipe
     metadata = {"family": recipe.model.family, "checkpoint": recipe.model.checkpoint, "recipe": recipe.name}
     metadata |= {"init": recipe.adapter.init} if recipe.adapter.init else {}
-    save_adapters(run.engine.model.denoisers, folder, metadata)
+    with run.engine.averaged():
+        save_adapters(run.engine.model.denoisers, folder, metadata)
 
 
 def _write_report(run: Run) -> None:
@@ -477,10 +485,11 @@ def _evaluate(run: Run, display: Display) -> None:
     count = _videos(run, step)
     display.stage(f"scoring {counted(count, 'held-out video')}")
     began = time.perf_counter()
-    found = evaluate(
-        run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
-        batch=settings.batch, tell=display.inside,
-    )  # fmt: skip
+    with run.engine.averaged():
+        found = evaluate(
+            run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
+            batch=settings.batch, tell=display.inside,
+        )  # fmt: skip
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
