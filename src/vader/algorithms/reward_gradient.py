@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vader import randomness
 from vader.algorithms.base import Algorithm, Metrics
+from vader.algorithms.data_anchor import AnchorSettings, DataAnchor
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError
@@ -36,6 +37,7 @@ class RewardGradientSettings:
     policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
     split_backward: bool = True  # through rewards and decoder piece by piece, then once through the chain
     base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's predictions
+    data_anchor: AnchorSettings | None = None  # diffusion loss on the base's own or on given videos beside the reward
     normalise: bool = False  # each reward's gradient has the same size at the latents, so that weights are shares
     segments: Literal["last", "all"] | tuple[NonNegativeInt, ...] = "last"  # of a video, those with gradient
 
@@ -59,6 +61,7 @@ class RewardGradient(Algorithm):
             )
         if settings.normalise and not settings.split_backward:
             raise UserError("algorithm.normalise takes each reward's gradient by itself: leave split_backward true")
+        self.anchor = settings.data_anchor and DataAnchor(settings.data_anchor, recipe)
         self.trained = chosen_segments(settings.segments, recipe.video.segments)
 
     def check(self, engine: Engine) -> None:
@@ -71,6 +74,8 @@ class RewardGradient(Algorithm):
                 f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
                 f"[{', '.join(sorted(reached))}]"
             )
+        if self.anchor:
+            self.anchor.check(engine)
 
     def words(self, engine: Engine) -> list[str]:
         """See `Algorithm.words`: how noisy the latents are where gradient enters first, so how much it can change."""
@@ -111,6 +116,7 @@ class RewardGradient(Algorithm):
                 with engine.clock("gradient"):
                     (loss + self.settings.base_distance * (scale * pull).sum()).backward()
                 tally.add(scored, pull)
+            tally.anchor += self.anchor.pull(engine, part) if self.anchor else 0.0
         return self._finish(engine, tally)
 
     def _score(self, engine: Engine, batch: Batch, latents: Any, scale: Tensor) -> tuple[Tensor, Scored]:
@@ -124,11 +130,12 @@ class RewardGradient(Algorithm):
 
     def _finish(self, engine: Engine, tally: Tally) -> Metrics:
         names = engine.reward.part_names
-        found = [tally.videos, tally.total, tally.clamped, tally.distance, *(tally.parts[name] for name in names)]
-        videos, *sums = engine.sums(found)
+        found = [tally.videos, tally.anchor, tally.total, tally.clamped, tally.distance]
+        videos, anchor, *sums = engine.sums([*found, *(tally.parts[name] for name in names)])
         reward, clamped, distance, *parts = (value / videos for value in sums)
-        norm, taken = engine.optimise(all(map(math.isfinite, (reward, clamped, distance, *parts))))
+        norm, taken = engine.optimise(all(map(math.isfinite, (reward, clamped, distance, anchor, *parts))))
         extra = {"base_distance": distance} if self.settings.base_distance else {}
+        extra |= {"data_anchor": anchor} if self.anchor else {}
         return Metrics(reward, dict(zip(names, parts, strict=True)), int(videos), norm, clamped, not taken, extra)
 
 
@@ -153,6 +160,7 @@ class Tally:
     total: float = 0.0
     clamped: float = 0.0
     distance: float = 0.0
+    anchor: float = 0.0  # of the mean over the global batch, this process's share
     parts: dict[str, float] = field(default_factory=dict)
 
     def add(self, scored: Scored, distance: Tensor) -> None:
