@@ -21,9 +21,10 @@ from vader.networks.adapter import adapters_disabled
 from vader.nouns import flat
 from vader.plugins import Part
 from vader.recipe import PrefixSection, Recipe
-from vader.sampling.policies import load_policy
+from vader.sampling.policies import View, load_policy
 from vader.sampling.rehearsal import rehearse
 from vader.sampling.walk import Walk
+from vader.scoring.before_decoder import pull_latents, seen_in
 from vader.scoring.scorer import Scored
 
 LITTLE_NOISE = 0.05  # a flow's sigma: with less noise a prediction hardly counts in the clean latents
@@ -111,7 +112,7 @@ class RewardGradient(Algorithm):
             for view in chain.views(self.policy, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
                 weight = torch.ones(len(part.prompts), device=engine.model.device) * view.weight / batch.total
                 scale = engine.scaler.scale(weight)
-                loss, scored = self._score(engine, part, view.latents, scale)
+                loss, scored = self._score(engine, part, view, scale)
                 pull = distance.taken() if distance else torch.zeros_like(scale)
                 with engine.clock("gradient"):
                     (loss + self.settings.base_distance * (scale * pull).sum()).backward()
@@ -119,14 +120,19 @@ class RewardGradient(Algorithm):
             tally.anchor += self.anchor.pull(engine, part) if self.anchor else 0.0
         return self._finish(engine, tally)
 
-    def _score(self, engine: Engine, batch: Batch, latents: Any, scale: Tensor) -> tuple[Tensor, Scored]:
+    def _score(self, engine: Engine, batch: Batch, view: View, scale: Tensor) -> tuple[Tensor, Scored]:
         """What to differentiate: its gradient is that of minus the mean reward, as far as these videos go."""
+        scorer, normalise = engine.scorer, self.settings.normalise
         with engine.clock("decode_reward"):
+            before, beside = torch.zeros_like(scale).sum(), dict[str, Tensor]()
+            if scorer.mix.latent:
+                before, beside = pull_latents(scorer.mix, seen_in(view), scale, normalise)
+            shown = (view.latents, batch.prompts, engine.shown(batch), scale, beside)
             if not self.settings.split_backward:
-                return engine.scorer.graph(latents, batch.prompts, engine.shown(batch), scale)
-            pull = engine.scorer.pull_normalised if self.settings.normalise else engine.scorer.pull
-            gradient, scored = pull(latents, batch.prompts, engine.shown(batch), scale)
-            return (flat(latents) * flat(gradient)).sum(), scored
+                loss, scored = scorer.graph(*shown)
+                return before + loss, scored
+            gradient, scored = scorer.pull_normalised(*shown) if normalise else scorer.pull(*shown)
+            return before + (flat(view.latents) * flat(gradient)).sum(), scored
 
     def _finish(self, engine: Engine, tally: Tally) -> Metrics:
         names = engine.reward.part_names

@@ -116,8 +116,19 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
 def joined(recipe: Recipe, model: VideoModel, mix: RewardMix, accelerator: Accelerator) -> Setup:
     """A model and rewards as the recipe samples and scores with them."""
     sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
-    size = video_size(recipe)
-    return Setup(sampler, Scorer(decoder_of(model, size), mix, size, recipe.scoring.images), accelerator)
+    size, end_time = video_size(recipe), sampler.schedule.ends[-1].time
+    check_latent(mix, size)
+    scorer = Scorer(decoder_of(model, size), mix, size, recipe.scoring.images, end_time=end_time)
+    return Setup(sampler, scorer, accelerator)
+
+
+def check_latent(mix: RewardMix, size: VideoSize) -> None:
+    """Raises `UserError` if a reward sees latents and a video has them by segments."""
+    if mix.latent and size.segments > 1:
+        raise UserError(
+            f"reward {next(iter(mix.latent))!r} sees the latents of one segment, and video.segments is "
+            f"{size.segments}: leave one of them out"
+        )
 
 
 def _moved(setup: Setup, device: torch.device) -> Setup:

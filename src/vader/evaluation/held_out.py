@@ -141,8 +141,9 @@ def _score(
     setup: Setup, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, metrics: HeldOutMetrics, kept: int
 ) -> list[VideoScore]:
     """One batch on this process; the clips of the first `kept` videos stay."""
-    clip = setup.scorer.decode(setup.chain(prompts, seed, "sample", 0, indices).final(), metrics.audio)
-    scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
+    latents = setup.chain(prompts, seed, "sample", 0, indices).final()
+    clip = setup.scorer.decode(latents, metrics.audio)
+    scored, figures = setup.scorer.score_clip(clip, prompts, latents), metrics.per_video(clip, prompts)
     curves = metrics.over_frames(clip, prompts)
     return [
         VideoScore(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vader.errors import UserError
 from vader.files.hub import together
 from vader.plugins import checked_options, find_class, instantiate
-from vader.rewards.base import Reward, RewardMix
+from vader.rewards.base import LatentReward, Reward, RewardMix
 from vader.rewards.needs import Sees, seeing
 from vader.rewards.shaping import Shaping
 
@@ -115,6 +115,9 @@ def build_mix(parts: Sequence[RewardPart], load: Callable[..., Reward] = load_re
     rewards = dict(zip(names, together(*loads), strict=True))
     weights = {name: part.weight for name, part in zip(names, parts, strict=True)}
     shown = {name: seeing(rewards[name].needs, part.sees) for name, part in zip(names, parts, strict=True)}
+    for name, part in zip(names, parts, strict=True):
+        if isinstance(rewards[name], LatentReward) and (part.sees is not None or part.robust):
+            raise UserError(f"reward {name!r} sees latents: its keys sees and robust are about pixels, leave them out")
     shaping = {name: Shaping(part.hinge, part.robust, part.weight < 0) for name, part in zip(names, parts, strict=True)}
     return RewardMix(rewards, weights, shown, shaping)
 

@@ -85,6 +85,8 @@ def _grouped(
 ) -> list[Group]:
     groups: list[Group] = []
     for name, reward in mix.items():
+        if name in mix.latent:
+            continue
         frames = chosen(mix.shown[name]).to(device)
         same = next((group for group in groups if torch.equal(group.frames, frames)), None)
         if same is None:

@@ -18,6 +18,7 @@ from vader.rewards.shaping import PLAIN, Shaping
 from vader.scoring.choice import Group, Piece, blocks, evaluation_groups
 from vader.scoring.shaped import shaped_parts
 
+NOTHING: Mapping[str, Tensor] = {}
 UNSHAPED: Mapping[str, Shaping] = {}
 
 
@@ -53,7 +54,7 @@ class Sheet:
     def scored(self, mix: RewardMix) -> Scored:
         parts = {name: self.parts[name] for name in mix.part_names}
         total = mix.total(parts)
-        return Scored(parts, total, total.new_tensor(float(self.clamped) / self.values))
+        return Scored(parts, total, total.new_tensor(float(self.clamped) / max(1, self.values)))
 
 
 def scored_all(
@@ -108,10 +109,16 @@ def score_group(
 
 @torch.no_grad()
 def score_clip(
-    mix: RewardMix, clip: Clip, prompts: Sequence[Prompt], size: VideoSize, chunk: int, device: torch.device
-) -> Scored:
-    """The rewards of whole videos; chunks of their pixels are brought to the device."""
+    mix: RewardMix, clip: Clip, prompts: Sequence[Prompt], size: VideoSize, chunk: int, device: torch.device,
+    beside: Mapping[str, Tensor] = NOTHING,
+) -> Scored:  # fmt: skip
+    """The rewards of whole videos; chunks of their pixels are brought to the device.
+
+    Args:
+        beside: what the mix's latent rewards say, each `[B]`.
+    """
     sheet = Sheet()
+    sheet.add(0, len(clip), beside)
     audio = clip.audio and Audio(clip.audio.samples.to(device), clip.audio.rate)
     for group in evaluation_groups(mix, size, len(clip), device):
         shown = clip.at(group.frames.to(clip.frames.device)).frames
