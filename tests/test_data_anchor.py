@@ -16,6 +16,7 @@ from vader.algorithms.data_anchor import diffusion_errors
 from vader.errors import Stopped, UserError
 from vader.files.video import write_mp4
 from vader.nouns import Known
+from vader.planning.step import forecast
 from vader.runs.folder import RunFolder
 from vader.solvers.prediction import PREDICTIONS, TARGETS
 from vader.training.before import check_recipe
@@ -123,7 +124,7 @@ def test_a_level_is_drawn_where_an_adapter_is_trained(tmp_path):
         RunFolder(tmp_path / "toy"),
     )
     anchor, starts = run.algorithm.anchor, run.engine.sampler.schedule.starts
-    anchor._fill(run.engine)
+    anchor._make(run.engine)
     drawn = {anchor._drawn(run.engine, next_batch(run, step))[1] for step in range(1, 30)}
     assert {TwoExperts.expert(make_model(TwoExperts), starts[i].time) for i in drawn} == {"transformer_2"}
     assert len(drawn) > 1
@@ -168,6 +169,16 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path):
     assert metrics(tmp_path / "stopped/toy") == metrics(tmp_path / "whole/toy")
     assert adapter(tmp_path / "stopped/toy") == adapter(tmp_path / "whole/toy")
     assert "data_anchor" in metrics(tmp_path / "whole/toy")[-2]
+
+
+def test_a_plan_counts_a_step_and_not_the_videos_that_are_made_before(tmp_path):
+    plain, few, many = (
+        forecast(toy_recipe("model.precision=fp32", *overrides)).operations
+        for overrides in ((), (ANCHOR,), ("algorithm.data_anchor={weight: 1.0, videos: 300}",))
+    )
+    assert plain < few == many
+    options = ("rewards.0.robust=0.1", "rewards.1.hinge=0.1", "algorithm.normalise=true", "adapter.ema=0.9")
+    assert forecast(toy_recipe("model.precision=fp32", *options)).operations > plain
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe
 from vader.recipe.sections import Section
 from vader.sampling.guidance import NoGuidance
+from vader.sampling.noise import Noise
 from vader.sampling.walk import Walk
 from vader.scoring.files import find_videos, prompts_beside
 
@@ -93,7 +94,7 @@ class DataAnchor:
         Every video of a step is noised to the same random level, among those whose denoiser is trained.
         """
         if not self.pool:
-            self._fill(engine)
+            self._make(engine)
         walk, i, samples = self._drawn(engine, batch)
         clean = map_latents(
             lambda *rows: torch.stack(rows).to(engine.model.device), *(sample.latents for sample in samples)
@@ -116,7 +117,13 @@ class DataAnchor:
 
     # ---- its videos ----
 
-    def _fill(self, engine: Engine) -> None:
+    def fill(self, engine: Engine, prompts: Sequence[Prompt]) -> None:
+        """A pool without values: latents of these prompts, on the model's device."""
+        noise = Noise(engine.model.noise_shape(engine.size), self.seed, "anchor", 0, range(1), "cpu")
+        latents = map_latents(lambda x: x[0].to(engine.model.device), noise.draw("fill"))
+        self.pool = [Sample(prompt, latents) for prompt in prompts]
+
+    def _make(self, engine: Engine) -> None:
         """All processes make a share of the pool, in step, and have all of it."""
         accelerator, count = engine.accelerator, len(self.prompts)
         rank, world = accelerator.process_index, accelerator.num_processes

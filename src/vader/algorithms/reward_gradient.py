@@ -78,6 +78,11 @@ class RewardGradient(Algorithm):
         if self.anchor:
             self.anchor.check(engine)
 
+    def fill(self, engine: Engine, batch: Batch) -> None:
+        """See `Algorithm.fill`: the data anchor's videos."""
+        if self.anchor:
+            self.anchor.fill(engine, batch.prompts)
+
     def words(self, engine: Engine) -> list[str]:
         """See `Algorithm.words`: how noisy the latents are where gradient enters first, so how much it can change."""
         starts, first = engine.sampler.schedule.starts, min(self.active)
