@@ -88,6 +88,13 @@ def assert_same(run: Path, other: Path) -> None:
     assert all(best(run)[name].equal(best(other)[name]) for name in best(other))
 
 
+def load_average(checkpoint: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The adapter's weights in a checkpoint, and their average."""
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    raw = [weight for of in state["adapter"].values() for weight in of.values()]
+    return sorted(raw, key=lambda weight: weight.sum()), sorted(state["average"], key=lambda weight: weight.sum())
+
+
 def best(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "best" / "pytorch_lora_weights.safetensors")
 
@@ -100,6 +107,16 @@ def test_the_best_is_that_of_the_last_green_evaluation(distrusted):
     assert all(best(distrusted)[name].equal(weight) for name, weight in at_4.items())
     assert find_adapter(f"{distrusted}@best") == distrusted / "best"
     assert not (distrusted / "adapter").exists()
+
+
+def test_the_best_is_the_average_where_there_is_one(tmp_path):
+    run = train(recipe(1.0, "adapter.ema=0.5", "train.steps=4"), tmp_path).folder
+    assert [verdict.colour for verdict in read_verdicts(run / "guards.jsonl")] == ["green"] * 3
+    raw, averaged = load_average(run / "checkpoints/step-000004")
+    exported = load_file(run / "checkpoints/step-000004/pytorch_lora_weights.safetensors")
+    assert any(not one.equal(other) for one, other in zip(raw, averaged, strict=True))
+    assert all(best(run)[name].equal(weight) for name, weight in exported.items())
+    assert sorted(w.sum().item() for w in exported.values()) == sorted(w.sum().item() for w in averaged)
 
 
 def test_the_same_command_says_it_again_and_trains_nothing(distrusted, allowed):

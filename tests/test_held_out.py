@@ -47,7 +47,7 @@ class Grey:
         assert not audio
         return Clip.whole(levels[:, None, None, None, None].expand(-1, 2, 3, 8, 8), fps=8)
 
-    def score_clip(self, clip, prompts):
+    def score_clip(self, clip, prompts, latents):
         levels = clip.frames.mean(dim=(1, 2, 3, 4))
         return SimpleNamespace(parts={"grey": levels}, total=levels)
 

@@ -25,7 +25,7 @@ from vader.nouns import VideoSize
 from vader.plugins import checked_options
 from vader.recipe import BUILT_IN, Recipe, load_recipe, recipe_names
 from vader.rewards.registry import BUILT_IN as REWARDS
-from vader.rewards.registry import reward_class
+from vader.rewards.registry import load_reward, reward_class
 from vader.runs.reader import Run, read_run
 from vader.sampling.policies import load_policy
 from vader.sampling.videos import sample_videos
@@ -105,6 +105,14 @@ def test_the_pages_on_rewards(written, capsys, page):
 def test_the_reward_that_sees_clips(written):
     written("my_reward", "\n".join(blocks("docs/rewards/own.md", "python")))
     assert main(["check", "reward", "my_reward:Stillness"]) == 0
+
+
+def test_the_reward_that_sees_latents(written):
+    written("my_reward", "\n".join(blocks("docs/rewards/own.md", "python")))
+    latents = torch.randn(2, 4, 3, 2, 2)
+    latents[1] = latents[1, :, :1]
+    scores = load_reward("my_reward:Calm").score_latents(latents, torch.zeros(2), None)
+    assert scores[0] < scores[1] == 0
 
 
 def test_readmes_sketch_of_a_model_names_the_contract():

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"
 LAUGHS = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))])
 TINY = ROOT / "src" / "vader" / "recipe" / "recipes" / "tiny.yaml"
+REWARD = "{name: ..., weight: ..., sees: ..., hinge: ..., robust: ...}"
 
 
 def error_of(*overrides: str, source: str = "tiny") -> str:
@@ -195,12 +196,12 @@ def test_the_first_difference_names_its_key():
         ("rewards.0.sees=[-1]", ["'rewards.0.sees' is [-1]", "each an integer from 0"]),
         (
             "rewards=[]",
-            ["'rewards' is []", "expected a list of at least one, each a part {name: ..., weight: ..., sees: ...}"],
+            ["'rewards' is []", f"expected a list of at least one, each a part {REWARD}"],
         ),
         ("rewards.0.weight=big", ["'rewards.0.weight' is \"big\"", "expected a number"]),
         (
             "rewards.0=aesthetic",
-            ["'rewards.0' is \"aesthetic\"", "expected a part {name: ..., weight: ..., sees: ...}"],
+            ["'rewards.0' is \"aesthetic\"", f"expected a part {REWARD}"],
         ),
         ("video=8", ["'video' is 8", "expected a section with the keys frames, height, width, fps"]),
         ("optimizer.lr", ["'optimizer.lr' has no value", "dotted.path=value"]),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vader.recipe import Recipe as Recipe
     from vader.recipe import load_recipe as load_recipe
     from vader.rewards.base import FrameReward as FrameReward
+    from vader.rewards.base import LatentReward as LatentReward
     from vader.rewards.base import Reward as Reward
     from vader.rewards.base import RewardMix as RewardMix
     from vader.rewards.base import SummedReward as SummedReward
@@ -77,6 +78,7 @@ _HOMES = {
     "Walk": "vader.sampling.walk",
     "FrameReward": "vader.rewards.base",
     "Guidance": "vader.sampling.guidance",
+    "LatentReward": "vader.rewards.base",
     "Recipe": "vader.recipe",
     "RewardMix": "vader.rewards.base",
     "RunError": "vader.errors",

@@ -19,7 +19,17 @@ from vader.plugins import at_most, explain_methods, is_built_in
 from vader.recipe import Recipe
 
 Count = Annotated[int, at_most(100_000, "no step has use for more")]  # of an algorithm's settings
-WORK = ("__init__", "step", "check", "words", "without_gradient", "state_dict", "load_state_dict", "state_bytes")
+WORK = (
+    "__init__",
+    "step",
+    "check",
+    "words",
+    "without_gradient",
+    "state_dict",
+    "load_state_dict",
+    "fill",
+    "state_bytes",
+)
 
 
 @dataclass
@@ -84,6 +94,9 @@ class Algorithm(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Takes up what `state_dict` gave."""
+
+    def fill(self, engine: Engine, batch: Batch) -> None:  # noqa: B027
+        """Puts in place, without values, what is made once before the first step: a plan walks through a later one."""
 
     def state_bytes(self, engine: Engine) -> int:
         """How large its `state_dict` can become, so that a run starts only where its checkpoints have room."""

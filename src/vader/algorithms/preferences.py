@@ -136,7 +136,7 @@ class PreferenceFile(Pairs):
     def __init__(self, path: Path, size: VideoSize) -> None:
         self.preferences = read_preferences(path)
         for video in dict.fromkeys(chain.from_iterable((p.winner, p.loser) for p in self.preferences)):
-            _check_video(video, size)
+            check_video(video, size)
 
     def __len__(self) -> int:
         return len(self.preferences)
@@ -147,8 +147,8 @@ class PreferenceFile(Pairs):
         return Pair(preference.prompt, engine.model.encode_video(pixels.to(engine.model.device)))
 
 
-def _check_video(path: Path, size: VideoSize) -> None:
-    """Looks at every frame, because containers don't tell their number reliably."""
+def check_video(path: Path, size: VideoSize) -> None:
+    """Raises `UserError` unless a video is of this size; every frame is read, as containers don't tell their number."""
     shapes = [frame.shape[1:] for frame in stream_frames(path)]
     found, wanted = (len(shapes), *shapes[0]), (size.frames, size.height, size.width)
     if found != wanted:

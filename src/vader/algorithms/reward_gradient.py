@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vader import randomness
 from vader.algorithms.base import Algorithm, Metrics, unreached
+from vader.algorithms.data_anchor import AnchorSettings, DataAnchor
 from vader.engine.batch import Batch
 from vader.engine.engine import Engine
 from vader.errors import UserError
@@ -20,9 +21,10 @@ from vader.networks.adapter import adapters_disabled
 from vader.nouns import flat
 from vader.plugins import Part
 from vader.recipe import PrefixSection, Recipe
-from vader.sampling.policies import load_policy
+from vader.sampling.policies import View, load_policy
 from vader.sampling.rehearsal import rehearse
 from vader.sampling.walk import Walk
+from vader.scoring.before_decoder import pull_latents, seen_in
 from vader.scoring.scorer import Scored
 
 LITTLE_NOISE = 0.05  # a flow's sigma: with less noise a prediction hardly counts in the clean latents
@@ -36,6 +38,8 @@ class RewardGradientSettings:
     policy: Part = field(default_factory=lambda: Part.model_validate({"name": "last", "k": 1}))  # where gradient enters
     split_backward: bool = True  # through rewards and decoder piece by piece, then once through the chain
     base_distance: NonNegativeFloat = 0.0  # weight of the squared distance to the frozen base's predictions
+    data_anchor: AnchorSettings | None = None  # diffusion loss on the base's own or on given videos beside the reward
+    normalise: bool = False  # each reward's gradient has the same size at the latents, so that weights are shares
     segments: Literal["last", "all"] | tuple[NonNegativeInt, ...] = "last"  # of a video, those with gradient
 
 
@@ -56,6 +60,9 @@ class RewardGradient(Algorithm):
                 f"sampling.prefix is about the steps before those with gradient, and the policy "
                 f"{settings.policy.name!r} has gradient from the first step on: leave it out"
             )
+        if settings.normalise and not settings.split_backward:
+            raise UserError("algorithm.normalise takes each reward's gradient by itself: leave split_backward true")
+        self.anchor = settings.data_anchor and DataAnchor(settings.data_anchor, recipe)
         self.trained = chosen_segments(settings.segments, recipe.video.segments)
 
     def check(self, engine: Engine) -> None:
@@ -67,6 +74,13 @@ class RewardGradient(Algorithm):
                 f"than {sorted(self.active)}: choose a policy that goes further back, or set adapter.denoisers to "
                 f"[{', '.join(sorted(reached))}]"
             )
+        if self.anchor:
+            self.anchor.check(engine)
+
+    def fill(self, engine: Engine, batch: Batch) -> None:
+        """See `Algorithm.fill`: the data anchor's videos."""
+        if self.anchor:
+            self.anchor.fill(engine, batch.prompts)
 
     def words(self, engine: Engine) -> list[str]:
         """See `Algorithm.words`: how noisy the latents are where gradient enters first, so how much it can change."""
@@ -87,6 +101,8 @@ class RewardGradient(Algorithm):
                 f"{metrics.clamped:.0%} of the pixels are clamped to [0, 1], where none flows: bring what the decoder "
                 "gives into that range ('vader check model' looks at it)"
             )
+        if any(reward.hinge is not None for reward in self.recipe.rewards):
+            return "every video may be beyond rewards.hinge, good enough: the run can end here, or raise it"
         return (
             "the reward is constant there, cut off or on a plateau ('vader check reward' looks at it), or the model's "
             "prediction does not count in the steps that are trained ('vader check model')"
@@ -100,28 +116,36 @@ class RewardGradient(Algorithm):
             for view in chain.views(self.policy, randomness.generator(self.recipe.train.seed, "policy", batch.step)):
                 weight = torch.ones(len(part.prompts), device=engine.model.device) * view.weight / batch.total
                 scale = engine.scaler.scale(weight)
-                loss, scored = self._score(engine, part, view.latents, scale)
+                loss, scored = self._score(engine, part, view, scale)
                 pull = distance.taken() if distance else torch.zeros_like(scale)
                 with engine.clock("gradient"):
                     (loss + self.settings.base_distance * (scale * pull).sum()).backward()
                 tally.add(scored, pull)
+            tally.anchor += self.anchor.pull(engine, part) if self.anchor else 0.0
         return self._finish(engine, tally)
 
-    def _score(self, engine: Engine, batch: Batch, latents: Any, scale: Tensor) -> tuple[Tensor, Scored]:
+    def _score(self, engine: Engine, batch: Batch, view: View, scale: Tensor) -> tuple[Tensor, Scored]:
         """What to differentiate: its gradient is that of minus the mean reward, as far as these videos go."""
+        scorer, normalise = engine.scorer, self.settings.normalise
         with engine.clock("decode_reward"):
+            before, beside = torch.zeros_like(scale).sum(), dict[str, Tensor]()
+            if scorer.mix.latent:
+                before, beside = pull_latents(scorer.mix, seen_in(view), scale, normalise)
+            shown = (view.latents, batch.prompts, engine.shown(batch), scale, beside)
             if not self.settings.split_backward:
-                return engine.scorer.graph(latents, batch.prompts, engine.shown(batch), scale)
-            gradient, scored = engine.scorer.pull(latents, batch.prompts, engine.shown(batch), scale)
-            return (flat(latents) * flat(gradient)).sum(), scored
+                loss, scored = scorer.graph(*shown)
+                return before + loss, scored
+            gradient, scored = scorer.pull_normalised(*shown) if normalise else scorer.pull(*shown)
+            return before + (flat(view.latents) * flat(gradient)).sum(), scored
 
     def _finish(self, engine: Engine, tally: Tally) -> Metrics:
         names = engine.reward.part_names
-        found = [tally.videos, tally.total, tally.clamped, tally.distance, *(tally.parts[name] for name in names)]
-        videos, *sums = engine.sums(found)
+        found = [tally.videos, tally.anchor, tally.total, tally.clamped, tally.distance]
+        videos, anchor, *sums = engine.sums([*found, *(tally.parts[name] for name in names)])
         reward, clamped, distance, *parts = (value / videos for value in sums)
-        norm, taken = engine.optimise(all(map(math.isfinite, (reward, clamped, distance, *parts))))
+        norm, taken = engine.optimise(all(map(math.isfinite, (reward, clamped, distance, anchor, *parts))))
         extra = {"base_distance": distance} if self.settings.base_distance else {}
+        extra |= {"data_anchor": anchor} if self.anchor else {}
         return Metrics(reward, dict(zip(names, parts, strict=True)), int(videos), norm, clamped, not taken, extra)
 
 
@@ -146,6 +170,7 @@ class Tally:
     total: float = 0.0
     clamped: float = 0.0
     distance: float = 0.0
+    anchor: float = 0.0  # of the mean over the global batch, this process's share
     parts: dict[str, float] = field(default_factory=dict)
 
     def add(self, scored: Scored, distance: Tensor) -> None:

@@ -28,6 +28,7 @@ from vader.models.joined import decoder_of
 from vader.models.registry import load_model, model_class, model_options
 from vader.models.tiny_decoder import TinyDecoder, TinyVideos, load_tiny_decoder
 from vader.networks.adapter import add_adapters, chosen_denoisers, parameters_of
+from vader.networks.average import Average
 from vader.networks.prepare import prepare
 from vader.networks.techniques import Role, Techniques, load_techniques
 from vader.nouns import Prompt, VideoSize
@@ -83,9 +84,11 @@ def assemble(recipe: Recipe, setup: Setup, memory: Techniques, device: torch.dev
     optimizer = build_optimizer(recipe.optimizer, parameters, device)
     half = frozen_dtype(recipe.model.precision, device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
+    average = None if recipe.adapter.ema is None else Average(parameters, recipe.adapter.ema)
     return Engine(
-        setup.sampler, setup.scorer, setup.accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device)
-    )
+        setup.sampler, setup.scorer, setup.accelerator, recipe, memory, parameters, optimizer, scaler, Clock(device),
+        average,
+    )  # fmt: skip
 
 
 def build_setup(recipe: Recipe, accelerator: Accelerator) -> Setup:
@@ -113,8 +116,19 @@ def _loaded(recipe: Recipe, accelerator: Accelerator) -> Setup:
 def joined(recipe: Recipe, model: VideoModel, mix: RewardMix, accelerator: Accelerator) -> Setup:
     """A model and rewards as the recipe samples and scores with them."""
     sampler = build_sampler(recipe, model, load_recipe_guidance(recipe))
-    size = video_size(recipe)
-    return Setup(sampler, Scorer(decoder_of(model, size), mix, size, recipe.scoring.images), accelerator)
+    size, end_time = video_size(recipe), sampler.schedule.ends[-1].time
+    check_latent(mix, size)
+    scorer = Scorer(decoder_of(model, size), mix, size, recipe.scoring.images, end_time=end_time)
+    return Setup(sampler, scorer, accelerator)
+
+
+def check_latent(mix: RewardMix, size: VideoSize) -> None:
+    """Raises `UserError` if a reward sees latents and a video has them by segments."""
+    if mix.latent and size.segments > 1:
+        raise UserError(
+            f"reward {next(iter(mix.latent))!r} sees the latents of one segment, and video.segments is "
+            f"{size.segments}: leave one of them out"
+        )
 
 
 def _moved(setup: Setup, device: torch.device) -> Setup:
@@ -188,6 +202,17 @@ def check_decoder(recipe: Recipe, differentiates: bool) -> None:
             f"model.decoder shows the frames that gradient is taken from, and algorithm {recipe.algorithm.name!r} "
             "takes none: leave it out"
         )
+
+
+def check_shaping(recipe: Recipe, differentiates: bool) -> None:
+    """Raises `UserError` if a reward's gradient is to be shaped, and the algorithm (`differentiates`) takes none."""
+    for number, reward in enumerate(recipe.rewards):
+        for key, given in (("hinge", reward.hinge is not None), ("robust", reward.robust > 0)):
+            if given and not differentiates:
+                raise UserError(
+                    f"rewards.{number}.{key} is about the reward's gradient, and algorithm {recipe.algorithm.name!r} "
+                    "takes none: leave it out"
+                )
 
 
 def check_segments(recipe: Recipe, chains: bool) -> None:

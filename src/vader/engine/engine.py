@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from vader.engine.collectives import gather, sum_over_processes
 from vader.engine.device import synchronize
 from vader.models.base import VideoModel
 from vader.networks.adapter import adapted
+from vader.networks.average import Average
 from vader.networks.techniques import Techniques
 from vader.nouns import Prompt, VideoSize
 from vader.recipe import Recipe
@@ -98,7 +99,12 @@ class Engine(Setup):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     clock: Clock
+    average: Average | None = None  # of the parameters, if the recipe asks for one
     tell: Callable[[str], object] = lambda text: None  # hears how far a step is
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the adapters are what is evaluated and exported: their average, where there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def training_chain(
         self, batch: Batch, trained: Container[int] = (0,),
@@ -152,6 +158,8 @@ class Engine(Setup):
             taken = finite and math.isfinite(norm) and norm > 0
             if taken:
                 self.scaler.step(self.optimizer)
+                if self.average is not None:
+                    self.average.update()
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         return norm, taken

@@ -154,7 +154,7 @@ def _score(
     """One batch on this process; the clips of the first `kept` videos stay."""
     latents = setup.chain(prompts, seed, "sample", 0, indices).final()
     clip = setup.scorer.decode(latents, metrics.audio or guards.audio)
-    scored, figures = setup.scorer.score_clip(clip, prompts), metrics.per_video(clip, prompts)
+    scored, figures = setup.scorer.score_clip(clip, prompts, latents), metrics.per_video(clip, prompts)
     curves, guarded = metrics.over_frames(clip, prompts), guards.per_video(clip, prompts)
     return [
         VideoScore(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vader.algorithms import load_algorithm
 from vader.engine.batch import Batch
-from vader.engine.build import assemble, check_decoder, check_prefix, check_segments, joined, with_tiny
+from vader.engine.build import assemble, check_decoder, check_prefix, check_segments, check_shaping, joined, with_tiny
 from vader.engine.device import frozen_dtype
 from vader.engine.engine import Clock, Engine, Setup
 from vader.errors import UserError
@@ -77,6 +77,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
     algorithm, counter = load_algorithm(recipe), Counter(device)
     check_prefix(recipe, algorithm.differentiates)
     check_decoder(recipe, algorithm.differentiates)
+    check_shaping(recipe, algorithm.differentiates)
     check_segments(recipe, algorithm.chains)
     with torch.random.fork_rng(devices=[]):
         setup = drawn_setup(recipe, device)
@@ -85,6 +86,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
         engine = planned_engine(recipe, setup, device, counter)
         algorithm.check(engine)
         fill(engine)
+        algorithm.fill(engine, batch)
         weights, state = _weights(engine, counter), _state(engine)
         for tensor in state:
             counter.add(tensor)

@@ -114,11 +114,15 @@ class RewardSection(Part):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
-    """A built-in reward (vader list rewards), or your own module:Class; keys beside these three are its own."""
+    """A built-in reward (vader list rewards), or your own module:Class; keys beside these five are its own."""
     weight: float = 1.0
     """Its factor in the sum that is maximised."""
     sees: Sees | None = None
     """Which frames: so many at random, all, a rule or a list of indices; null is what the reward asks for."""
+    hinge: float | None = None
+    """A score from which on there is no gradient, as it is good enough; null is none."""
+    robust: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """In training, noise of this standard deviation on the pixels, which are in [0, 1], before the reward."""
 
 
 class PromptsSection(Section):
@@ -164,6 +168,8 @@ class AdapterSection(Section):
     """Which of the model's denoisers get LoRA; null is all."""
     init: str | None = None
     """What it starts from: an adapter's file or folder, a run, or a run's checkpoint as runs/x@300; null is nothing."""
+    ema: Momentum | None = None
+    """Decay of a moving average of its weights, which is evaluated and exported in their place; null is none."""
 
 
 class OptimizerSection(Section):

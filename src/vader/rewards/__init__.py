@@ -1,7 +1,7 @@
 """Rewards: frozen, differentiable maps from pixels and prompts to one number a video, larger is better."""
 
 from vader.files import quiet as _quiet  # noqa: F401 (before a reward loads what warns on being loaded)
-from vader.rewards.base import FrameReward, Reward, RewardMix, SummedReward
+from vader.rewards.base import FrameReward, LatentReward, Reward, RewardMix, SummedReward
 from vader.rewards.needs import AllFrames, Evenly, FixedFrames, Frames, Needs, PerSecond
 from vader.rewards.registry import build_mix, load_reward, reward_names
 
@@ -11,6 +11,7 @@ __all__ = [
     "FixedFrames",
     "FrameReward",
     "Frames",
+    "LatentReward",
     "Needs",
     "PerSecond",
     "Reward",

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from vader.errors import UserError
-from vader.nouns import Clip, Prompt, VideoSize, as_prompts
+from vader.nouns import Clip, Condition, Prompt, VideoSize, as_prompts
 from vader.rewards.needs import AllFrames, Frames, Needs
+from vader.rewards.shaping import Shaping
 
 
 class BrokenContract(UserError):
@@ -103,6 +104,38 @@ class FrameReward(Reward):
         return require_scores(self.score_frames(images, prompts), len(images), "score_frames", "image")
 
 
+class LatentReward(Reward):
+    """A reward that looks before the decoder, as a network on noisy latents does (PRFL, arXiv 2511.21541): no pixel is
+    decoded for it, and it can judge steps from which no clean picture can be had yet.
+
+    Attributes:
+        at: `clean`, the latents that other rewards see decoded; or `noisy`, those at which a policy's last step with
+            gradient arrived, at the noise level there (with `refl`: of a step in the midst of the chain).
+    """
+
+    at: Literal["clean", "noisy"] = "clean"
+
+    @abstractmethod
+    def score_latents(self, latents: Any, time: Tensor, condition: Condition) -> Tensor:
+        """The rewards `[B]` of B videos.
+
+        Args:
+            latents: in the model's own layout and scale, float32 `[B, ...]`, or several by name.
+            time: `[B]`, what the denoiser is told at their noise level.
+            condition: what the denoiser is conditioned on (`VideoModel.encode`).
+        """
+
+    def score(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
+        self.refuse_pixels()
+
+    def refuse_pixels(self) -> NoReturn:
+        """Raises the `UserError` that it is told where there are pixels alone."""
+        raise UserError(
+            f"{type(self).__name__} sees latents, and here are pixels: it can be trained on, under rewards "
+            "('vader train --dry-run' tries it), but be no metric and score no files"
+        )
+
+
 class SummedReward(Reward):
     """A weighted sum of scores that come from one pass of one network, each reported by itself as `reward/head`.
 
@@ -133,16 +166,19 @@ class RewardMix(Reward):
     """
 
     def __init__(
-        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], needs: Mapping[str, Needs] | None = None
-    ) -> None:
+        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], needs: Mapping[str, Needs] | None = None,
+        shaping: Mapping[str, Shaping] | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             needs: what each reward is shown, where that is not its own wish.
+            shaping: how the gradient of some is shaped.
         """
         super().__init__()
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
         self.shown = {name: reward.needs for name, reward in rewards.items()} | dict(needs or {})
+        self.shaping = dict(shaping or {})
         ends = [sorted(weights[name] * end for end in reward.sensible_range) for name, reward in rewards.items()]
         self.sensible_range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
@@ -153,6 +189,11 @@ class RewardMix(Reward):
 
     def items(self) -> Sequence[tuple[str, Reward]]:
         return list(self.rewards.items())  # type: ignore[arg-type]
+
+    @property
+    def latent(self) -> dict[str, LatentReward]:
+        """Those that look before the decoder."""
+        return {name: reward for name, reward in self.items() if isinstance(reward, LatentReward)}
 
     @property
     def part_names(self) -> list[str]:
@@ -167,6 +208,11 @@ class RewardMix(Reward):
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         for _, reward in self.items():
             reward.check_prompts(prompts)
+
+    def single(self, name: str) -> RewardMix:
+        """One of them as it is in the mix, at weight 1."""
+        shaping = {name: self.shaping[name]} if name in self.shaping else None
+        return RewardMix({name: self.rewards[name]}, {name: 1.0}, {name: self.shown[name]}, shaping)  # type: ignore[dict-item]
 
     def check_size(self, size: VideoSize) -> None:
         """Raises `UserError` if a reward would see too few frames of videos of this size, or an uneven number."""

@@ -27,6 +27,7 @@ from vader.rewards.base import FrameReward
 from vader.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalize, resizer
 
 Tokenize = Callable[[str], Tensor]  # a prompt to token ids [1, length]
+Contrast = tuple[str, str]  # wanted and unwanted words, each put before the prompt: "Natural light. a dog runs"
 
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # OpenCLIP ViT-H's, for checkpoints that come without one
 SINGLE_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -86,15 +87,29 @@ class TextTower(nn.Module):
 
 
 class ClipSimilarity(FrameReward):
-    """The cosine of an image's and its prompt's features."""
+    """The cosine of an image's and its prompt's features; with a contrast, by how much it is larger with the wanted
+    words before the prompt than with the unwanted ones (SRPO's relative reward, arXiv 2509.06942)."""
 
-    def __init__(self, image: ImageTower, text: TextTower) -> None:
+    def __init__(self, image: ImageTower, text: TextTower, contrast: Contrast | None = None) -> None:
         super().__init__()
         self.image = image
         self.text = text
+        self.contrast = contrast
+        if contrast is not None:
+            if not all(words.strip() for words in contrast):
+                raise UserError(f"contrast is {list(contrast)}: give [wanted words, unwanted words], none empty")
+            low, high = self.sensible_range
+            self.sensible_range = (low - high, high - low)
 
     def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return (self.image(images) * self.text(prompts)).sum(dim=-1)
+        return (self.image(images) * self.text_features(prompts)).sum(dim=-1)
+
+    def text_features(self, prompts: Sequence[Prompt]) -> Tensor:
+        """What an image's features are multiplied with, `[N, D]`."""
+        if self.contrast is None:
+            return self.text(prompts)
+        wanted, unwanted = (self.text([f"{words}. {prompt}" for prompt in prompts]) for words in self.contrast)
+        return wanted - unwanted
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         if not all(prompt.text.strip() for prompt in prompts):

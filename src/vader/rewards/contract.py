@@ -10,14 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vader.errors import UserError, is_out_of_memory
-from vader.nouns import Clip, Prompt
+from vader.nouns import Clip, Condition, Prompt, map_latents
 from vader.plugins import own_line, told
-from vader.rewards.base import BrokenContract, FrameReward, Reward, SummedReward, head_names, require_scores
+from vader.rewards.base import (
+    BrokenContract,
+    FrameReward,
+    LatentReward,
+    Reward,
+    SummedReward,
+    head_names,
+    require_scores,
+)
 
 MORE = "'vader check reward' tells more"
 
@@ -50,6 +59,15 @@ def scored_frames(name: str, reward: FrameReward, images: Tensor, prompts: Seque
     return _called(name, lambda: reward.checked_frames(images, prompts))
 
 
+def scored_latents(name: str, reward: LatentReward, latents: Any, time: Tensor, condition: Condition) -> Tensor:
+    """`reward.score_latents(latents, time, condition)`, `[B]`; errors as `scored`."""
+
+    def call() -> Tensor:
+        return require_scores(reward.score_latents(latents, time, condition), len(condition), "score_latents", "video")
+
+    return _called(name, call)
+
+
 def _called(name: str, call: Callable[[], Tensor]) -> Tensor:
     try:
         scores = call()
@@ -79,17 +97,38 @@ def try_reward(name: str, reward: Reward, clip: Clip, prompts: Sequence[Prompt],
     Raises:
         UserError: as `scored`; a video's score depends on the others of its batch; there is no gradient to the clip.
     """
-    _try_batch(name, reward, clip, prompts)
+    _try_batch(name, reward, lambda rows: scored(name, reward, clip[rows], prompts[rows]))
     if gradient:
         _try_gradient(name, reward, clip[:1], prompts[:1])
 
 
+def try_latent_reward(
+    name: str, reward: LatentReward, latents: Any, time: Tensor, condition: Condition, gradient: bool
+) -> None:
+    """`try_reward` on latents of two videos."""
+
+    def of(rows: slice) -> Tensor:
+        some = map_latents(lambda x: x[rows], latents)
+        return scored_latents(name, reward, some, time[rows], condition[rows])
+
+    _try_batch(name, reward, of)
+    if gradient:
+        latents = map_latents(lambda x: x.detach().requires_grad_(), latents)
+        scores = of(slice(1))
+        sources = [latents] if isinstance(latents, Tensor) else list(latents.values())
+        found = torch.autograd.grad(scores.sum(), sources, allow_unused=True) if scores.requires_grad else [None]
+        if all(one is None for one in found):
+            raise UserError(
+                f"reward {name!r} gives scores without a gradient to the latents: {REMEDY.replace('pixels', 'latents')}"
+            )
+
+
 @torch.no_grad()
-def _try_batch(name: str, reward: Reward, clip: Clip, prompts: Sequence[Prompt]) -> None:
-    together, again = (scored(name, reward, clip, prompts) for _ in range(2))
+def _try_batch(name: str, reward: Reward, of: Callable[[slice], Tensor]) -> None:
+    together, again = (of(slice(None)) for _ in range(2))
     if not torch.equal(together, again):  # random: then this cannot be told
         return
-    alone = scored(name, reward, clip[:1], prompts[:1])
+    alone = of(slice(1))
     low, high = reward.sensible_range
     size = max(together.abs().max().item(), abs(high - low))
     if (together[:1] - alone).abs().item() > _tolerance(reward) * size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_both, towers
+from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, Contrast, load_both, towers
 from vader.rewards.preprocess import Resize
 
 CHECKPOINTS = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1_compressed.pt"}
@@ -25,6 +25,7 @@ class HPS(ClipSimilarity):
         checkpoint: str | None = None,
         tokenizer: str | None = None,
         resize: Resize = "pad",
+        contrast: Contrast | None = None,
     ) -> None:
         """
         Args:
@@ -32,10 +33,12 @@ class HPS(ClipSimilarity):
             checkpoint: other weights instead: `tiny`, a CLIP folder or hub id, or an open_clip file.
             tokenizer: a folder or hub id; None: the checkpoint's own, or OpenCLIP ViT-H's for a single file.
             resize: `pad` as HPSv2 was trained, or `squash` as the paper's code does.
+            contrast: wanted and unwanted words: the score is then the prompt's with the former before it less that
+                with the latter.
 
         Raises:
             UserError: weights or tokenizer are missing.
         """
         checkpoint = checkpoint or CHECKPOINTS[version]
         tokenizer = tokenizer or (TOKENIZER if checkpoint.endswith(SINGLE_FILES) else checkpoint)
-        super().__init__(*towers(load_both(checkpoint, tokenizer, tiny="hps"), tokenizer, resize))
+        super().__init__(*towers(load_both(checkpoint, tokenizer, tiny="hps"), tokenizer, resize), contrast)

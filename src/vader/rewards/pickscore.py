@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vader.nouns import Prompt
-from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, load_both, towers
+from vader.rewards.clip import SINGLE_FILES, TOKENIZER, ClipSimilarity, Contrast, load_both, towers
 from vader.rewards.preprocess import Resize
 
 CHECKPOINT = "yuvalkirstain/PickScore_v1"
@@ -23,13 +23,21 @@ class PickScore(ClipSimilarity):
 
     sensible_range = (18.0, 24.0)
 
-    def __init__(self, checkpoint: str = CHECKPOINT, tokenizer: str | None = None, resize: Resize = "crop") -> None:
+    def __init__(
+        self,
+        checkpoint: str = CHECKPOINT,
+        tokenizer: str | None = None,
+        resize: Resize = "crop",
+        contrast: Contrast | None = None,
+    ) -> None:
         """
         Args:
             checkpoint: `tiny`, a CLIP folder or hub id, or an open_clip file.
             tokenizer: a folder or hub id; None: OpenCLIP ViT-H's for the release and for single files, else the
                 checkpoint's own.
             resize: `crop` as PickScore's own processor and the paper's code do, or another.
+            contrast: wanted and unwanted words: the score is then the prompt's with the former before it less that
+                with the latter.
 
         Raises:
             UserError: weights or tokenizer are missing.
@@ -37,7 +45,7 @@ class PickScore(ClipSimilarity):
         bare = checkpoint == CHECKPOINT or checkpoint.endswith(SINGLE_FILES)
         tokenizer = tokenizer or (TOKENIZER if bare else checkpoint)
         model = load_both(checkpoint, tokenizer, tiny="pickscore")
-        super().__init__(*towers(model, tokenizer, resize))
+        super().__init__(*towers(model, tokenizer, resize), contrast)
         self.logit_scale = model.logit_scale
 
     def score_frames(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from vader.errors import UserError
 from vader.files.hub import together
 from vader.plugins import checked_options, find_class, instantiate
-from vader.rewards.base import Reward, RewardMix
+from vader.rewards.base import LatentReward, Reward, RewardMix
 from vader.rewards.needs import Sees, seeing
+from vader.rewards.shaping import Shaping
 
-BESIDE = ("weight", "sees")  # keys of a reward in a recipe that are no options
+BESIDE = ("weight", "sees", "hinge", "robust")  # keys of a reward in a recipe that are no options
 
 
 class RewardPart(Protocol):
-    """A reward as a recipe names it; `sees` is what it is shown (None: what it needs)."""
+    """A reward as a recipe names it; `sees` is what it is shown (None: what it needs), the last as in `Shaping`."""
 
     @property
     def name(self) -> str: ...
@@ -25,6 +27,10 @@ class RewardPart(Protocol):
     def weight(self) -> float: ...
     @property
     def sees(self) -> Sees | None: ...
+    @property
+    def hinge(self) -> float | None: ...
+    @property
+    def robust(self) -> float: ...
     @property
     def options(self) -> Mapping[str, Any]: ...
 
@@ -37,6 +43,8 @@ class Named:
     weight: float = 1.0
     sees: Sees | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    hinge: float | None = None
+    robust: float = 0.0
 
 
 BUILT_IN = {
@@ -89,6 +97,8 @@ def load_reward(name: str, **options: Any) -> Reward:
 def check_rewards(parts: Sequence[RewardPart]) -> None:
     """Raises `UserError` if there is no reward of a name or it does not take an option; loads no weights."""
     for part in parts:
+        if part.name in MIXES and part.hinge is not None:
+            raise UserError(f"reward {part.name!r} is a mix, whose parts have other scales: name them one by one")
         for one in _expanded(part):
             checked_options(reward_class(one.name), f"reward {one.name!r}", one.options, beside=BESIDE)
 
@@ -117,7 +127,11 @@ def build_mix(parts: Sequence[RewardPart], load: Callable[..., Reward] = load_re
     rewards = dict(zip(names, together(*loads), strict=True))
     weights = {name: part.weight for name, part in zip(names, parts, strict=True)}
     shown = {name: seeing(rewards[name].needs, part.sees) for name, part in zip(names, parts, strict=True)}
-    return RewardMix(rewards, weights, shown)
+    for name, part in zip(names, parts, strict=True):
+        if isinstance(rewards[name], LatentReward) and (part.sees is not None or part.robust):
+            raise UserError(f"reward {name!r} sees latents: its keys sees and robust are about pixels, leave them out")
+    shaping = {name: Shaping(part.hinge, part.robust, part.weight < 0) for name, part in zip(names, parts, strict=True)}
+    return RewardMix(rewards, weights, shown, shaping)
 
 
 def _expanded(part: RewardPart) -> Sequence[RewardPart]:
@@ -125,7 +139,7 @@ def _expanded(part: RewardPart) -> Sequence[RewardPart]:
     if part.name not in MIXES:
         return [part]
     return [
-        Named(one.name, part.weight * one.weight, part.sees, {**one.options, **part.options})
+        Named(one.name, part.weight * one.weight, part.sees, {**one.options, **part.options}, robust=part.robust)
         for one in MIXES[part.name]
     ]
 

@@ -94,7 +94,7 @@ class Chain:
 def _kept_views(walk: Walk, policy: Policy, generator: Generator) -> Iterator[View]:
     """A policy's views of one walk, with what is known in its place."""
     for view in policy(walk, generator):
-        yield replace(view, latents=walk.kept(view.latents))
+        yield replace(view, latents=walk.kept(view.latents), walk=walk)
 
 
 def _weighted(view: View) -> Latents:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from vader.errors import UserError, nearest
 from vader.nouns import flat, map_latents
 from vader.plugins import checked_options, explained, load_function
-from vader.sampling.walk import Walk
+from vader.sampling.walk import Place, Walk
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Bias = Annotated[float, Field(ge=0.0, le=10.0)]  # beyond, powers of hundreds of steps leave floating point
@@ -27,10 +27,17 @@ Bias = Annotated[float, Field(ge=0.0, le=10.0)]  # beyond, powers of hundreds of
 
 @dataclass(frozen=True)
 class View:
-    """Latents `[B, ...]` that the reward sees, with graph, and how much each reward counts: a number or `[B]`."""
+    """Latents `[B, ...]` that the reward sees, with graph, and how much each reward counts: a number or `[B]`.
+
+    Attributes:
+        at: where the last step with gradient arrived, if that is not the end: for rewards that see noisy latents.
+        walk: the walk whose view it is; the chain says so.
+    """
 
     latents: Any
     weight: float | Tensor = 1.0
+    at: Place | None = None
+    walk: Walk | None = None
 
 
 Policy = Callable[[Walk, Generator], Iterator[View]]
@@ -129,13 +136,14 @@ def drtune(walk: Walk, generator: Generator, *, k: PositiveInt = 1, stop: Share 
     offset = _uniform(0, end - stride * (k - 1), generator)
     chosen = range(offset, offset + stride * k, stride)
     at = walk.to(end, walk.frozen(offset), chosen, carry=0.0)
-    yield View(at.latents if end == len(walk) else at.clean)
+    yield View(at.latents) if end == len(walk) else View(at.clean, at=at)
 
 
 def refl(walk: Walk, generator: Generator, *, window: tuple[Share, Share] = (0.6, 1.0)) -> Iterator[View]:
     """One random step of a window of the chain, whose clean estimate the reward sees (ReFL, arXiv 2304.05977,
     Algorithm 1)."""
-    yield View(walk.step(walk.frozen(_in_window(walk, window, generator))).clean)
+    at = walk.step(walk.frozen(_in_window(walk, window, generator)))
+    yield View(at.clean, at=at)
 
 
 # ---- views of noised results ----

@@ -7,7 +7,7 @@ grants: `chunk` images at once, but no window that the model decodes as a whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from vader import randomness
 from vader.nouns import VideoSize
 from vader.rewards.base import Reward, RewardMix
 from vader.rewards.needs import Needs
+from vader.scoring.shaped import FrameNoise
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,23 @@ class Group:
         frames: indices `[B, n]`, each video its own; `times` are theirs in seconds.
         framewise: rewards that are means over frames, by name.
         whole: those that need the frames together.
+        noise: of its pixels, if one of the rewards is to be robust against some.
     """
 
     frames: Tensor
     times: Tensor
     framewise: dict[str, Reward]
     whole: dict[str, Reward]
+    noise: FrameNoise | None = None
+
+    def only(self, name: str) -> Group:
+        """The same frames for one of the rewards."""
+        framewise, whole = ({one: r for one, r in some.items() if one == name} for some in (self.framewise, self.whole))
+        return replace(self, framewise=framewise, whole=whole)
+
+    def noise_on(self, pixels: Tensor, rows: slice = slice(None), places: slice = slice(None)) -> Tensor | None:
+        """The noise of these pixels, of a piece or of all, if there is any."""
+        return None if self.noise is None else self.noise.like(pixels, rows, places)
 
     @property
     def heard(self) -> bool:
@@ -54,7 +66,13 @@ def training_groups(
         draws = [randomness.generator(seed, "frames", step, index) for index in indices]
         return torch.stack([needs.choose(size, draw) for draw in draws])
 
-    return _grouped(mix, chosen, size, device)
+    groups = _grouped(mix, chosen, size, device)
+    robust = {name for name, shaping in mix.shaping.items() if shaping.robust}
+    return [
+        replace(group, noise=FrameNoise(seed, step, indices, group.frames))
+        if robust & {*group.framewise, *group.whole} else group
+        for group in groups
+    ]  # fmt: skip
 
 
 def evaluation_groups(mix: RewardMix, size: VideoSize, count: int, device: torch.device | str = "cpu") -> list[Group]:
@@ -67,6 +85,8 @@ def _grouped(
 ) -> list[Group]:
     groups: list[Group] = []
     for name, reward in mix.items():
+        if name in mix.latent:
+            continue
         frames = chosen(mix.shown[name]).to(device)
         same = next((group for group in groups if torch.equal(group.frames, frames)), None)
         if same is None:

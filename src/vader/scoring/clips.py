@@ -14,8 +14,12 @@ from torch import Tensor
 
 from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.rewards.base import Reward, RewardMix
-from vader.rewards.contract import scored_parts
+from vader.rewards.shaping import PLAIN, Shaping
 from vader.scoring.choice import Group, Piece, blocks, evaluation_groups
+from vader.scoring.shaped import shaped_parts
+
+NOTHING: Mapping[str, Tensor] = {}
+UNSHAPED: Mapping[str, Shaping] = {}
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,24 @@ class Sheet:
     def scored(self, mix: RewardMix) -> Scored:
         parts = {name: self.parts[name] for name in mix.part_names}
         total = mix.total(parts)
-        return Scored(parts, total, total.new_tensor(float(self.clamped) / self.values))
+        return Scored(parts, total, total.new_tensor(float(self.clamped) / max(1, self.values)))
 
 
-def scored_all(rewards: Mapping[str, Reward], clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """What is reported of several rewards of one clip, each `[B]`."""
+def scored_all(
+    rewards: Mapping[str, Reward], clip: Clip, prompts: Sequence[Prompt],
+    shaping: Mapping[str, Shaping] = UNSHAPED, noise: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What is reported of several rewards of one clip, each `[B]`; in training with a shaped gradient."""
     found: dict[str, Tensor] = {}
     for name, reward in rewards.items():
-        found |= scored_parts(name, reward, clip, prompts)
+        found |= shaped_parts(name, reward, clip, prompts, shaping.get(name, PLAIN), noise)
     return found
 
 
 def framewise_scores(
-    clip: Clip, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], frames: int, chunk: int
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    clip: Clip, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], frames: int, chunk: int,
+    shaping: Mapping[str, Shaping] = UNSHAPED, noise: Tensor | None = None,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:  # fmt: skip
     """Shares of framewise rewards, of videos from a row on: a mean over `frames` is a sum over chunks of them.
 
     Pixels are clamped here, chunk by chunk, so that each chunk has a graph of its own.
@@ -72,7 +80,7 @@ def framewise_scores(
         seen = Clip(clip.frames[some].clamp(0, 1), clip.times[some])
         share = seen.frames.shape[1] / frames
         texts = prompts[some.rows]
-        parts = scored_all(rewards, seen, texts)
+        parts = scored_all(rewards, seen, texts, shaping, None if noise is None else noise[some])
         yield some.rows.start, {name: share * part for name, part in parts.items()}
 
 
@@ -101,10 +109,16 @@ def score_group(
 
 @torch.no_grad()
 def score_clip(
-    mix: RewardMix, clip: Clip, prompts: Sequence[Prompt], size: VideoSize, chunk: int, device: torch.device
-) -> Scored:
-    """The rewards of whole videos; chunks of their pixels are brought to the device."""
+    mix: RewardMix, clip: Clip, prompts: Sequence[Prompt], size: VideoSize, chunk: int, device: torch.device,
+    beside: Mapping[str, Tensor] = NOTHING,
+) -> Scored:  # fmt: skip
+    """The rewards of whole videos; chunks of their pixels are brought to the device.
+
+    Args:
+        beside: what the mix's latent rewards say, each `[B]`.
+    """
     sheet = Sheet()
+    sheet.add(0, len(clip), beside)
     audio = clip.audio and Audio(clip.audio.samples.to(device), clip.audio.rate)
     for group in evaluation_groups(mix, size, len(clip), device):
         shown = clip.at(group.frames.to(clip.frames.device)).frames

@@ -12,10 +12,11 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
+from vader.models.joined import Joined
 from vader.nouns import Audio, Clip, Prompt, VideoSize
 from vader.randomness import generator
 from vader.rewards.base import Reward
-from vader.rewards.contract import try_reward
+from vader.rewards.contract import try_latent_reward, try_reward
 from vader.sampling.noise import Noise
 from vader.scoring.choice import Group, training_groups
 from vader.scoring.scorer import Scorer
@@ -34,6 +35,14 @@ def try_rewards(scorer: Scorer, prompts: Sequence[Prompt], gradient: bool) -> No
     for group in training_groups(scorer.mix, scorer.size, 0, 0, range(VIDEOS), scorer.model.device):
         for name, reward, frames in _shown(group, scorer.chunk):
             try_reward(name, reward, _clip(scorer, group, frames), few, gradient)
+    for name, latent in scorer.mix.latent.items():
+        model = scorer.model
+        assert not isinstance(model, Joined)  # `check_latent` has refused it
+        noise = Noise(model.noise_shape(scorer.size), 0, "trial", 0, range(VIDEOS), model.device)
+        time = torch.full((VIDEOS,), scorer.end_time, device=model.device)
+        with torch.no_grad():
+            condition = model.encode(few, scorer.size)
+        try_latent_reward(name, latent, noise.draw("latents"), time, condition, gradient)
 
 
 def _shown(group: Group, chunk: int) -> Iterator[tuple[str, Reward, int]]:

@@ -42,6 +42,17 @@ def split_minus_velocity(latents: Tensor, opposite: Tensor, alpha: float, sigma:
     return split_velocity(latents, -opposite, alpha, sigma)
 
 
+# ---- the other way round: the prediction that a perfect denoiser would make, from (clean, noise, alpha, sigma) ----
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+    "epsilon": lambda clean, noise, alpha, sigma: noise,
+    "sample": lambda clean, noise, alpha, sigma: clean,
+    "v_prediction": lambda clean, noise, alpha, sigma: (alpha * noise - sigma * clean) / (alpha**2 + sigma**2) ** 0.5,
+    "velocity": lambda clean, noise, alpha, sigma: noise - clean,
+    "minus_velocity": lambda clean, noise, alpha, sigma: clean - noise,
+}
+
+
 PREDICTIONS: dict[str, Split] = {
     "epsilon": split_epsilon,
     "sample": split_sample,

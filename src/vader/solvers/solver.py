@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vader.errors import UserError
 from vader.nouns import VideoSize
-from vader.solvers.prediction import PREDICTIONS
+from vader.solvers.prediction import PREDICTIONS, TARGETS
 
 
 @dataclass(frozen=True)
@@ -184,3 +184,7 @@ class Solver:
     def renoise(self, clean: Tensor, noise: Tensor, level: Level) -> Tensor:
         """Clean latents brought to a level (forward process)."""
         return level.alpha * clean + level.sigma * noise
+
+    def target(self, clean: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """What the denoiser should say of clean latents brought to a level by this noise: what it is trained for."""
+        return TARGETS[self.prediction](clean, noise, level.alpha, level.sigma)

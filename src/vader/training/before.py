@@ -14,7 +14,7 @@ from typing import Any
 
 from vader.algorithms import load_algorithm, resolved
 from vader.algorithms.base import Algorithm
-from vader.engine.build import check_decoder, check_guidance, check_prefix, check_segments, video_size
+from vader.engine.build import check_decoder, check_guidance, check_prefix, check_segments, check_shaping, video_size
 from vader.engine.optimizer import check_optimizer
 from vader.errors import UserError
 from vader.evaluation.guards.registry import check_guards
@@ -71,6 +71,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     algorithm = load_algorithm(recipe)
     check_prefix(recipe, algorithm.differentiates)
     check_decoder(recipe, algorithm.differentiates)
+    check_shaping(recipe, algorithm.differentiates)
     if recipe.model.decoder is not None:
         load_tiny_decoder(recipe.model.decoder)
     check_segments(recipe, algorithm.chains)

@@ -329,6 +329,8 @@ def warm_start(engine: Engine, init: str) -> None:
         load_adapters(denoisers, path, engine.model.family)
     except UserError as error:
         raise UserError(f"adapter.init {init!r}: {error}") from error
+    if engine.average is not None:
+        engine.average.restart()
 
 
 def _unsaid(files: Sequence[AdapterFile], adapted: Sequence[str]) -> bool:
@@ -362,11 +364,12 @@ def _held_out_counts(recipe: Recipe) -> dict[str, int]:
 
 
 def _bytes_of_checkpoints(recipe: Recipe, engine: Engine, algorithm: Algorithm) -> int:
-    """Adapter and its file, AdamW's two moments, the algorithm's state, the best adapter that guards have let pass: in
-    each checkpoint kept and the next one."""
+    """Adapter and its file, AdamW's two moments, an average, the algorithm's state, the best adapter that guards have
+    let pass: in each checkpoint kept and the next one."""
     adapter = sum(p.numel() * p.element_size() for p in engine.parameters)
+    copies = 4 if engine.average is None else 5
     best = 0 if recipe.guards.mode == "off" else adapter
-    return (4 * adapter + best + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1) + best
+    return (copies * adapter + best + algorithm.state_bytes(engine)) * (recipe.train.keep_checkpoints + 1) + best
 
 
 # ---- the run's folder ----
@@ -407,12 +410,16 @@ def _restore(run: Run) -> bool:
         run.engine.optimizer.load_state_dict(state["optimizer"])
         run.engine.scaler.load_state_dict(state["scaler"])
         run.algorithm.load_state_dict(state["algorithm"])
+        if run.engine.average is not None:
+            run.engine.average.load_state(state["average"])
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         _forget_beyond(run, -1 if saved is None else run.progress.step)
         kept = None if saved is None else state.get("best")
         lines = run.log.read()
-        skipped, now = skipped_by_step(lines), adapters_state(run.engine.model.denoisers)
+        skipped = skipped_by_step(lines)
+        with run.engine.averaged():
+            now = adapters_state(run.engine.model.denoisers)
         run.watch.restore(run.progress.step, _evaluations(lines), skipped, kept, now)
     run.accelerator.wait_for_everyone()
     return saved is not None
@@ -466,6 +473,7 @@ def _save(run: Run) -> None:
             "optimizer": engine.optimizer.state_dict(),
             "scaler": engine.scaler.state_dict(),
             "algorithm": run.algorithm.state_dict(),
+            **({} if engine.average is None else {"average": engine.average.state()}),
             "best": run.watch.to_keep(run.progress.step),
         }
         run.log.sync()
@@ -474,7 +482,8 @@ def _save(run: Run) -> None:
 
 
 def _save_adapters(run: Run, folder: Path) -> None:
-    save_adapters(run.engine.model.denoisers, folder, _metadata(run.recipe))
+    with run.engine.averaged():
+        save_adapters(run.engine.model.denoisers, folder, _metadata(run.recipe))
 
 
 def _metadata(recipe: Recipe) -> dict[str, str]:
@@ -525,10 +534,11 @@ def _evaluate(run: Run, display: Display) -> None:
     count = _videos(run, step)
     display.stage(f"scoring {counted(count, 'held-out video')}")
     began = time.perf_counter()
-    found = evaluate(
-        run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
-        batch=settings.batch, guards=run.watch.guards, tell=display.inside,
-    )  # fmt: skip
+    with run.engine.averaged():
+        found = evaluate(
+            run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
+            batch=settings.batch, guards=run.watch.guards, tell=display.inside,
+        )  # fmt: skip
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:
@@ -548,7 +558,9 @@ def _evaluate(run: Run, display: Display) -> None:
 
 def _judge(run: Run, found: HeldOut, display: Display) -> None:
     """What the guards say of an evaluation; a word where they object."""
-    state, records = adapters_state(run.engine.model.denoisers), [video.record() for video in found.videos]
+    records = [video.record() for video in found.videos]
+    with run.engine.averaged():
+        state = adapters_state(run.engine.model.denoisers)
     verdict = run.watch.hear(run.progress.step, records, run.progress.skipped, state)
     if verdict is not None and verdict.colour != "green":
         display.notice(f"guards at step {verdict.step}: {sentence(verdict)}")

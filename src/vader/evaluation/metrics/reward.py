@@ -33,6 +33,8 @@ class RewardMetric(Metric):
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """Raises `UserError` if the reward lacks frames, and `Aside` if it lacks something of the prompts."""
         self.fps = size.fps
+        for reward in self.mix.latent.values():
+            reward.refuse_pixels()
         self.mix.check_size(size)
         try:
             self.mix.check_prompts(prompts)
