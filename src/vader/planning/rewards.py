@@ -119,7 +119,7 @@ def on_clip_h(cls: type[R], resize: str) -> R:
     """A similarity of CLIP ViT-H/14's towers; prompts become arbitrary tokens."""
     model = CLIPModel(CLIPConfig(**CLIP_H))
     text = TextTower(model, lambda prompt: torch.arange(77)[None])
-    return bare(cls, image=ImageTower(model, resize), text=text, logit_scale=model.logit_scale)
+    return bare(cls, image=ImageTower(model, resize), text=text, contrast=None, logit_scale=model.logit_scale)
 
 
 def image_reward() -> ImageReward:
