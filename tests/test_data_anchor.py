@@ -181,6 +181,6 @@ def test_a_plan_counts_a_step_and_not_the_videos_that_are_made_before(tmp_path):
     assert forecast(toy_recipe("model.precision=fp32", *options)).operations > plain
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_two_processes_equal_one(tmp_path):
     equals_one(tmp_path, 2, [ANCHOR, "rewards.0.robust=0.1", "algorithm.normalise=true"], {})

@@ -99,7 +99,7 @@ def test_batches_pair_clips_with_their_captions_or_with_none():
 # ---- the whole ----
 
 
-@pytest.fixture(scope="module", params=list(SCRIPTS))
+@pytest.fixture(scope="module", params=["wan", pytest.param("ltx", marks=pytest.mark.rare)])
 def built(request, tmp_path_factory) -> tuple[str, Path, dict[str, float]]:
     """A folder after a few steps, and what is said of it."""
     folder = tmp_path_factory.mktemp(request.param)

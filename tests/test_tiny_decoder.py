@@ -282,7 +282,7 @@ def test_an_algorithm_without_gradient_has_no_use_for_it():
         check_decoder(ddpo, False)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_plan_counts_it():
     small = ["video.frames=9", "video.height=64", "video.width=64", "sampling.steps=2", "train.batch=1"]
     recipe = load_recipe("wan-1.3b-hps", [*small, "algorithm.policy.k=1", "model.decoder=taew2_1.pth"])

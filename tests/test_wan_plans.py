@@ -47,9 +47,9 @@ def test_the_releases_have_their_sizes(family, checkpoint):
 @pytest.mark.parametrize(
     ("family", "checkpoint"),
     [
-        ("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"),
+        pytest.param("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", marks=pytest.mark.rare),
         ("wan-i2v", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
-        ("wan-i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+        pytest.param("wan-i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", marks=pytest.mark.rare),
     ],
 )
 def test_a_step_is_walked_through_without_data(family, checkpoint):
