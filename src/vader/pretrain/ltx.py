@@ -8,7 +8,6 @@ filled up with, as the release's does.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -21,11 +20,9 @@ from vader.models.ltx import FIRST, LTX, embedder
 from vader.models.ltx_i2v import LTXImage
 from vader.pretrain import flow, video_vae
 from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, SIZE, Plan, Pool, flow_loss, judged
-from vader.pretrain.loop import Schedule, generator_for
+from vader.pretrain.loop import Schedule
 from vader.pretrain.ltx_vae import new_codec
-from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage, draw_clips, psnr
-
-logger = logging.getLogger(__name__)
+from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage
 
 SEED = 31
 HEADS, HEAD, LAYERS, TEXT = 4, 32, 4, 64
@@ -116,9 +113,7 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
     out.mkdir(parents=True, exist_ok=True)
     write_text(out, opensora)
     codec = new_codec()
-    video_vae.train(codec, plan.vae, SEED, work / "ltx-vae")
-    quality = {"psnr_db": psnr(codec, draw_clips(64, generator_for(SEED, -2))[0])}
-    logger.info("VAE: %.2f dB", quality["psnr_db"])
+    quality = {"psnr_db": video_vae.train(codec, plan.vae, SEED, work / "ltx-vae")}
     transformer = build_transformer(out, work, codec, plan)
     for network, part in ((codec.vae, "vae"), (transformer, "transformer")):
         network.half().save_pretrained(out / part)

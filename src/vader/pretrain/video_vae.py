@@ -6,6 +6,7 @@ clips.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.nn.functional import max_pool2d
 from vader.pretrain.loop import Schedule, fit, generator_for
 from vader.pretrain.vae import KL_WEIGHT
 from vader.tinyworld.scenes import Scenes, object_masks, render, sample_scenes
+
+logger = logging.getLogger(__name__)
 
 FRAMES, LATENTS = 9, 3
 CHANNELS = 16
@@ -87,8 +90,8 @@ def psnr(codec: Codec, pixels: Tensor) -> float:
     return -10 * math.log10(F.mse_loss(restored, pixels).item())
 
 
-def train(codec: Codec, stages: tuple[Stage, ...], seed: int, unfinished: Path) -> None:
-    """Trains the codec's fresh VAE in place, normalises it, and freezes it.
+def train(codec: Codec, stages: tuple[Stage, ...], seed: int, unfinished: Path) -> float:
+    """Trains the codec's fresh VAE in place, normalises it, and freezes it; returns its `psnr` on held-out clips.
 
     Args:
         unfinished: of stages that are not done; the number of frames is added to its name.
@@ -103,3 +106,6 @@ def train(codec: Codec, stages: tuple[Stage, ...], seed: int, unfinished: Path) 
         codec.vae.load_state_dict(average.state_dict())
     set_normalisation(codec, draw_clips(128, generator_for(seed, -1))[0])
     codec.vae.eval().requires_grad_(False)
+    quality = psnr(codec, draw_clips(64, generator_for(seed, -2))[0])
+    logger.info("VAE: %.2f dB", quality)
+    return quality

@@ -7,7 +7,6 @@ tells how. 3 latent frames of 8x8 are 48 tokens. The text encoder is the T5 of t
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from pathlib import Path
@@ -23,11 +22,9 @@ from vader.models.wan import TOKENS, Wan
 from vader.models.wan_i2v import WanImage
 from vader.pretrain import flow, video_vae
 from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, Plan, Pool, flow_loss, judged
-from vader.pretrain.loop import Schedule, generator_for
-from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage, draw_clips, psnr
+from vader.pretrain.loop import Schedule
+from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage
 from vader.pretrain.wan_vae import new_codec
-
-logger = logging.getLogger(__name__)
 
 SEED = 29
 HEADS, HEAD, LAYERS, TEXT = 4, 32, 6, 64
@@ -157,9 +154,7 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
     out.mkdir(parents=True, exist_ok=True)
     write_text(out, opensora)
     codec = new_codec()
-    video_vae.train(codec, plan.vae, SEED, work / "wan-vae")
-    quality = {"psnr_db": psnr(codec, draw_clips(64, generator_for(SEED, -2))[0])}
-    logger.info("VAE: %.2f dB", quality["psnr_db"])
+    quality = {"psnr_db": video_vae.train(codec, plan.vae, SEED, work / "wan-vae")}
     write(out, codec.vae, build_transformer(out, work, codec, plan))
     return {**quality, **judged(Wan.load(str(out)), WanImage.load(str(out)), plan.judged, SEED)}
 
