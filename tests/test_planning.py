@@ -188,6 +188,16 @@ def test_the_optimiser_s_moments_are_there_from_the_start():
     assert more <= high.peaks["sample"] - low.peaks["sample"] < 1.5 * more
 
 
+def test_copies_of_the_adapter_are_counted():
+    """Weights, two moments, and the old policy of NFT; the average that `adapter.ema` asks for is another."""
+    nft = ["algorithm={name: nft, group: 2}", "memory=[]", "model.precision=fp32"]
+    without, averaged = (forecast(toy_recipe(*nft, f"adapter.ema={decay}"), CPU) for decay in ("null", "0.9"))
+    adapter = averaged.adapter - without.adapter
+    assert without.adapter == 4 * adapter > 0
+    assert averaged.peak == without.peak + adapter
+    assert averaged.peaks["sample"] == without.peaks["sample"] + adapter
+
+
 @pytest.mark.parametrize("algorithm", EXTRA)
 def test_baselines_are_counted_too(algorithm):
     recipe = load_recipe(

@@ -186,6 +186,10 @@ class NFT(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.old.weights = list(state["old"])
 
+    def fill(self, engine: Engine, batch: Batch) -> None:
+        """See `Algorithm.fill`: the old policy."""
+        self.old.begin(engine.parameters)
+
     def state_bytes(self, engine: Engine) -> int:
         """See `Algorithm.state_bytes`: the adapters once more."""
         return sum(parameter.nbytes for parameter in engine.parameters)

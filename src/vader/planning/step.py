@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from vader.algorithms import load_algorithm
+from vader.algorithms.base import Algorithm
 from vader.engine.batch import Batch
 from vader.engine.build import assemble, check_decoder, check_prefix, check_segments, check_shaping, joined, with_tiny
 from vader.engine.device import frozen_dtype
@@ -51,7 +53,7 @@ class Forecast:
 
     Attributes:
         weights: frozen weights by network or reward.
-        adapter: the trained weights with the optimiser's state.
+        adapter: the trained weights with the optimiser's state, their average and an algorithm's older copy of them.
         peak: the most bytes at once, weights and adapter included; `peaks`, by phase.
         host: the most bytes that wait in CPU memory.
         operations: floating-point operations, a multiply-add being two.
@@ -87,7 +89,7 @@ def forecast(recipe: Recipe, device: torch.device = META) -> Forecast:
         algorithm.check(engine)
         fill(engine)
         algorithm.fill(engine, batch)
-        weights, state = _weights(engine, counter), _state(engine)
+        weights, state = _weights(engine, counter), _state(engine, algorithm)
         for tensor in state:
             counter.add(tensor)
         adapter = sum(tensor.nbytes for tensor in state)
@@ -219,7 +221,14 @@ def _weights(engine: Engine, counter: Counter) -> dict[str, int]:
     return found
 
 
-def _state(engine: Engine) -> list[Tensor]:
-    """The trained weights with the optimiser's state; what several weights share, as tables of codes, is there once."""
-    tensors = [tensor for one in engine.parameters for tensor in (one, *engine.optimizer.state[one].values())]
-    return list({id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()}.values())
+def _state(engine: Engine, algorithm: Algorithm) -> list[Tensor]:
+    """The trained weights with the optimiser's state, their average, and what the algorithm remembers on the device.
+
+    What several weights share, as tables of codes, is there once.
+    """
+    held = [tensor for one in engine.parameters for tensor in (one, *engine.optimizer.state[one].values())]
+    average = engine.average.state() if engine.average else []
+    remembered = tree_leaves(algorithm.state_dict())
+    tensors = [one for one in (*held, *average, *remembered) if isinstance(one, Tensor) and one.dim()]
+    here = engine.parameters[0].device
+    return list({id(tensor): tensor for tensor in tensors if tensor.device == here}.values())

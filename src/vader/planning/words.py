@@ -65,7 +65,7 @@ def table(found: Forecast, taken: Measured | None = None) -> Table:
     shown = Table("what", "GiB", *(["GiB, measured"] if taken else []), title="Memory of a training step")
     for name, size in found.weights.items():
         shown.add_row(f"{name}, weights", f"{size / GIB:.2f}")
-    shown.add_row("adapter with the optimiser's state", f"{found.adapter / GIB:.2f}", end_section=True)
+    shown.add_row("adapter, its copies and the optimiser's state", f"{found.adapter / GIB:.2f}", end_section=True)
     for phase, name in PHASES.items():
         if phase in found.peaks:
             beside = [f"{taken.peaks[phase] / GIB:.2f}"] if taken and phase in taken.peaks else []
