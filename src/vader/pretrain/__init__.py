@@ -15,6 +15,7 @@ from vader.pretrain import (
     actions,
     clip,
     detector,
+    latent_rating,
     ltx,
     modelscope,
     modelscope_sizes,
@@ -52,6 +53,10 @@ BUILDS: dict[str, tuple[Build, tuple[str, ...]]] = {  # name: (script, what must
     ),
     "actions": (
         lambda out, work: actions.build(out / "actions", work, out / "modelscope" / "vae"),
+        ("modelscope/vae",),
+    ),
+    "latent-rating": (
+        lambda out, work: latent_rating.build(out, work, out / "modelscope" / "vae"),
         ("modelscope/vae",),
     ),
     "hps": (lambda out, work: preference.build("hps", out, work), ("modelscope/vae", "clip")),

@@ -65,6 +65,7 @@ BUILT_IN = {
     "xclip": "vader.rewards.textvideo:XClip",
     "mps": "vader.rewards.mps:MPS",
     "aesthetic_v25": "vader.rewards.aesthetic_v25:AestheticV25",
+    "latent_aesthetic": "vader.rewards.latent_aesthetic:LatentAesthetic",
 }
 
 # Mixes by name: of each reward its name, its weight and its options. A mix's own options go to all its rewards.
