@@ -17,6 +17,7 @@ from statistics import median
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from factories import make_tiny_modelscope
 from reward_factories import make_head, make_tiny_clip
@@ -474,7 +475,7 @@ def small_rewards(monkeypatch):
     monkeypatch.setattr(rewards, "HEIGHT", 32)
     monkeypatch.setattr(rewards, "WIDTH", 48)
     monkeypatch.setattr(rewards, "ROUNDS", {"cpu": 1})
-    monkeypatch.setattr(rewards, "CLIP_FRAMES", 4)
+    monkeypatch.setattr(rewards, "CLIP_FRAMES", {"cpu": (4,), "meta": (4, 8)})
 
 
 def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, tmp_path):
@@ -482,7 +483,8 @@ def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, t
     monkeypatch.setattr(sys, "argv", ["rewards.py", *chosen, "--device", "cpu", "--out", str(tmp_path / "r.json")])
     rewards.main()
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["settings"] == {"height": 32, "width": 48, "precision": "torch.float32", "rounds": 1}
+    size = {"height": 32, "width": 48, "fps": 8}
+    assert result["settings"] == size | {"precision": "torch.float32", "rounds": 1}
     assert [record["reward"] for record in result["rewards"]] == chosen
     for record in result["rewards"]:
         assert record["frames"] == (
@@ -493,6 +495,32 @@ def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, t
         assert record["weights"] == 4 * record["parameters"]
         assert record["seconds"].keys() == record["peak_memory"].keys() == {"forward", "both"}
         assert min(record["seconds"].values()) > 0
+
+
+def test_rewards_are_counted_without_data(small_rewards, monkeypatch, tmp_path, capsys):
+    """Operations are torch's own, frames that are scored one by one add up, and recomputing costs work."""
+    chosen = ["aesthetic", "consistency", "videoreward"]
+    monkeypatch.setitem(rewards.FRAME_COUNTS, "meta", (1, 3))
+    monkeypatch.setattr(sys, "argv", ["rewards.py", *chosen, "--device", "meta", "--out", str(tmp_path / "r.json")])
+    rewards.main()
+    result = json.loads((tmp_path / "r.json").read_text())
+    found = {(one["reward"], one["frames"]): one for one in result["rewards"]}
+    assert list(found) == [(name, count) for name in chosen for count in ((1, 3) if name == "aesthetic" else (4, 8))]
+    assert [found["videoreward", count]["seen"] for count in (4, 8)] == [4, 4]
+    for (name, count), one in found.items():
+        work, memory = one["operations"], one["peak_memory"]
+        assert 1.9 * work["forward"] < work["both"] < work["recomputed"] < 1.6 * work["both"], (name, count)
+        assert memory["forward"] < memory["both"], (name, count)
+        if name == "aesthetic":
+            each = found[name, 1]["operations"]
+            assert work == pytest.approx({key: count * operations for key, operations in each.items()}, rel=1e-3)
+    reward = rewards.build("aesthetic", torch.device("cpu"), torch.float32)
+    with FlopCounterMode(display=False) as torchs:
+        rewards.forward_backward(reward, rewards.clip_of(reward, 1, torch.device("cpu")))
+    assert found["aesthetic", 1]["operations"]["both"] == pytest.approx(torchs.get_total_flops(), rel=0.05)
+    table = capsys.readouterr().out
+    assert "| `videoreward` |" in table
+    assert table.count("\n| ---") == 1
 
 
 def test_a_reward_that_is_not_measured(monkeypatch):
