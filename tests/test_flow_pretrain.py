@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,10 @@ import torch
 from vader.files.hub import tiny_weights
 from vader.models import load_model
 from vader.pretrain import flow, ltx, ltx_vae, wan, wan_vae
-from vader.pretrain.loop import Schedule, generator_for
+from vader.pretrain.loop import Schedule, fit, generator_for
+from vader.pretrain.naming import NamingHead, silhouettes
 from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Stage, draw_clips, set_normalisation
-from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption
+from vader.tinyworld.scenes import ALL_ATTRIBUTES, CAPTIONS, caption, object_masks
 
 SCRIPTS = {"wan": wan, "ltx": ltx}
 LATENT = (CHANNELS, LATENTS, 8, 8)
@@ -24,20 +28,25 @@ both = pytest.mark.parametrize("name", list(SCRIPTS))
 
 
 @both
+@pytest.mark.parametrize("frames", [1, FRAMES])
 @torch.no_grad()
-def test_clips_are_encoded_normalised_and_decoded_as_the_class_does_it(name):
+def test_clips_are_encoded_normalised_and_decoded_as_the_class_does_it(name, frames):
     torch.manual_seed(0)
-    codec, (pixels, _) = CODECS[name](), draw_clips(2, generator_for(0, 0))
-    vae = codec.vae.eval()
+    codec, (pixels, _) = CODECS[name](), draw_clips(2, generator_for(0, 0), frames)
+    for parameter in codec.vae.parameters():  # biases and scales too are none that would hide
+        parameter.add_(0.05 * torch.randn_like(parameter) * (parameter.dim() < 5))
     set_normalisation(codec, pixels)
-    latents = codec.encode(vae, pixels)
-    assert latents.shape == (2, *LATENT)
+    vae = type(codec.vae).from_config(codec.vae.config).eval()  # without the scripts' faster layers
+    vae.load_state_dict(codec.vae.state_dict())
+    latents = codec.encode(codec.vae.eval(), pixels)
+    assert latents.shape == (2, CHANNELS, (frames + 3) // 4, 8, 8)
     channels = latents.movedim(1, 0).flatten(1)
     torch.testing.assert_close(channels.mean(dim=1), torch.zeros(CHANNELS), atol=1e-4, rtol=0)
     torch.testing.assert_close(channels.std(dim=1), torch.ones(CHANNELS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents, codec.encode(vae, pixels), atol=1e-4, rtol=1e-4)
     expected = vae.decode(vae.encode(pixels.movedim(2, 1) * 2 - 1).latent_dist.mode()).sample.movedim(1, 2)
     expected = (expected / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(codec.decode(vae, latents).clamp(0, 1), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(codec.decode(codec.vae, latents).clamp(0, 1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_first_frames_of_clips_are_those_of_whole_ones():
@@ -83,10 +92,12 @@ def test_flow_loss_of_a_perfect_network_is_zero(given):
 
 def test_batches_pair_clips_with_their_captions_or_with_none():
     picks = torch.arange(len(ALL_ATTRIBUTES))
-    pool = flow.Pool(picks.view(-1, 1, 1, 1, 1).repeat(1, 1, LATENTS, 1, 1).float(), picks)
-    clean, texts, given = pool.draw(Stage(1, 400, Schedule(steps=1, lr=1.0)), generator_for(0, 0))
+    pool = flow.Pool(picks.view(-1, 1, 1, 1, 1).repeat(1, 1, LATENTS, 1, 1).float(), picks, picks[:, None])
+    clean, texts, given, shapes, shown = pool.draw(Stage(1, 400, Schedule(steps=1, lr=1.0)), generator_for(0, 0))
     assert clean.shape == (400, 1, 1, 1, 1)
     assert not given
+    assert torch.equal(shown, clean.flatten(1).long())
+    assert shapes.tolist() == [ALL_ATTRIBUTES[int(each)].shape for each in shown]
     said = [flow.CAPTIONS_AND_NONE[index] for index in texts]
     dropped = sum(text == "" for text in said) / len(said)
     assert 0.05 < dropped < 0.16
@@ -94,6 +105,82 @@ def test_batches_pair_clips_with_their_captions_or_with_none():
     assert all(text in captions for text, captions in zip(said, true, strict=True) if text)
     stage = Stage(LATENTS, 2, Schedule(steps=1, lr=1.0))
     assert 0.15 < sum(pool.draw(stage, generator_for(1, step)).given for step in range(200)) / 200 < 0.35
+
+
+# ---- what hastens them ----
+
+
+def test_a_token_s_pixels_are_those_of_its_place():
+    seen = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
+    seen[0, 1, 9, 20] = True
+    for side, token, cell in ((4, 16 + 1 * 4 + 2, 1 * 8 + 4), (8, 64 + 2 * 8 + 5, 1 * 4 + 0)):
+        cells = NamingHead(torch.nn.Identity(), 3, side).by_token(seen)
+        assert cells.nonzero().tolist() == [[0, token, cell]]
+
+
+def test_naming_is_right_about_what_is_shown_alone():
+    torch.manual_seed(0)
+    layer = torch.nn.Identity()
+    head = NamingHead(layer, 16 + 5, 8)
+    head.read.weight.data.copy_(torch.eye(16 + 5))
+    head.read.bias.data.zero_()
+    scenes = draw_clips(6, generator_for(0, 5))[1]
+    seen = silhouettes(scenes)
+    assert torch.equal(seen[:, 0], object_masks(scenes, FRAMES, 32)[:, 0] > 0.5)
+    assert torch.equal(seen[:, 2], object_masks(scenes, FRAMES, 32)[:, 8] > 0.5)
+    there = head.by_token(seen)
+    names = torch.nn.functional.one_hot(scenes.shape, 5)[:, None] * there.any(dim=-1, keepdim=True)
+    right = 40 * torch.cat([2.0 * there - 1, names], dim=-1)
+    layer(right)
+    assert head.loss(seen, scenes.shape).item() < 1e-6
+    layer(right)
+    assert head.loss(seen, (scenes.shape + 1) % 5).item() == pytest.approx(0.1 * 40, rel=1e-3)
+    layer(-right * (torch.arange(21) < 16))
+    assert head.loss(seen, scenes.shape).item() == pytest.approx(0.5 * 40 + 0.1 * math.log(5), rel=1e-3)
+
+
+def test_muon_moves_matrices_alike_in_all_directions(tmp_path):
+    """Orthogonally, by about a fifth of the rate an entry, as AdamW would; a stopped training goes on with both."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(12, 24), torch.nn.Linear(24, 1))
+    target, start = torch.randn(64, 12), copy.deepcopy(network)
+    schedule = Schedule(steps=1, lr=1e-3, muon=1e-2, warmup=1, cooldown=1, weight_decay=0.0, autocast=False)
+
+    def loss_of(model):
+        return lambda generator: model(target + torch.randn(64, 12, generator=generator)).square().mean()
+
+    fit(network, loss_of(network), schedule, 0, matrices=[network[0].weight])
+    moved = (network[0].weight - start[0].weight) / (1e-2 * 0.2 * math.sqrt(24))
+    gains = torch.linalg.svdvals(moved)
+    assert 0.6 < gains[0].item() < 1.3  # of a gradient of rank one the other directions are noise
+    assert (network[1].weight - start[1].weight).abs().max().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_training_by_muon_that_was_stopped_goes_on(tmp_path):
+    torch.manual_seed(0)
+    start, seen = torch.nn.Linear(6, 6), torch.randn(32, 6)
+    schedule = Schedule(steps=4, lr=1e-3, muon=1e-2, warmup=1, cooldown=2, autocast=False)
+
+    def fitted(model, path, stop):
+        calls = itertools.count()
+
+        def loss(generator):
+            if next(calls) == stop:
+                raise Stopped
+            return (model(seen) - torch.randn(32, 6, generator=generator)).square().mean()
+
+        return fit(model, loss, schedule, 0, path, report_every=1, matrices=[model.weight])
+
+    whole = fitted(copy.deepcopy(start), tmp_path / "whole.pt", None)
+    with pytest.raises(Stopped):
+        fitted(copy.deepcopy(start), tmp_path / "stopped.pt", 2)
+    gone_on = fitted(copy.deepcopy(start), tmp_path / "stopped.pt", None)
+    assert torch.equal(gone_on.weight, whole.weight)
+    assert torch.equal(gone_on.bias, whole.bias)
 
 
 # ---- the whole ----

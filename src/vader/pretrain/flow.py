@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from vader.models.base import VideoModel
 from vader.nouns import Prompt, VideoSize
 from vader.pretrain.loop import fit
+from vader.pretrain.naming import NamingHead, silhouettes
 from vader.pretrain.video_vae import FRAMES, Codec, Stage, draw_clips
 from vader.sampling.videos import sample_videos
 from vader.tinyworld.judge import judge_prompts
@@ -31,6 +31,7 @@ SHIFT = 2.0  # of the noise levels, in training and sampling
 CAPTION_DROPOUT = 0.1
 GIVEN = 0.25  # share of the batches whose first latent is given
 SAMPLING_STEPS, GUIDANCE = 10, 4.0  # of the videos that are judged, as in the recipes
+SHAPE_OF = torch.tensor([item.shape for item in ALL_ATTRIBUTES])
 CAPTIONS_AND_NONE = [*(caption(item, template) for item in ALL_ATTRIBUTES for template in range(len(CAPTIONS))), ""]
 
 
@@ -45,19 +46,29 @@ class Plan:
 
 
 class Batch(NamedTuple):
-    """Latents `[B, C, T, h, w]`, the numbers `[B]` of their texts in `CAPTIONS_AND_NONE`, if the first is given."""
+    """Clips that a denoiser learns from.
+
+    Attributes:
+        clean: latents `[B, C, T, h, w]`.
+        texts: `[B]`, numbers of their texts in `CAPTIONS_AND_NONE`.
+        given: whether the first latent is given.
+        shapes, silhouettes: what they show, see `NamingHead.loss`.
+    """
 
     clean: Tensor
     texts: Tensor
     given: bool
+    shapes: Tensor
+    silhouettes: Tensor
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Latents `[N, C, T, h, w]` of random clips, and their attributes `[N]`, as numbers."""
+    """Latents `[N, C, T, h, w]` of random clips, their attributes' numbers `[N]`, and their objects' `silhouettes`."""
 
     latents: Tensor
     attributes: Tensor
+    silhouettes: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -66,14 +77,14 @@ class Pool:
         parts = [draw_clips(64, generator) for _ in range(0, count, 64)]
         latents = [codec.encode(codec.vae, pixels) for pixels, _ in parts]
         indices = [ALL_ATTRIBUTES.index(item) for _, scenes in parts for item in scenes.attributes()]
-        return cls(torch.cat(latents), torch.tensor(indices))
+        return cls(torch.cat(latents), torch.tensor(indices), torch.cat([silhouettes(scenes) for _, scenes in parts]))
 
     @classmethod
     def cached(cls, codec: Codec, count: int, seed: int, path: Path) -> Pool:
         """As `encode`, or from a file of a training that was stopped."""
         if not path.exists():
             pool = cls.encode(codec, count, seed)
-            torch.save((pool.latents, pool.attributes), path)
+            torch.save((pool.latents, pool.attributes, pool.silhouettes), path)
         return cls(*torch.load(path, weights_only=True))
 
     def draw(self, stage: Stage, generator: torch.Generator) -> Batch:
@@ -82,7 +93,8 @@ class Pool:
         dropped, chance = torch.rand(stage.batch, generator=generator), torch.rand((), generator=generator)
         texts = self.attributes[picks] * len(CAPTIONS) + templates
         texts = texts.where(dropped >= CAPTION_DROPOUT, torch.tensor(len(CAPTIONS_AND_NONE) - 1))
-        return Batch(self.latents[picks, :, : stage.frames], texts, stage.frames > 1 and chance.item() < GIVEN)
+        clean, shown = self.latents[picks, :, : stage.frames], self.silhouettes[picks, : stage.frames]
+        return Batch(clean, texts, stage.frames > 1 and chance.item() < GIVEN, SHAPE_OF[self.attributes[picks]], shown)
 
 
 def shifted(level: Tensor, shift: float = SHIFT) -> Tensor:
@@ -109,20 +121,34 @@ def flow_loss(
 
 def train(
     network: nn.Module,
+    velocity: Callable[[Tensor, Tensor, Batch], Tensor],
+    named: NamingHead,
+    pool: Pool,
     stages: tuple[Stage, ...],
-    loss: Callable[[Stage, torch.Generator], Tensor],
     seed: int,
     unfinished: Path,
 ) -> None:
     """Trains a fresh denoiser in place, each stage with a seed of its own.
 
     Args:
+        velocity: of noisy latents and times `[B, T]`, for what a batch says of them.
+        named: looks at one of the denoiser's layers, and learns beside it.
         unfinished: of stages that are not done; the number of frames is added to its name.
     """
+    both = nn.ModuleDict({"network": network, "named": named})
+    blocks = [layer for name, layer in network.named_modules() if "blocks." in name]
+    matrices = [layer.weight for layer in blocks if isinstance(layer, nn.Linear)]
     for count, stage in enumerate(stages):
+
+        def loss(generator: torch.Generator, stage: Stage = stage) -> Tensor:
+            batch = pool.draw(stage, generator)
+            error = flow_loss(lambda z, times: velocity(z, times, batch), batch.clean, batch.given, generator)
+            return error + named.loss(batch.silhouettes, batch.shapes)
+
         path = unfinished.with_name(f"{unfinished.name}-{stage.frames}.pt")
-        average = fit(network, partial(loss, stage), stage.schedule, seed + count, path)
-        network.load_state_dict(average.state_dict())
+        average = fit(both, loss, stage.schedule, seed + count, path, matrices=matrices)
+        both.load_state_dict(average.state_dict())
+    named.leave()
 
 
 def judged(texts: VideoModel, pictures: VideoModel, count: int, seed: int) -> dict[str, float]:

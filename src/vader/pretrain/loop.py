@@ -1,8 +1,8 @@
 """The one optimisation loop that all of the tiny world's models are pretrained with.
 
-AdamW under a trapezoidal learning rate, an exponential moving average of the weights, bf16 autocast, and
-checkpoints to continue from. The data of step i depend on (seed, i) alone, so a continued training
-sees what an uninterrupted one would have seen.
+AdamW, for some matrices Muon (https://kellerjordan.github.io/posts/muon), under a trapezoidal learning rate, an
+exponential moving average of the weights, bf16 autocast, and checkpoints to continue from. The data of step i depend
+on (seed, i) alone, so a continued training sees what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class Schedule:
     """How long and how fast: the learning rate rises over `warmup` steps, and falls to zero over the last `cooldown`.
 
     In between it is constant, so that a training can be cut or lengthened while it runs (arXiv 2405.18392).
-    Where a network's layers are so small that casting costs more than it saves, `autocast` is off.
+    Where a network's layers are so small that casting costs more than it saves, `autocast` is off. `muon` is the
+    rate of the matrices that Muon trains.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Schedule:
     cooldown: int = 400
     weight_decay: float = 0.01
     autocast: bool = True
+    muon: float = 0.0
 
     def factor(self, step: int) -> float:
         """The share of the peak learning rate at a step."""
@@ -59,6 +61,7 @@ def fit(
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     report_every: int = 100,
+    matrices: Sequence[Tensor] = (),
 ) -> Network:
     """Minimises `loss(generator)` over the parameters of `model` and returns its moving average, in eval mode.
 
@@ -66,13 +69,14 @@ def fit(
         model: trained in place; `loss` closes over it.
         loss: the loss of one freshly drawn batch; all its randomness comes from the generator.
         checkpoint: where to keep the state of an unfinished training; continued from if it is there.
+        matrices: those of the parameters that Muon trains, not AdamW (torch 2.9 and later).
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
-    )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+    optimizers = _optimizers(model, schedule, matrices)
+    rates = [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor) for optimizer in optimizers]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
-    stateful = {"model": model, "optimizer": optimizer, "rate": rate, "average": average}
+    stateful: dict[str, Any] = {"model": model, "average": average}
+    for number, (optimizer, rate) in enumerate(zip(optimizers, rates, strict=True)):
+        stateful |= {f"optimizer-{number}": optimizer, f"rate-{number}": rate}
     start = _restore(stateful, checkpoint)
     began, running = time.monotonic(), 0.0
 
@@ -81,9 +85,10 @@ def fit(
             value = loss(generator_for(seed, step))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        rate.step()
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            rate.step()
         average.update_parameters(model)
 
         running += value.item() / report_every
@@ -93,6 +98,19 @@ def fit(
             running = 0.0
             _save(stateful, step + 1, checkpoint)
     return cast(Network, average.module.eval())
+
+
+def _optimizers(model: nn.Module, schedule: Schedule, matrices: Sequence[Tensor]) -> list[torch.optim.Optimizer]:
+    apart = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    decay = schedule.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=schedule.lr, weight_decay=decay, betas=(0.9, 0.99))
+    ]
+    if matrices:
+        scale = "match_rms_adamw"  # its rates are then of AdamW's size
+        optimizers.append(torch.optim.Muon(matrices, lr=schedule.muon, weight_decay=decay, adjust_lr_fn=scale))
+    return optimizers
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from transformers import AutoTokenizer, T5EncoderModel
 from vader.models.ltx import FIRST, LTX, embedder
 from vader.models.ltx_i2v import LTXImage
 from vader.pretrain import flow, video_vae
-from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, SIZE, Plan, Pool, flow_loss, judged
+from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, SIZE, Batch, Plan, Pool, judged
 from vader.pretrain.loop import Schedule
 from vader.pretrain.ltx_vae import new_codec
-from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage
+from vader.pretrain.naming import NamingHead
+from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, SIDE, Codec, Stage
 
 SEED = 31
 HEADS, HEAD, LAYERS, TEXT = 4, 32, 4, 64
@@ -38,12 +39,12 @@ MODEL_INDEX = {
 
 DEFAULT = Plan(
     vae=(
-        Stage(1, 16, Schedule(steps=1400, lr=5e-4, cooldown=300, warmup=20, ema=0.99)),
-        Stage(FRAMES, 8, Schedule(steps=900, lr=5e-4, cooldown=350, warmup=20, ema=0.99)),
+        Stage(1, 32, Schedule(steps=1800, lr=7e-4, cooldown=400, warmup=50, ema=0.99)),
+        Stage(FRAMES, 8, Schedule(steps=900, lr=7e-4, cooldown=350, warmup=20, ema=0.99)),
     ),
     denoiser=(
-        Stage(1, 64, Schedule(steps=800, lr=1.5e-3, cooldown=100, warmup=30, ema=0.99, autocast=False)),
-        Stage(LATENTS, 32, Schedule(steps=2500, lr=1e-3, cooldown=800, warmup=30, ema=0.995, autocast=False)),
+        Stage(1, 32, Schedule(1600, lr=1.5e-3, muon=4e-3, cooldown=200, warmup=100, ema=0.99, autocast=False)),
+        Stage(LATENTS, 16, Schedule(1800, lr=1e-3, muon=2.5e-3, cooldown=700, warmup=30, ema=0.99, autocast=False)),
     ),
     pool=6144,
     judged=200,
@@ -82,24 +83,19 @@ def new_transformer() -> LTXVideoTransformer3DModel:
     return network
 
 
-def velocity(model: LTX, noisy: Tensor, times: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """What the network makes of latents at `times` `[B, T]`."""
-    _, _, _, height, width = noisy.shape
-    return model.velocity(noisy, times.repeat_interleave(height * width, dim=1), inputs)
-
-
 def build_transformer(out: Path, work: Path, codec: Codec, plan: Plan) -> LTXVideoTransformer3DModel:
     pool = Pool.cached(codec, plan.pool, SEED, work / "ltx-pool.pt")
     features, there = encode_texts(out, CAPTIONS_AND_NONE)
     network = new_transformer()
     model = LTX(network, codec.vae, embedder(str(out), torch.float32, FIRST), SCHEDULER.config)
 
-    def loss(stage: Stage, generator: torch.Generator) -> Tensor:
-        clean, texts, given = pool.draw(stage, generator)
-        inputs = {"text": features[texts], "mask": there[texts], "fps": torch.full((len(clean), 1), float(SIZE.fps))}
-        return flow_loss(lambda z, times: velocity(model, z, times, inputs), clean, given, generator)
+    def velocity(noisy: Tensor, times: Tensor, batch: Batch) -> Tensor:
+        fps = torch.full((len(noisy), 1), float(SIZE.fps))
+        inputs = {"text": features[batch.texts], "mask": there[batch.texts], "fps": fps}
+        return model.velocity(noisy, times.repeat_interleave(SIDE * SIDE, dim=1), inputs)
 
-    flow.train(network, plan.denoiser, loss, SEED, work / "ltx")
+    named = NamingHead(network.transformer_blocks[LAYERS // 2 - 1], HEADS * HEAD, SIDE)
+    flow.train(network, velocity, named, pool, plan.denoiser, SEED, work / "ltx")
     return network
 
 

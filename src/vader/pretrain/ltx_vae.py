@@ -6,9 +6,11 @@ It has an eighth of the release's compression in space: no patches, and two halv
 from __future__ import annotations
 
 import math
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
 from diffusers.models.autoencoders import autoencoder_kl_ltx as networks
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from vader.models.ltx_vae import encode, scaled
 from vader.pretrain.video_vae import CHANNELS, LOG_VARIANCE, Codec
 
 SIZES: dict[str, Any] = {
-    "patch_size": 1, "block_out_channels": (16, 32), "decoder_block_out_channels": (16, 32),
+    "patch_size": 1, "block_out_channels": (24, 48), "decoder_block_out_channels": (24, 48),
     "layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1), "spatio_temporal_scaling": (True, True),
     "decoder_spatio_temporal_scaling": (True, True), "decoder_inject_noise": (False,) * 3,
     "down_block_types": ("LTXVideoDownBlock3D",) * 2, "downsample_type": ("conv",) * 2,
@@ -28,7 +30,22 @@ def new_codec() -> Codec:
     """A fresh VAE through which pictures come; its latents are not normalised yet."""
     vae = AutoencoderKLLTXVideo(latent_channels=CHANNELS, **SIZES)
     initialise(vae)
+    for layer in vae.modules():
+        if isinstance(layer, networks.LTXVideoCausalConv3d):
+            layer.forward = MethodType(convolve, layer)
     return Codec(vae, encode, decode_clips, normalise)
+
+
+def convolve(layer: networks.LTXVideoCausalConv3d, seen: Tensor) -> Tensor:
+    """What the layer makes of `seen` `[B, C, T, H, W]`; of single frames, which it repeats, by the sum of its taps.
+
+    The same values at a third of the time.
+    """
+    if seen.shape[2] > 1:
+        return type(layer).forward(layer, seen)
+    picture, convolution = seen[:, :, 0].contiguous(memory_format=torch.channels_last), layer.conv
+    taps, padding = convolution.weight.sum(dim=2), convolution.padding[1:]
+    return F.conv2d(picture, taps, convolution.bias, convolution.stride[1:], padding)[:, :, None]
 
 
 @torch.no_grad()

@@ -23,8 +23,8 @@ from vader.tinyworld.scenes import Scenes, object_masks, render, sample_scenes
 
 logger = logging.getLogger(__name__)
 
-FRAMES, LATENTS = 9, 3
-CHANNELS = 16
+FRAMES, LATENTS, SIDE = 9, 3, 8
+CHANNELS = 8
 LOG_VARIANCE = -6.0  # of the posteriors, at first
 OBJECT_WEIGHT = 5.0  # beside 1
 

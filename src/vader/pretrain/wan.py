@@ -21,9 +21,10 @@ from transformers import AutoTokenizer, T5EncoderModel, UMT5Config, UMT5EncoderM
 from vader.models.wan import TOKENS, Wan
 from vader.models.wan_i2v import WanImage
 from vader.pretrain import flow, video_vae
-from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, Plan, Pool, flow_loss, judged
+from vader.pretrain.flow import CAPTIONS_AND_NONE, SHIFT, Batch, Plan, Pool, judged
 from vader.pretrain.loop import Schedule
-from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, Codec, Stage
+from vader.pretrain.naming import NamingHead
+from vader.pretrain.video_vae import CHANNELS, FRAMES, LATENTS, SIDE, Codec, Stage
 from vader.pretrain.wan_vae import new_codec
 
 SEED = 29
@@ -31,12 +32,12 @@ HEADS, HEAD, LAYERS, TEXT = 4, 32, 6, 64
 
 DEFAULT = Plan(
     vae=(
-        Stage(1, 16, Schedule(steps=1000, lr=2e-3, cooldown=250, warmup=20, ema=0.99)),
-        Stage(FRAMES, 8, Schedule(steps=900, lr=2e-3, cooldown=350, warmup=20, ema=0.99)),
+        Stage(1, 32, Schedule(steps=2200, lr=2e-3, cooldown=400, warmup=50, ema=0.99)),
+        Stage(FRAMES, 8, Schedule(steps=1000, lr=2e-3, cooldown=400, warmup=20, ema=0.99)),
     ),
     denoiser=(
-        Stage(1, 64, Schedule(steps=4000, lr=1.5e-3, cooldown=300, warmup=100, ema=0.99, autocast=False)),
-        Stage(LATENTS, 32, Schedule(steps=6000, lr=1e-3, cooldown=1500, warmup=30, ema=0.998, autocast=False)),
+        Stage(1, 64, Schedule(1800, lr=1.5e-3, muon=4e-3, cooldown=200, warmup=100, ema=0.99, autocast=False)),
+        Stage(LATENTS, 32, Schedule(2600, lr=1e-3, muon=2.5e-3, cooldown=900, warmup=30, ema=0.99, autocast=False)),
     ),
     pool=6144,
     judged=200,
@@ -122,8 +123,7 @@ def new_transformer() -> WanTransformer3DModel:
 
 def velocity(network: Any, noisy: Tensor, times: Tensor, text: Tensor, given: bool) -> Tensor:
     """What the network makes of latents at `times` `[B, T]`, which it is told by tokens if the first is given."""
-    _, _, _, height, width = noisy.shape
-    told = times.repeat_interleave(height * width // 4, dim=1) if given else times[:, 0]
+    told = times.repeat_interleave(SIDE * SIDE // 4, dim=1) if given else times[:, 0]
     return network(noisy, told, text, return_dict=False)[0]
 
 
@@ -133,11 +133,11 @@ def build_transformer(out: Path, work: Path, codec: Codec, plan: Plan) -> WanTra
     network = new_transformer()
     shorten_text(network)
 
-    def loss(stage: Stage, generator: torch.Generator) -> Tensor:
-        clean, texts, given = pool.draw(stage, generator)
-        return flow_loss(lambda z, times: velocity(network, z, times, features[texts], given), clean, given, generator)
+    def of_batch(noisy: Tensor, times: Tensor, batch: Batch) -> Tensor:
+        return velocity(network, noisy, times, features[batch.texts], batch.given)
 
-    flow.train(network, plan.denoiser, loss, SEED, work / "wan")
+    named = NamingHead(network.blocks[LAYERS // 2 - 1], HEADS * HEAD, SIDE // 2)
+    flow.train(network, of_batch, named, pool, plan.denoiser, SEED, work / "wan")
     return network
 
 
