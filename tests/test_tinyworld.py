@@ -15,6 +15,7 @@ from vader.rewards.registry import load_reward
 from vader.sampling.videos import sample_videos
 from vader.tinyworld import split
 from vader.tinyworld.judge import judge, judge_prompts
+from vader.tinyworld.pictures import first_frames, test_pictures
 from vader.tinyworld.scenes import (
     ALL_ATTRIBUTES,
     CAPTIONS,
@@ -173,6 +174,7 @@ def test_the_shipped_model_and_reward_load_and_score() -> None:
         ("modelscope", "tiny/modelscope-sizes", 8, 24, 10, 0.6),
         ("videocrafter", "tiny", 8, 32, 10, 0.75),
         ("opensora", "tiny", 17, 32, 20, 0.4),
+        ("wan", "tiny", 9, 32, 10, 0.75),
     ],
 )
 def test_the_shipped_base_models_heed_unseen_prompts(
@@ -187,6 +189,19 @@ def test_the_shipped_base_models_heed_unseen_prompts(
     if (family, checkpoint) == ("modelscope", "tiny"):
         assert right["damage"].mean() < 0.05
         assert right["damaged"].mean() < 0.2
+
+
+@pytest.mark.parametrize("family", ["wan-i2v"])
+def test_the_shipped_models_go_on_from_pictures(family, tmp_path, monkeypatch) -> None:
+    """The first frame is the picture's, and what follows moves as the text says."""
+    monkeypatch.setenv("VADER_CACHE", str(tmp_path))
+    model, prompts = load_model(family, "tiny"), test_pictures()[:8]
+    videos = sample_videos(model, prompts, VideoSize(9, 32, 32), 10, 4.0)
+    pictures = first_frames(split.test_attributes())[:8]
+    assert (videos[:, 0] - pictures).square().mean() < 10**-2.5  # 25 dB
+    right = judge_prompts(videos, prompts)
+    least = dict.fromkeys(ATTRIBUTES, 0.75)
+    assert {name: right[name].mean().item() >= least[name] for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, True)
 
 
 def test_the_shipped_action_classifier_tells_directions(scenes, videos) -> None:

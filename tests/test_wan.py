@@ -14,6 +14,7 @@ from transformers import UMT5EncoderModel
 from factories import Fixed
 from vader.cli import main
 from vader.errors import UserError
+from vader.files.hub import tiny_weights
 from vader.models import load_adapter, load_model
 from vader.models.wan import Wan
 from vader.networks.adapter import matching_layers
@@ -99,6 +100,18 @@ def test_sampling_equals_the_diffusers_pipeline(folder, model, steps):
     found = ours(model, latents, SIZE, steps, 5.0)
     same(found, theirs(pipe, latents, SIZE, steps, "latent", guidance_scale=5.0))
     same(model.decode(found), theirs(pipe, latents, SIZE, steps, "pt", guidance_scale=5.0))
+
+
+def test_the_shipped_model_samples_as_the_diffusers_pipeline():
+    """Its weights are half precision on disk; here and there they are loaded as float32."""
+    folder, size = tiny_weights("wan"), VideoSize(frames=9, height=32, width=32, fps=8)
+    pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    model = load_model("wan", "tiny")
+    latents = start(model, size)
+    found = ours(model, latents, size, 3, 4.0)
+    same(found, theirs(pipe, latents, size, 3, "latent", guidance_scale=4.0))
+    same(model.decode(found), theirs(pipe, latents, size, 3, "pt", guidance_scale=4.0))
 
 
 def test_two_experts_have_a_scale_each(experts):

@@ -43,8 +43,8 @@ ABOUT = {  # what `vader list models` says of each
     "opensora": "Open-Sora 1.2, text to video, 1.2B, a flow transformer: hpcai-tech/OpenSora-STDiT-v3; tiny.",
     "svd": "Stable Video Diffusion, image to video: stabilityai/stable-video-diffusion-img2vid, ...-img2vid-xt; tiny.",
     "videocrafter": "VideoCrafter2, text to video at 320 x 512, 1.4B: VideoCrafter/VideoCrafter2, or its file; tiny.",
-    "wan": "Wan 2.1 and 2.2 (and FastWan, SkyReels-V2), text to video, 1.3B up: Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...",
-    "wan-i2v": "Wan 2.1 and 2.2, image to video: Wan-AI/Wan2.2-TI2V-5B-Diffusers, Wan-AI/Wan2.1-I2V-14B-480P-...",
+    "wan": "Wan 2.1 and 2.2 (FastWan, SkyReels-V2), text to video, 1.3B up: Wan-AI/Wan2.1-T2V-1.3B-Diffusers; tiny.",
+    "wan-i2v": "Wan 2.1 and 2.2, image to video: Wan-AI/Wan2.2-TI2V-5B-Diffusers and others; tiny.",
 }
 CONTRACT = ("checkpoint", "dtype")  # what every family's `load` takes
 

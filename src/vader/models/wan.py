@@ -110,14 +110,14 @@ class Wan(VideoModel):
 
     @classmethod
     def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: a folder or a hub id."""
+        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
         source = files.resolve(checkpoint, Wan.family)
         files.check_components(source, COMPONENTS)
         return source
 
     @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> Wan:
-        """See `VideoModel.load`; `checkpoint` is a folder or a hub id.
+        """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id.
 
         Args:
             back: a frame's gradient reaches the latent that it is decoded from and so many before; each costs another
