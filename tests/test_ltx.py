@@ -19,6 +19,7 @@ from factories import Fixed
 from ltx_factories import PIPELINES, make_ltx_transformer, make_tiny_ltx
 from vader.cli import main
 from vader.errors import UserError
+from vader.files.hub import tiny_weights
 from vader.models import load_model
 from vader.models.ltx import LTX
 from vader.models.ltx_lora import NAMES
@@ -121,6 +122,23 @@ def given(monkeypatch):
         monkeypatch.setattr(pipeline_ltx_condition, "randn_tensor", lambda *args, **settings: next(draws))
 
     return give
+
+
+def test_the_shipped_model_samples_as_the_first_pipeline():
+    """Its weights are half precision and float8 on disk; here and there they are loaded as float32."""
+    folder = tiny_weights("ltx")
+    pipe = LTXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    model, size = load_model("ltx", "tiny"), VideoSize(frames=9, height=32, width=32, fps=8)
+    latents = torch.randn(1, *model.noise_shape(size), generator=torch.Generator().manual_seed(1))
+    walk = Walk(make_sampler(model, size, 3, 4.0), model.encode(PROMPTS[:1], size), Fixed(latents))
+    found = walk.frozen(3).latents
+    with torch.no_grad():
+        expected = pipe(
+            PROMPTS[0].text, PROMPTS[0].negative, 32, 32, 9, 8, 3, guidance_scale=4.0, latents=packed(latents),
+            output_type="pt",
+        ).frames  # fmt: skip
+        same(model.decode(found), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])

@@ -175,6 +175,7 @@ def test_the_shipped_model_and_reward_load_and_score() -> None:
         ("videocrafter", "tiny", 8, 32, 10, 0.75),
         ("opensora", "tiny", 17, 32, 20, 0.4),
         ("wan", "tiny", 9, 32, 10, 0.75),
+        ("ltx", "tiny", 9, 32, 10, 0.6),
     ],
 )
 def test_the_shipped_base_models_heed_unseen_prompts(
@@ -191,7 +192,7 @@ def test_the_shipped_base_models_heed_unseen_prompts(
         assert right["damaged"].mean() < 0.2
 
 
-@pytest.mark.parametrize("family", ["wan-i2v"])
+@pytest.mark.parametrize("family", ["wan-i2v", "ltx-i2v"])
 def test_the_shipped_models_go_on_from_pictures(family, tmp_path, monkeypatch) -> None:
     """The first frame is the picture's, and what follows moves as the text says."""
     monkeypatch.setenv("VADER_CACHE", str(tmp_path))

@@ -103,7 +103,7 @@ def test_sampling_equals_the_diffusers_pipeline(folder, model, steps):
 
 
 def test_the_shipped_model_samples_as_the_diffusers_pipeline():
-    """Its weights are half precision on disk; here and there they are loaded as float32."""
+    """Its weights are half precision and float8 on disk; here and there they are loaded as float32."""
     folder, size = tiny_weights("wan"), VideoSize(frames=9, height=32, width=32, fps=8)
     pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

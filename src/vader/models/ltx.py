@@ -89,8 +89,8 @@ class LTX(VideoModel):
 
     @classmethod
     def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
+        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
+        source = files.resolve(checkpoint, LTX.family)
         files.check_components(source, COMPONENTS)
         return source
 
@@ -103,7 +103,7 @@ class LTX(VideoModel):
         decode_timestep: float | None = None,
         decode_noise_scale: float | None = None,
     ) -> LTX:
-        """See `VideoModel.load`; `checkpoint` is a folder or a hub id.
+        """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id.
 
         Args:
             decode_timestep: what the decoder of 0.9.1 and later is told, in [0, 1]; None: 0.05.

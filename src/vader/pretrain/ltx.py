@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -110,9 +110,13 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
     write_text(out, opensora)
     codec = new_codec()
     quality = {"psnr_db": video_vae.train(codec, plan.vae, SEED, work / "ltx-vae")}
-    transformer = build_transformer(out, work, codec, plan)
-    for network, part in ((codec.vae, "vae"), (transformer, "transformer")):
-        network.half().save_pretrained(out / part)
+    write(out, codec.vae, build_transformer(out, work, codec, plan))
+    return {**quality, **judged(LTX.load(str(out)), LTXImage.load(str(out)), plan.judged, SEED)}
+
+
+def write(out: Path, vae: AutoencoderKLLTXVideo, transformer: LTXVideoTransformer3DModel) -> None:
+    """The rest of the folder that diffusers' `LTXPipeline` loads, in half precision and less."""
+    vae.half().save_pretrained(out / "vae")
+    flow.save(transformer, out / "transformer")
     SCHEDULER.save_pretrained(out / "scheduler")
     (out / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
-    return {**quality, **judged(LTX.load(str(out)), LTXImage.load(str(out)), plan.judged, SEED)}

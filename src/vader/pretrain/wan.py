@@ -160,9 +160,9 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
 
 
 def write(out: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel) -> None:
-    """The rest of the folder that diffusers' `WanPipeline` loads, in half precision."""
+    """The rest of the folder that diffusers' `WanPipeline` loads, in half precision and less."""
     vae.half().save_pretrained(out / "vae")
-    transformer.half().save_pretrained(out / "transformer")
+    flow.save(transformer, out / "transformer")
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT)
     scheduler.save_pretrained(out / "scheduler")
     (out / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
