@@ -55,6 +55,41 @@ def test_each_hack_has_its_guard(watch, base, name):
         assert f"({expected}: " in sentence(first)
 
 
+@pytest.mark.parametrize("dull", [0.2, 0.32])
+def test_a_full_gain_from_a_dull_base(watch, dull):
+    """From dull to full colour saturation rises 1.9 and 1.7 times: no more than a hack's, and yet all of it true."""
+    evaluations = [measured(step, drawn(vivid), watch, Taste()) for step, vivid in ((0, dull), (5, 1.0))]
+    found = judge(watch, [*evaluations, replace(evaluations[1], step=10)])
+    assert [verdict.colour for verdict in found] == ["green"] * 3
+    assert best_step(found) == 5
+
+
+# Log motion of the videos of a real run on `Stillness` (docs/evaluation.md): the base's, and at steps 4, 6 and 8.
+STILL = {
+    0: (-3.84, -3.81, -4.60, -3.59, -3.86, -4.32, -3.77, -4.40, -3.62, -3.85, -3.96, -5.09, -3.93, -4.16, -4.68, -3.73,
+        -4.58, -3.62, -4.33, -3.48, -4.40, -3.86, -4.32, -4.03, -4.04, -4.42, -3.55, -3.96, -4.10, -4.57, -3.75, -4.28),
+    4: (-3.93, -3.86, -4.63, -3.72, -4.00, -4.45, -3.82, -4.44, -3.67, -3.91, -4.02, -5.15, -4.03, -4.17, -4.73, -3.81,
+        -4.68, -3.69, -4.37, -3.57, -4.43, -3.89, -4.41, -4.08, -4.06, -4.43, -3.75, -4.02, -4.21, -4.59, -3.85, -4.31),
+    6: (-4.01, -3.92, -4.66, -3.78, -4.08, -4.50, -3.85, -4.47, -3.69, -3.94, -4.08, -5.18, -4.08, -4.20, -4.77, -3.86,
+        -4.71, -3.75, -4.43, -3.63, -4.46, -3.92, -4.46, -4.11, -4.09, -4.46, -3.85, -4.07, -4.28, -4.61, -3.92, -4.33),
+    8: (-4.10, -3.98, -4.72, -3.85, -4.19, -4.56, -3.88, -4.50, -3.73, -3.98, -4.14, -5.23, -4.11, -4.23, -4.81, -3.89,
+        -4.71, -3.83, -4.50, -3.70, -4.50, -3.95, -4.50, -4.18, -4.13, -4.51, -4.01, -4.12, -4.35, -4.66, -4.01, -4.37),
+}  # fmt: skip
+
+
+def test_a_real_run_that_freezes():
+    """A sixth less motion in all: far from a half, and stopped for being told twice."""
+    evaluations = [
+        Measured(step, dict.fromkeys(range(32), float(step)), dict.fromkeys(range(32), ""),
+                 {"motion": dict(enumerate(motion))})
+        for step, motion in STILL.items()
+    ]  # fmt: skip
+    found = judge(Guards({"motion": Motion()}), evaluations)
+    assert [verdict.colour for verdict in found] == ["green", "green", "yellow", "red"]
+    assert found[-1].findings["motion"].mean == pytest.approx(-0.44, abs=0.01)
+    assert best_step(found) == 4
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_one_video_for_every_seed(alike):
     base, now, watch = seeds_alike(alike)
