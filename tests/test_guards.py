@@ -273,7 +273,7 @@ def test_floors_signs_and_allowances():
     assert not logs.find(pairs_of(level, level + math.log(2) - 0.02), 0.05).objects
     either = Detail()
     for change in (rise, -rise):
-        assert either.find(pairs_of(level, level + change), 0.05).mean == pytest.approx((math.log(1.5) - 1) / 0.05)
+        assert either.find(pairs_of(level, level + change), 0.05).mean == pytest.approx((math.log(1.05) - 1) / 0.05)
     assert Guards({"one": logs, "other": either}).error == pytest.approx(ERROR / 3)  # who minds both asks twice
 
 

@@ -54,7 +54,7 @@ class Flicker(Guard):
 class Detail(Guard):
     """The share of high frequencies in the power of pictures: rises with noise and texture, falls with blur."""
 
-    sign, wrong, log, allowed = 0, "fine detail has changed", True, math.log(1.5)
+    sign, wrong, log, allowed = 0, "fine detail has changed", True, math.log(1.05)
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> Tensor:
         return _each(clip, _high_share)
