@@ -686,6 +686,7 @@ def small_both(small_families, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_both")
+@pytest.mark.rare
 def test_a_chain_s_counts_follow_from_its_first_two_steps():
     for make in (partial(beside_paper.published, META), partial(beside_paper.ours, "as shipped", META)):
         whole = beside_paper.counted_whole(make(["sampling.steps=4"]))
