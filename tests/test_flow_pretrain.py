@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vader.errors import UserError
 from vader.files.hub import tiny_weights
 from vader.models import load_model
 from vader.pretrain import flow, ltx, ltx_vae, wan, wan_vae
@@ -154,6 +155,14 @@ def test_muon_moves_matrices_alike_in_all_directions(tmp_path):
     gains = torch.linalg.svdvals(moved)
     assert 0.6 < gains[0].item() < 1.3  # of a gradient of rank one the other directions are noise
     assert (network[1].weight - start[1].weight).abs().max().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@both
+def test_without_muon_nothing_is_begun(name, tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match=r"Muon, which torch has from 2\.9 on"):
+        SCRIPTS[name].build(tmp_path / "out", tmp_path, tiny_weights("opensora"))
+    assert not list(tmp_path.iterdir())
 
 
 class Stopped(Exception):

@@ -7,6 +7,7 @@ and told to be at time 0. Nothing tells how vivid a scene is: that is what align
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vader.errors import UserError
 from vader.models.base import VideoModel
 from vader.nouns import Prompt, VideoSize
 from vader.pretrain.loop import fit
@@ -155,15 +157,33 @@ def _block_layers(network: nn.Module) -> list[nn.Linear]:
     return [layer for name, layer in named if "blocks." in name and isinstance(layer, nn.Linear)]
 
 
-def save(network: Any, folder: Path) -> None:
-    """Writes a denoiser in half precision, the matrices of its blocks in float8, as large ones come for small cards.
+def begin(out: Path, seed: int) -> None:
+    """Before all else of a build: its seed and its folder.
 
-    Half the bytes, and the judge tells no difference; diffusers casts them to what is asked for.
+    Raises:
+        UserError: torch has no Muon yet, which the denoiser is trained by after the VAE's long training.
     """
-    network.half()
-    for layer in _block_layers(network):
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"the tiny Wan and LTX are trained by Muon, which torch has from 2.9 on: this is {torch.__version__}"
+        )
+    torch.manual_seed(seed)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def write(out: Path, vae: Any, denoiser: Any, scheduler: Any, index: dict[str, Any]) -> None:
+    """The parts of a pipeline folder of diffusers that are not text: the VAE in half precision, and the denoiser.
+
+    The matrices of the denoiser's blocks are in float8, as large ones come for small cards, and all else of it in half
+    precision. That is half the bytes, and the judge tells no difference; diffusers casts them to what is asked for.
+    """
+    vae.half().save_pretrained(out / "vae")
+    denoiser.half()
+    for layer in _block_layers(denoiser):
         layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
-    network.save_pretrained(folder)
+    denoiser.save_pretrained(out / "transformer")
+    scheduler.save_pretrained(out / "scheduler")
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def judged(texts: VideoModel, pictures: VideoModel, count: int, seed: int) -> dict[str, float]:

@@ -7,12 +7,11 @@ filled up with, as the release's does.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -104,19 +103,13 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
 
     Args:
         opensora: the tiny Open-Sora, whose text encoder and tokenizer it takes over.
+
+    Raises:
+        UserError: see `flow.begin`.
     """
-    torch.manual_seed(SEED)
-    out.mkdir(parents=True, exist_ok=True)
+    flow.begin(out, SEED)
     write_text(out, opensora)
     codec = new_codec()
     quality = {"psnr_db": video_vae.train(codec, plan.vae, SEED, work / "ltx-vae")}
-    write(out, codec.vae, build_transformer(out, work, codec, plan))
+    flow.write(out, codec.vae, build_transformer(out, work, codec, plan), SCHEDULER, MODEL_INDEX)
     return {**quality, **judged(LTX.load(str(out)), LTXImage.load(str(out)), plan.judged, SEED)}
-
-
-def write(out: Path, vae: AutoencoderKLLTXVideo, transformer: LTXVideoTransformer3DModel) -> None:
-    """The rest of the folder that diffusers' `LTXPipeline` loads, in half precision and less."""
-    vae.half().save_pretrained(out / "vae")
-    flow.save(transformer, out / "transformer")
-    SCHEDULER.save_pretrained(out / "scheduler")
-    (out / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")

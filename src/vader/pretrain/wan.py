@@ -6,14 +6,13 @@ tells how. 3 latent frames of 8x8 are 48 tokens. The text encoder is the T5 of t
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel, UMT5Config, UMT5EncoderModel
@@ -29,6 +28,7 @@ from vader.pretrain.wan_vae import new_codec
 
 SEED = 29
 HEADS, HEAD, LAYERS, TEXT = 4, 32, 6, 64
+SCHEDULER = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT)
 
 DEFAULT = Plan(
     vae=(
@@ -149,20 +149,13 @@ def build(out: Path, work: Path, opensora: Path, plan: Plan = DEFAULT) -> dict[s
 
     Args:
         opensora: the tiny Open-Sora, whose text encoder and tokenizer it takes over.
+
+    Raises:
+        UserError: see `flow.begin`.
     """
-    torch.manual_seed(SEED)
-    out.mkdir(parents=True, exist_ok=True)
+    flow.begin(out, SEED)
     write_text(out, opensora)
     codec = new_codec()
     quality = {"psnr_db": video_vae.train(codec, plan.vae, SEED, work / "wan-vae")}
-    write(out, codec.vae, build_transformer(out, work, codec, plan))
+    flow.write(out, codec.vae, build_transformer(out, work, codec, plan), SCHEDULER, MODEL_INDEX)
     return {**quality, **judged(Wan.load(str(out)), WanImage.load(str(out)), plan.judged, SEED)}
-
-
-def write(out: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel) -> None:
-    """The rest of the folder that diffusers' `WanPipeline` loads, in half precision and less."""
-    vae.half().save_pretrained(out / "vae")
-    flow.save(transformer, out / "transformer")
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT)
-    scheduler.save_pretrained(out / "scheduler")
-    (out / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
