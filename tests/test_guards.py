@@ -11,7 +11,7 @@ import torch
 from guarded import BASE, COUNT, PLANTED, PROMPTS, Leak, Taste, drawn, guards, measured, seeds_alike
 from vader.errors import UserError
 from vader.evaluation.guards.base import DRIFT, ERROR, Guard, Guards, Pairs, drift
-from vader.evaluation.guards.pictures import Distance, Diversity
+from vader.evaluation.guards.pictures import Distance, Diversity, Hue, turned
 from vader.evaluation.guards.pixels import Clipped, Contrast, Detail, Flicker, Grid, Motion, Saturation
 from vader.evaluation.guards.registry import BUILT_IN, build_guards, check_guards, guard_names, tried
 from vader.evaluation.guards.rewards import Retention, coarser
@@ -95,6 +95,27 @@ def test_one_video_for_every_seed(alike):
     base, now, watch = seeds_alike(alike)
     verdict = judge(watch, [base, now])[1]
     assert verdict.guard == ("diversity" if alike else None)
+
+
+@pytest.mark.parametrize(("degrees", "colours"), [(2.0, "green"), (3.0, "yellow")])
+def test_one_colour_for_another(base, degrees, colours):
+    """Prompts' colours turn a little further than a gain's may; full colours from dull ones do not turn at all."""
+    watch = Guards({"hue": Hue(allowed=2)})
+    base, turned_far, full = (
+        measured(step, clips, watch, Taste(0.1))
+        for step, clips in ((0, BASE), (5, turn(BASE, degrees)), (5, drawn(0.9)))
+    )
+    verdict = judge(watch, [base, turned_far])[1]
+    assert (verdict.colour, verdict.findings["hue"].said) == (colours, f"{degrees:.1f} degrees")
+    assert judge(watch, [base, full])[1].findings["hue"].mean > 0.5
+
+
+def turn(clips: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Every pixel turned about the grey axis (Rodrigues' formula); values may leave [0, 1]."""
+    angle, axis = math.radians(degrees), torch.full((3,), 3**-0.5)
+    across = torch.linalg.cross(axis.view(3, 1, 1).expand_as(clips), clips, dim=-3)
+    along = clips.mean(dim=-3, keepdim=True).expand_as(clips)
+    return clips * math.cos(angle) + across * math.sin(angle) + along * (1 - math.cos(angle))
 
 
 def test_a_reward_that_leaks_through_the_batch(watch):
@@ -332,6 +353,26 @@ def test_thumbnails():
     assert spread == pytest.approx(torch.tensor([0.2, 0.1]).std().item(), abs=1e-6)
     moved, _ = Distance().changes(pairs_of(flat, flat + 0.1))
     assert moved[3] == pytest.approx(0.1 / torch.tensor([0.2, 0.6, 0.7, 0.4, 0.5, 0.1]).mean().item(), abs=1e-5)
+
+
+def test_how_far_colours_have_turned():
+    painted = torch.rand(5, 2, 3, 16, 16) * 0.6 + 0.2
+    thumbnails, twice, round_ = (
+        Hue().per_video(Clip.whole(clips, 8), PROMPTS[:5])
+        for clips in (painted, painted.mean(2, keepdim=True) * 0.5 + painted * 1.5, turn(painted, 37.0))
+    )
+    assert turned(thumbnails, twice).tolist() == pytest.approx([0.0] * 5, abs=1e-2)
+    assert turned(thumbnails, round_).tolist() == pytest.approx([37.0] * 5, abs=1e-2)
+    assert turned(round_, thumbnails.roll(64, 1)).tolist() == pytest.approx([83.0] * 5, abs=1e-2)  # channels: 120
+    red, teal, grey = (
+        torch.tensor(one).repeat_interleave(64)[None] for one in ((0.9, 0.1, 0.1), (0.1, 0.9, 0.9), (0.4,) * 3)
+    )
+    half = torch.where(torch.arange(192) % 64 < 16, teal, red)
+    assert turned(red, half).item() == pytest.approx(45.0, abs=1e-2)
+    assert turned(red, torch.where(torch.arange(192) % 64 < 16, teal, grey)).item() == pytest.approx(180.0, abs=1e-2)
+    assert turned(grey, red).item() == turned(grey, grey).item() == 0
+    with pytest.raises(UserError, match="in degrees, above 0 and at most 90, not 0"):
+        Hue(allowed=0)
 
 
 def test_retention():

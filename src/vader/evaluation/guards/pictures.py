@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vader.errors import UserError
 from vader.evaluation.guards.base import Guard, Pairs
 from vader.nouns import Clip, Prompt
 
 SIDE = 8
+GREY = 1e-6  # colourfulness squared, summed over cells: less is no colour
 
 
 class _Thumbnails(Guard):
@@ -56,6 +58,40 @@ class Distance(_Thumbnails):
 
     def words(self, change: float, mean: float) -> str:
         return f"{change:.2f} of the distance between base videos of two prompts"
+
+
+class Hue(_Thumbnails):
+    """How far colours have turned from the base's, in degrees: rises when one colour becomes another.
+
+    What makes colours stronger or paler leaves it at 0.
+
+    Args:
+        allowed: degrees that may belong to a true gain; an objection begins a quarter above it.
+    """
+
+    sign, wrong = -1, "colours have turned"
+
+    def __init__(self, allowed: float = 10.0) -> None:
+        if not 0 < allowed <= 90:
+            raise UserError(f"guard 'hue': allowed is in degrees, above 0 and at most 90, not {allowed}")
+        self.allowed = allowed
+
+    def changes(self, pairs: Pairs) -> tuple[dict[int, float], float]:
+        return dict(zip(pairs.keys, turned(pairs.base, pairs.now).tolist(), strict=True)), self.allowed
+
+    def words(self, change: float, mean: float) -> str:
+        return f"{change:.1f} degrees"
+
+
+def turned(base: Tensor, now: Tensor) -> Tensor:
+    """How far the colours of thumbnails `[n, D]` differ in hue, in degrees from 0 to 180, `[n]`. Cells count by how
+    colourful they are in both; where there is no colour it is 0."""
+    one, other = (thumbnails.unflatten(1, (3, -1)) for thumbnails in (base, now))
+    one, other = (cells - cells.mean(dim=1, keepdim=True) for cells in (one, other))
+    across, along = torch.linalg.cross(one, other, dim=1).norm(dim=1), (one * other).sum(dim=1)
+    weight = one.norm(dim=1) * other.norm(dim=1)
+    angle = torch.atan2(across, along).rad2deg()
+    return (weight * angle).sum(dim=1) / weight.sum(dim=1).clamp(min=GREY)
 
 
 def _apart(groups: Mapping[int, Sequence[int]], thumbnails: Tensor) -> dict[int, float]:

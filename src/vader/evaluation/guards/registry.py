@@ -28,6 +28,7 @@ BUILT_IN: dict[str, type[Guard] | str] = {
     "contrast": "vader.evaluation.guards.pixels:Contrast",
     "diversity": "vader.evaluation.guards.pictures:Diversity",
     "distance": "vader.evaluation.guards.pictures:Distance",
+    "hue": "vader.evaluation.guards.pictures:Hue",
 }
 MARGIN = "/margin"
 
