@@ -91,8 +91,11 @@ def test_a_recipe_names_its_model_first_and_all_that_its_rewards_lack(tmp_path, 
 def test_all_missing_files_of_a_folder_are_named(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/config.json").touch()
-    with pytest.raises(UserError, match=r"is not whole: vae/config\.json, tokenizer/vocab\.json are missing"):
-        hub.check_components(str(tmp_path), {"unet": "config.json", "vae": "config.json", "tokenizer": "vocab.json"})
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").touch()
+    missing = "vae/config.json, tokenizer_2/tokenizer_config.json, image_processor/preprocessor_config.json are missing"
+    with pytest.raises(UserError, match=re.escape(f"is not whole: {missing}")):
+        hub.check_components(str(tmp_path), ("unet", "vae", "tokenizer_2", "scheduler", "image_processor"))
 
 
 def test_nothing_to_score_is_said_before_rewards_are_looked_up(capsys):

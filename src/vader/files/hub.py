@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,6 +35,12 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # transformers' word for it
 PATIENCE = 5  # seconds that the hub has for an answer
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SETTINGS = {  # of components that are neither networks nor tokenizers
+    "scheduler": "scheduler_config.json",
+    "guider": "guider_config.json",
+    "feature_extractor": "preprocessor_config.json",
+    "image_processor": "preprocessor_config.json",
+}
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # what a tokenizer's folder has of words, by the library
 BYTES = 256  # as many words have tokenizers that need no vocabulary
 # Of counts in settings, by the end of their names: beyond any network's, and making so many would not end.
@@ -143,14 +149,19 @@ def has_file(source: str, name: str) -> bool:
         return file_exists(source, name)
 
 
-def check_components(source: str, components: dict[str, str]) -> None:
-    """Before anything is loaded: a folder has every component (subfolder -> a file that must be in it).
+def settings_file(component: str) -> str:
+    """The file that a component (subfolder) of a checkpoint in diffusers' layout has its settings in."""
+    return TOKENIZER_CONFIG if component.startswith("tokenizer") else SETTINGS.get(component, "config.json")
+
+
+def check_components(source: str, components: Iterable[str]) -> None:
+    """Before anything is loaded: a folder has every component, a subfolder with settings.
 
     Raises:
         UserError: naming all that are missing.
     """
     folder = Path(source)
-    named = [f"{subfolder}/{file}" for subfolder, file in components.items()]
+    named = [f"{component}/{settings_file(component)}" for component in components]
     missing = [name for name in named if folder.is_dir() and not (folder / name).is_file()]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -213,12 +224,16 @@ def together(*finds: Callable[[], Any]) -> list[Any]:
 # ---- what ----
 
 
-def load_config(source: str, subfolder: str, file: str = "config.json") -> dict[str, Any]:
+def load_config(source: str, subfolder: str, file: str | None = None) -> dict[str, Any]:
     """A component's JSON settings.
+
+    Args:
+        file: None is `settings_file`.
 
     Raises:
         UserError: it is missing, cannot be read, or holds no settings.
     """
+    file = file or settings_file(subfolder)
     path = find_component(source, subfolder, file)
     label = _named(f"{subfolder}/{file}".lstrip("/"), source)
     require_regular(path, label)

@@ -20,9 +20,10 @@ from transformers import T5EncoderModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.base import latent_frames, latent_sides
 from vader.models.causal_vae import check_back
 from vader.models.cogvideox_vae import TOGETHER, WindowDecoder, encode, recompute_layers
+from vader.models.folder import FolderModel
 from vader.models.image_vae import space_factor
 from vader.models.text_cache import Part, TextEmbedder
 from vader.models.wan import sees_pictures
@@ -30,19 +31,12 @@ from vader.networks.measure import weight_dtype
 from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
 
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 
-
-class CogVideoX(VideoModel):
+class CogVideoX(FolderModel):
     """A transformer of text and video tokens, a causal VAE that is decoded window by window; text is encoded once."""
 
     family = "cogvideox"
+    components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     lora_pipeline = "CogVideoXPipeline"
     frame_axis = 1
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
@@ -60,13 +54,6 @@ class CogVideoX(VideoModel):
         self.text = text
         self.scheduler = scheduler
         self.decoder = WindowDecoder(vae, back)
-
-    @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
-        files.check_components(source, COMPONENTS)
-        return source
 
     @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> CogVideoX:
@@ -89,7 +76,7 @@ class CogVideoX(VideoModel):
         encoder, tokenizer = Part(source, "text_encoder"), Part(source, "tokenizer")
         tokens = transformer.config.max_text_seq_length
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+            scheduler=files.load_config(source, "scheduler"),
             text=TextEmbedder(T5EncoderModel, encoder, tokenizer, dtype, tokens, "cogvideox", filled="kept"),
             vae=files.load_network(AutoencoderKLCogVideoX, source, "vae", dtype),
             transformer=transformer,

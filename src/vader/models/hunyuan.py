@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.base import latent_frames, latent_sides
+from vader.models.folder import FolderModel
 from vader.models.hunyuan_text import TOKENS, LlamaEmbedder
 from vader.models.hunyuan_vae import TileDecoder, recompute_layers
 from vader.models.text import embed_once
@@ -30,25 +31,17 @@ from vader.nouns import Condition, Prompt, VideoSize
 
 CLIP_TOKENS = 77
 TOLD = 1000.0  # the scale is told in thousandths
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "text_encoder_2": "config.json",
-    "tokenizer_2": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 
 
-class HunyuanVideo(VideoModel):
+class HunyuanVideo(FolderModel):
     """A transformer of text and video tokens, a VAE that is decoded tile by tile; Llama's features are made once."""
 
     family = "hunyuan"
+    components = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
     lora_pipeline = "HunyuanVideoPipeline"
     # Not those of the text's own two blocks: diffusers misreads them in files under original names.
     lora_targets = (
-        *(f"transformer_blocks.*.attn.{layer}" for layer in VideoModel.lora_targets),
+        *(f"transformer_blocks.*.attn.{layer}" for layer in FolderModel.lora_targets),
         *(f"single_transformer_blocks.*.attn.{layer}" for layer in ("to_q", "to_k", "to_v")),
     )
     guidance = "embedded"
@@ -74,13 +67,6 @@ class HunyuanVideo(VideoModel):
         self.decoder = TileDecoder(vae)
 
     @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
-        files.check_components(source, COMPONENTS)
-        return source
-
-    @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> HunyuanVideo:
         """See `VideoModel.load`; `checkpoint` is a folder or a hub id.
 
@@ -93,7 +79,7 @@ class HunyuanVideo(VideoModel):
         encoder, tokenizer = Part(source, "text_encoder"), Part(source, "tokenizer")
         tokens = TOKENS + LlamaEmbedder.skipped
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+            scheduler=files.load_config(source, "scheduler"),
             text=LlamaEmbedder(LlamaModel, encoder, tokenizer, dtype, tokens, "hunyuan"),
             text_encoder_2=files.load_network(CLIPTextModel, source, "text_encoder_2", dtype),
             tokenizer_2=files.load_tokenizer(AutoTokenizer, source, "tokenizer_2"),

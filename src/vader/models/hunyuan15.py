@@ -18,8 +18,9 @@ from transformers import Qwen2_5_VLTextModel, T5EncoderModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.base import latent_frames, latent_sides
 from vader.models.causal_vae import check_back
+from vader.models.folder import FolderModel
 from vader.models.hunyuan15_attention import all_of, drop_masks
 from vader.models.hunyuan15_text import GLYPH_TOKENS, TOKENS, GlyphEmbedder, QwenEmbedder
 from vader.models.hunyuan15_vae import WindowDecoder, encode, recompute_layers
@@ -28,22 +29,21 @@ from vader.networks.measure import weight_dtype
 from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
 
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "text_encoder_2": "config.json",
-    "tokenizer_2": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-    "guider": "guider_config.json",
-}
 
-
-class HunyuanVideo15(VideoModel):
+class HunyuanVideo15(FolderModel):
     """A transformer of text and video tokens, a causal VAE that is decoded latent by latent; text is encoded once."""
 
-    family = "hunyuan15"
+    family = tiny = "hunyuan15"
+    components = (
+        "transformer",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "scheduler",
+        "guider",
+    )
     lora_network = "HunyuanVideo15Transformer3DModel"
     sigmas = "even"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
@@ -66,13 +66,6 @@ class HunyuanVideo15(VideoModel):
         self.scheduler = scheduler
         self.guider = guider
         self.decoder = WindowDecoder(vae, back)
-
-    @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: a folder or a hub id."""
-        source = files.resolve(checkpoint, HunyuanVideo15.family)
-        files.check_components(source, COMPONENTS)
-        return source
 
     @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> HunyuanVideo15:
@@ -222,8 +215,8 @@ def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
     width = transformer.config.text_embed_2_dim
     qwen, byt5 = ((Part(source, f"text_encoder{n}"), Part(source, f"tokenizer{n}"), dtype) for n in ("", "_2"))
     return {
-        "scheduler": files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
-        "guider": files.load_config(source, "guider", COMPONENTS["guider"]),
+        "scheduler": files.load_config(source, "scheduler"),
+        "guider": files.load_config(source, "guider"),
         "text": QwenEmbedder(Qwen2_5_VLTextModel, *qwen, TOKENS + QwenEmbedder.skipped, "hunyuan15"),
         "glyphs": GlyphEmbedder(T5EncoderModel, *byt5, GLYPH_TOKENS, "hunyuan15-glyphs", width=width),
         "vae": files.load_network(AutoencoderKLHunyuanVideo15, source, "vae", dtype),

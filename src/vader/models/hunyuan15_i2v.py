@@ -46,7 +46,7 @@ class HunyuanVideo15Image(HunyuanVideo15):
         return cls(
             **load_parts(source, dtype, back),
             image_encoder=files.load_network(SiglipVisionModel, source, "image_encoder", dtype),
-            image_config=files.load_config(source, "feature_extractor", "preprocessor_config.json"),
+            image_config=files.load_config(source, "feature_extractor"),
         )
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, CLIPTextModel, Qwen2_5_VLForConditionalG
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.hunyuan import COMPONENTS, HunyuanVideo
+from vader.models.hunyuan import HunyuanVideo
 from vader.models.kandinsky5_attention import attend_in_float
 from vader.models.kandinsky5_text import TOKENS, QwenEmbedder
 from vader.models.text import embed_once
@@ -55,7 +55,7 @@ class Kandinsky5(HunyuanVideo):
         transformer = files.load_network(Kandinsky5Transformer3DModel, source, "transformer", dtype)
         attend_in_float(transformer)
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+            scheduler=files.load_config(source, "scheduler"),
             text=QwenEmbedder(Qwen2_5_VLForConditionalGeneration, encoder, tokenizer, dtype, tokens, "kandinsky5"),
             text_encoder_2=files.load_network(CLIPTextModel, source, "text_encoder_2", dtype),
             tokenizer_2=files.load_tokenizer(AutoTokenizer, source, "tokenizer_2"),

@@ -20,20 +20,13 @@ from transformers import T5EncoderModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.base import latent_frames, latent_sides
+from vader.models.folder import FolderModel
 from vader.models.ltx_vae import FrameDecoder, Told, encode
 from vader.models.text_cache import Filled, Part, TextEmbedder
 from vader.networks.measure import weight_dtype
 from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
-
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,11 @@ FIRST = Generation(128, padded=True, sigmas="even", early=False, pipeline=LTXPip
 LATER = Generation(256, padded=False, sigmas="linear_quadratic", early=True, pipeline=LTXConditionPipeline)
 
 
-class LTX(VideoModel):
+class LTX(FolderModel):
     """A transformer over rows of tokens, a VAE whose frames see each other; the text encoder is not kept."""
 
-    family = "ltx"
+    family = tiny = "ltx"
+    components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     lora_pipeline = "LTXPipeline"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
 
@@ -86,13 +80,6 @@ class LTX(VideoModel):
         self.generation = Generation.of(self.vae.config)
         self.sigmas = self.generation.sigmas
         self.decoder = FrameDecoder(vae, told)
-
-    @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
-        source = files.resolve(checkpoint, LTX.family)
-        files.check_components(source, COMPONENTS)
-        return source
 
     @classmethod
     def load(
@@ -116,7 +103,7 @@ class LTX(VideoModel):
         vae = files.load_config(source, "vae")
         told, generation = told_of(vae, decode_timestep, decode_noise_scale), Generation.of(vae)
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+            scheduler=files.load_config(source, "scheduler"),
             text=embedder(source, dtype, generation),
             vae=files.load_network(AutoencoderKLLTXVideo, source, "vae", dtype),
             transformer=files.load_network(LTXVideoTransformer3DModel, source, "transformer", dtype),

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.base import latent_frames, latent_sides
+from vader.models.folder import FolderModel
 from vader.models.ltx2_text import GemmaEmbedder
 from vader.models.ltx_vae import LTX2FrameDecoder, encode
 from vader.networks.measure import weight_dtype
@@ -29,19 +30,9 @@ from vader.nouns import Audio, Condition, Prompt, VideoSize
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 VOCODERS = {network.__name__: network for network in (LTX2Vocoder, LTX2VocoderWithBWE)}
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "audio_vae": "config.json",
-    "vocoder": "config.json",
-    "connectors": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 
 
-class LTX2(VideoModel):
+class LTX2(FolderModel):
     """A transformer over the tokens of video and sound, a VAE for each; what makes texts' contexts is not kept.
 
     Adapters go to the video's own attention. Video and sound may have a guidance scale each: strategy `modalities`
@@ -49,6 +40,7 @@ class LTX2(VideoModel):
     """
 
     family = "ltx2"
+    components = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder", "tokenizer", "scheduler")
     lora_pipeline = "LTX2Pipeline"
     lora_targets = tuple(f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ATTENTION)
     sigmas = "even"
@@ -76,13 +68,6 @@ class LTX2(VideoModel):
         self.decoder = LTX2FrameDecoder(vae)
 
     @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
-        files.check_components(source, COMPONENTS)
-        return source
-
-    @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, isolate: bool = False) -> LTX2:
         """See `VideoModel.load`; `checkpoint` is a folder or a hub id.
 
@@ -96,7 +81,7 @@ class LTX2(VideoModel):
         source = cls.locate(checkpoint)
         vocoder = VOCODERS.get(files.load_config(source, "vocoder").get("_class_name", ""), LTX2Vocoder)
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+            scheduler=files.load_config(source, "scheduler"),
             text=GemmaEmbedder(source, dtype),
             vae=files.load_network(AutoencoderKLLTX2Video, source, "vae", dtype),
             audio_vae=files.load_network(AutoencoderKLLTX2Audio, source, "audio_vae", dtype),

@@ -19,25 +19,19 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_sides
+from vader.models.base import latent_sides
+from vader.models.folder import FolderModel
 from vader.models.image_vae import decode_frames, encode_frames, space_factor
 from vader.models.text import embed_once
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 
-COMPONENTS = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 
-
-class ModelScope(VideoModel):
+class ModelScope(FolderModel):
     """UNet3D denoiser, image VAE decoded frame by frame, CLIP text encoder."""
 
     family = "modelscope"
+    components = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
 
     def __init__(
@@ -55,18 +49,11 @@ class ModelScope(VideoModel):
         self.scheduler = scheduler
 
     @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
-        files.check_components(source, COMPONENTS)
-        return source
-
-    @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32) -> ModelScope:
         """See `VideoModel.load`; `checkpoint` is `tiny`, a folder or a hub id."""
         source = cls.locate(checkpoint)
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+            scheduler=files.load_config(source, "scheduler"),
             tokenizer=files.load_tokenizer(CLIPTokenizer, source, "tokenizer"),
             text_encoder=files.load_network(CLIPTextModel, source, "text_encoder", dtype),
             vae=files.load_network(AutoencoderKL, source, "vae", dtype),

@@ -23,28 +23,22 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from vader.errors import UserError
 from vader.files import hub as files
 from vader.files.images import normalize, starting_images
-from vader.models.base import VideoModel, latent_sides
+from vader.models.base import latent_sides
+from vader.models.folder import FolderModel
 from vader.models.image_vae import space_factor
 from vader.networks.measure import weight_dtype
 from vader.nouns import Condition, Prompt, VideoSize
 from vader.randomness import generator
 
-COMPONENTS = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "image_encoder": "config.json",
-    "feature_extractor": "preprocessor_config.json",
-    "scheduler": "scheduler_config.json",
-}
 
-
-class StableVideoDiffusion(VideoModel):
+class StableVideoDiffusion(FolderModel):
     """Spatio-temporal UNet, VAE whose decoder mixes frames, CLIP image encoder.
 
     The guidance scale is the last frame's; it rises evenly from 1 at the first, which is the picture itself.
     """
 
     family = "svd"
+    components = ("unet", "vae", "image_encoder", "feature_extractor", "scheduler")
     takes_images = True
     takes_negative = False
     guidance = "ramp"
@@ -73,13 +67,6 @@ class StableVideoDiffusion(VideoModel):
         self.decode_chunk = decode_chunk
 
     @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
-        source = files.resolve(checkpoint, cls.family)
-        files.check_components(source, COMPONENTS)
-        return source
-
-    @classmethod
     def load(
         cls,
         checkpoint: str,
@@ -103,8 +90,8 @@ class StableVideoDiffusion(VideoModel):
         _check_options(motion_bucket, noise_augmentation, decode_chunk)
         source = cls.locate(checkpoint)
         return cls(
-            scheduler=files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
-            image_config=files.load_config(source, "feature_extractor", COMPONENTS["feature_extractor"]),
+            scheduler=files.load_config(source, "scheduler"),
+            image_config=files.load_config(source, "feature_extractor"),
             image_encoder=files.load_network(CLIPVisionModelWithProjection, source, "image_encoder", dtype),
             vae=_load_vae(source, dtype),
             unet=files.load_network(UNetSpatioTemporalConditionModel, source, "unet", dtype),

@@ -29,8 +29,9 @@ from transformers import UMT5EncoderModel
 
 from vader.errors import UserError
 from vader.files import hub as files
-from vader.models.base import VideoModel, latent_frames, latent_sides
+from vader.models.base import latent_frames, latent_sides
 from vader.models.causal_vae import check_back
+from vader.models.folder import FolderModel
 from vader.models.text_cache import Part, TextEmbedder
 from vader.models.wan_vae import WindowDecoder, encode, recompute_layers
 from vader.networks.measure import weight_dtype
@@ -38,13 +39,6 @@ from vader.networks.recompute import Grain
 from vader.nouns import Condition, Prompt, VideoSize
 
 TOKENS = 512  # of every text: beyond its own there are zeros, which are attended too
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 NETWORKS: dict[str, type[Any]] = {one.__name__: one for one in (WanTransformer3DModel, SkyReelsV2Transformer3DModel)}
 UNLIKE = {  # classes that are told more than a text or a picture
     "WanVACETransformer3DModel": "VACE, which edits a video that it is shown",
@@ -79,13 +73,14 @@ class Index:
         return cls(boundary, bool(said.get("expand_timesteps")))
 
 
-class Wan(VideoModel):
+class Wan(FolderModel):
     """A transformer or two, a causal VAE that is decoded window by window; text is encoded once, the encoder not kept.
 
     Two experts may have a guidance scale each: strategy `experts` (`vader.sampling.guidance`).
     """
 
-    family = "wan"
+    family = tiny = "wan"
+    components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     lora_pipeline = "WanPipeline"
     vae: Any  # diffusers' networks carry their settings in ways that type checkers do not see
 
@@ -107,13 +102,6 @@ class Wan(VideoModel):
         self.scheduler = scheduler
         self.index = index
         self.decoder = WindowDecoder(vae, back)
-
-    @classmethod
-    def locate(cls, checkpoint: str) -> str:
-        """See `VideoModel.locate`: `tiny`, a folder or a hub id."""
-        source = files.resolve(checkpoint, Wan.family)
-        files.check_components(source, COMPONENTS)
-        return source
 
     @classmethod
     def load(cls, checkpoint: str, *, dtype: torch.dtype = torch.float32, back: int = 0) -> Wan:
@@ -237,7 +225,7 @@ class Wan(VideoModel):
         """The same networks as diffusers' pipeline, with the checkpoint's own scheduler and text encoder."""
         parts = self._pipeline_parts()
         if isinstance(self.denoiser, SkyReelsV2Transformer3DModel):
-            return SkyReelsV2Pipeline(**{name: parts[name] for name in COMPONENTS})
+            return SkyReelsV2Pipeline(**{name: parts[name] for name in Wan.components})
         return WanPipeline(**parts)
 
     def _pipeline_parts(self) -> dict[str, Any]:
@@ -288,7 +276,7 @@ def load_parts(source: str, dtype: torch.dtype, back: int) -> dict[str, Any]:
     index = Index.of(source)
     names = ["transformer"] if index.boundary is None else ["transformer", "transformer_2"]
     return {
-        "scheduler": files.load_config(source, "scheduler", COMPONENTS["scheduler"]),
+        "scheduler": files.load_config(source, "scheduler"),
         "text": TextEmbedder(
             UMT5EncoderModel, Part(source, "text_encoder"), Part(source, "tokenizer"), dtype, TOKENS, "wan"
         ),

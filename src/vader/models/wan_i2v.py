@@ -55,7 +55,7 @@ class WanImage(Wan):
         parts = load_parts(source, dtype, back)
         if parts["transformer"].config.image_dim is not None:
             parts["image_encoder"] = files.load_network(CLIPVisionModel, source, "image_encoder", dtype)
-            parts["image_config"] = files.load_config(source, "image_processor", "preprocessor_config.json")
+            parts["image_config"] = files.load_config(source, "image_processor")
         return cls(**parts)
 
     # ---- what it starts from ----

@@ -34,14 +34,7 @@ from vader.models.text_cache import Part
 FAMILY = "opensora"
 RELEASE_VAE = "hpcai-tech/OpenSora-VAE-v1.2"
 RELEASE_TEXT = "DeepFloyd/t5-v1_1-xxl"
-ONE_FOLDER = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-}
-
-
+ONE_FOLDER = ("transformer", "vae", "text_encoder", "tokenizer")
 RELEASE_SCHEDULER = {"_class_name": "RFLOW", "use_timestep_transform": True}  # named in none of the release's files
 
 
@@ -73,7 +66,7 @@ def find_parts(checkpoint: str, vae: str | None = None, text_encoder: str | None
 def load_scheduler(part: Part) -> dict[str, Any]:
     """The scheduler config that lies beside a transformer in a folder of all, or else the release's."""
     if part.subfolder and Path(part.source, "scheduler").is_dir():
-        return files.load_config(part.source, "scheduler", "scheduler_config.json")
+        return files.load_config(part.source, "scheduler")
     return RELEASE_SCHEDULER
 
 
