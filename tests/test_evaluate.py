@@ -37,7 +37,10 @@ def test_sources_are_the_base_and_every_checkpoint(run):
 
 def test_points_have_the_figures_of_the_run_itself(run):
     found = read_run(run)
-    points = evaluate_sources(build_bench(found.recipe, videos=4, seeds=1), sources_of_run(found))
+    scored: list[int] = []
+    bench = build_bench(found.recipe, videos=4, seeds=1)
+    points = evaluate_sources(bench, sources_of_run(found), on_scored=scored.append)
+    assert sum(scored) == 4 * 4
     own = {evaluation.step: evaluation for evaluation in found.evaluations}
     for point in points:
         if point.step in own:

@@ -19,6 +19,7 @@ from vader.cli.parts import (
     recipe_of,
     tell_left_out,
 )
+from vader.cli.progress import progress
 from vader.cli.root import app
 from vader.errors import UserError
 
@@ -79,7 +80,8 @@ def evaluate(
     with held(folder):
         bench = build_bench(resolved, videos, seeds, first_seed, shown)
         print(*bench.words, sep="\n", end="\n" * bool(bench.words))
-        points = evaluate_sources(bench, sources, _teller(bench, folder))
+        with progress("scored", len(sources) * len(bench.seeds) * len(bench.prompts)) as advance:
+            points = evaluate_sources(bench, sources, _teller(bench, folder), advance)
         written = write_evaluation(bench, points, folder)
     if gone := [one.name for one in sources if one.name not in {point.name for point in points}]:
         print(f"vader: the run has meanwhile removed, and so left out: {', '.join(gone)}", file=sys.stderr)

@@ -213,15 +213,22 @@ def _wanted_guards(recipe: Recipe, seeds: int) -> GuardsSection:
 
 
 def evaluate_sources(
-    bench: Bench, sources: Sequence[Source], on_point: Callable[[Point, Videos], object] = lambda point, videos: None
+    bench: Bench,
+    sources: Sequence[Source],
+    on_point: Callable[[Point, Videos], object] = lambda point, videos: None,
+    on_scored: Callable[[int], object] = lambda number: None,
 ) -> list[Point]:
-    """One point a source that is still there, in order; `on_point` hears of each as it is done, and of its videos
-    under the first seed."""
+    """One point a source that is still there, in order.
+
+    Args:
+        on_point: hears of each as it is done, and of its videos under the first seed.
+        on_scored: hears of so many more videos that are scored.
+    """
     points: list[Point] = []
     measured: list[Measured] = []
     for source in sources:
         try:
-            by_seed = _sampled(bench, source)
+            by_seed = _sampled(bench, source, on_scored)
         except UserError:
             if source.path is None or source.path.exists():
                 raise
@@ -234,13 +241,13 @@ def evaluate_sources(
     return points
 
 
-def _sampled(bench: Bench, source: Source) -> list[Videos]:
+def _sampled(bench: Bench, source: Source, on_scored: Callable[[int], object]) -> list[Videos]:
     """One video a prompt under each seed's noise."""
     if source.attach is None:
         with adapters_disabled(bench.setup.model.denoisers):  # there is none yet, or one of another source
-            return [_videos(bench, seed) for seed in bench.seeds]
+            return [_videos(bench, seed, on_scored) for seed in bench.seeds]
     source.attach(bench.setup.model)
-    return [_videos(bench, seed) for seed in bench.seeds]
+    return [_videos(bench, seed, on_scored) for seed in bench.seeds]
 
 
 def _guarded(step: int, by_seed: Sequence[Videos]) -> Measured:
@@ -264,12 +271,18 @@ def _measured(bench: Bench, source: Source, by_seed: Sequence[Videos]) -> Point:
     )
 
 
-def _videos(bench: Bench, seed: int) -> Videos:
+def _videos(bench: Bench, seed: int, on_scored: Callable[[int], object]) -> Videos:
     count, batch = len(bench.prompts), bench.recipe.evaluation.batch
-    shown = bench.shown if seed == bench.seeds[0] else 0
+    shown, before = bench.shown if seed == bench.seeds[0] else 0, 0
+
+    def more(done: int) -> None:
+        nonlocal before
+        on_scored(done - before)
+        before = done
+
     return score_videos(
         bench.setup, bench.prompts, count, seed=seed, metrics=bench.metrics, shown=shown, batch=batch,
-        guards=bench.guards,
+        guards=bench.guards, on_scored=more,
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def mean_curves(records: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, l
 
 def evaluate(
     setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int,
-    guards: Guards = UNGUARDED, tell: Callable[[str], object] = lambda text: None,
+    guards: Guards = UNGUARDED, on_scored: Callable[[int], object] = lambda done: None,
 ) -> HeldOut:  # fmt: skip
     """Samples and scores `count` videos of the prompts, round and round, shared by all processes.
 
@@ -111,10 +111,10 @@ def evaluate(
         shown: how many videos the main process keeps, from the first; all, if a metric measures the set.
         batch: how many are sampled at once.
         guards: what measures each video beside, for verdicts on what has been gained.
-        tell: hears how many are done, batch by batch.
+        on_scored: hears how many are done by now, batch by batch.
     """
     videos = score_videos(
-        setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch, guards=guards, tell=tell
+        setup, prompts, count, seed=seed, metrics=metrics, shown=shown, batch=batch, guards=guards, on_scored=on_scored
     )
     return HeldOut(videos, set_figures(setup.accelerator, metrics, videos))
 
@@ -122,7 +122,7 @@ def evaluate(
 @torch.no_grad()
 def score_videos(
     setup: Setup, prompts: Sequence[Prompt], count: int, *, seed: int, metrics: HeldOutMetrics, shown: int, batch: int,
-    guards: Guards = UNGUARDED, tell: Callable[[str], object] = lambda text: None,
+    guards: Guards = UNGUARDED, on_scored: Callable[[int], object] = lambda done: None,
 ) -> list[VideoScore]:  # fmt: skip
     """The videos of `evaluate` by index, without what measures them together."""
     accelerator, kept = setup.accelerator, count if metrics.of_sets else shown
@@ -131,7 +131,7 @@ def score_videos(
         texts = [prompts[index % len(prompts)] for index in indices]
         scored = _score(setup, texts, indices, seed, metrics, guards, kept)
         found |= {video.index: video for video in _gathered(accelerator, scored)}  # what came twice is the same
-        tell(f"scored {len(found)} of {count} held-out videos")
+        on_scored(len(found))
     return [found[index] for index in sorted(found)]
 
 

@@ -537,7 +537,8 @@ def _evaluate(run: Run, display: Display) -> None:
     with run.engine.averaged():
         found = evaluate(
             run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
-            batch=settings.batch, guards=run.watch.guards, tell=display.inside,
+            batch=settings.batch, guards=run.watch.guards,
+            on_scored=lambda done: display.inside(f"scored {done} of {count} held-out videos"),
         )  # fmt: skip
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
