@@ -44,6 +44,30 @@ class Blue(Guard):
         return 1e-3
 
 
+class Keeps(Guard):
+    """Writes down what is asked of it."""
+
+    heard: list[str] = []  # noqa: RUF012 (a run makes its own guard)
+
+    def prepare(self, device, dtype):
+        self.heard.append("prepare")
+
+    def rest(self):
+        self.heard.append("rest")
+
+    def per_video(self, clip, prompts):
+        self.heard.append("measure")
+        return clip.frames.mean(dim=(1, 2, 3, 4))
+
+
+def test_what_measures_leaves_the_device_to_training(tmp_path):
+    """Tried once, and then brought there for each of three evaluations alone."""
+    Keeps.heard.clear()
+    train(toy_recipe("train.steps=2", "evaluation={every: 1, videos: 2, batch: 2}",
+                     "guards.watch=[{name: 'test_guarded_runs:Keeps'}]"), tmp_path)  # fmt: skip
+    assert Keeps.heard == ["prepare", "measure", "rest"] * 4
+
+
 def recipe(allowed: float, *overrides: str):
     watch = f"[{{name: 'test_guarded_runs:Blue', allowed: {allowed}}}]"
     return toy_recipe(

@@ -8,11 +8,14 @@ import torch
 from vader.cli import main
 from vader.engine.collectives import even_shares
 from vader.errors import UserError
+from vader.evaluation.guards.rewards import HeldOutReward
 from vader.evaluation.metrics.base import HeldOutMetrics, Metric
 from vader.evaluation.metrics.diversity import Diversity, pixel_distance, reduced
+from vader.evaluation.metrics.drift import Drift
 from vader.evaluation.metrics.gold import gold
 from vader.evaluation.metrics.registry import build_metrics, metric_names
 from vader.evaluation.metrics.reward import RewardMetric
+from vader.evaluation.metrics.segments import Segments
 from vader.nouns import Clip, Prompt, VideoSize
 from vader.plugins import Part
 from vader.rewards.base import FrameReward, Reward
@@ -122,6 +125,21 @@ def test_a_frame_reward_scores_so_many_images_at_once(chunk, seen):
     found = metrics.per_video(clip_of([0.1, 0.5, 0.9]), [Prompt(str(i)) for i in range(3)])
     assert found["Counting"].tolist() == pytest.approx([0.1, 0.5, 0.9])
     assert reward.seen == seen
+
+
+def test_rewards_that_measure_rest_on_the_cpu_but_for_their_work(monkeypatch):
+    """Held-out rewards of guards, the networks of other metrics, and what measures segments do too."""
+    moved: list[tuple[str, ...]] = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where: moved.append(tuple(map(str, where))) or self)
+    diversity, drift = Diversity(), Drift()
+    diversity.tower = drift.tower = torch.nn.Linear(1, 1)
+    segments, held_out = Segments({"name": "gold"}), HeldOutReward(RewardMetric("Counting", Counting()))
+    segments.inner = HeldOutMetrics({"drift": drift})
+    metrics = HeldOutMetrics({"held out": held_out, "segments": segments, "diversity": diversity})
+    with metrics.at_work(torch.device("meta"), torch.float32):
+        there = len(moved)
+    assert [where[0] for where in moved[:there]].count("meta") == 3
+    assert moved[there:] == [("cpu",)] * 3
 
 
 class Still(Reward):

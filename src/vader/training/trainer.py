@@ -273,14 +273,14 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     model_class(recipe.model.family).check_sound(metrics.audio or guards.audio)
     trained, chosen = widened_here(recipe, card_bytes(), processes_started())
     engine = build_engine(trained, folder.path)
-    for measures in (metrics, guards):
-        measures.prepare(engine.model.device, frozen_dtype(recipe.model.precision, engine.model.device))
     engine.reward.check_prompts([*train_prompts, *test_prompts])
     engine.model.noise_shape(engine.size.segment)  # a size that the model cannot make ends the run here
     algorithm.check(engine)
     try_rewards(engine.scorer, train_prompts, algorithm.differentiates)
-    try_metrics(metrics, engine.scorer, test_prompts, min(_held_out_counts(recipe).values()))
-    guards = tried(guards, engine.scorer, test_prompts)
+    place = _place(engine)
+    with metrics.at_work(*place), guards.at_work(*place):
+        try_metrics(metrics, engine.scorer, test_prompts, min(_held_out_counts(recipe).values()))
+        guards = tried(guards, engine.scorer, test_prompts)
     engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
         words += guard_words + chosen + held_out_words(recipe, len(test_prompts))
@@ -294,6 +294,12 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     return Run(
         recipe, folder, engine, algorithm, metrics, watch, train_prompts, test_prompts, checkpoints, log, Progress()
     )
+
+
+def _place(engine: Engine) -> tuple[torch.device, torch.dtype]:
+    """Where networks that only measure work, and in what precision."""
+    device = engine.model.device
+    return device, frozen_dtype(engine.recipe.model.precision, device)
 
 
 def _watch(recipe: Recipe, folder: RunFolder, engine: Engine, guards: Guards) -> Watch:
@@ -534,7 +540,8 @@ def _evaluate(run: Run, display: Display) -> None:
     count = _videos(run, step)
     display.stage(f"scoring {counted(count, 'held-out video')}")
     began = time.perf_counter()
-    with run.engine.averaged():
+    place = _place(run.engine)
+    with run.engine.averaged(), run.metrics.at_work(*place), run.watch.guards.at_work(*place):
         found = evaluate(
             run.engine, run.test_prompts, count, seed=run.recipe.train.seed, metrics=run.metrics, shown=settings.shown,
             batch=settings.batch, guards=run.watch.guards,

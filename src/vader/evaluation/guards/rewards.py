@@ -32,6 +32,9 @@ class HeldOutReward(Guard):
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         self.metric.prepare(device, dtype)
 
+    def rest(self) -> None:
+        self.metric.rest()
+
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         self.metric.check(prompts, size)
 

@@ -9,7 +9,8 @@ Shapes: B videos of F frames; clips are whole videos on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from vader.plugins import explain_methods, is_built_in
 from vader.rewards.base import BrokenContract, require_scores
 
 Suited = TypeVar("Suited", bound="HeldOutMetrics")
-WORK = ("per_video", "over_set", "over_frames", "check", "prepare")
+WORK = ("per_video", "over_set", "over_frames", "check", "prepare", "rest")
 
 
 class Aside(UserError):
@@ -62,7 +63,13 @@ class Metric:
         """
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves its networks to the device, the big ones in `dtype`; without networks there is nothing to do."""
+        """Moves its networks to the device, the big ones in `dtype`; without networks there is nothing to do.
+
+        Called before a run's first evaluation is tried, and again before each.
+        """
+
+    def rest(self) -> None:
+        """Moves its networks back to the CPU: training has the room until the next evaluation."""
 
 
 class HeldOutMetrics:
@@ -108,6 +115,19 @@ class HeldOutMetrics:
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         for metric in self.metrics.values():
             metric.prepare(device, dtype)
+
+    def rest(self) -> None:
+        for metric in self.metrics.values():
+            metric.rest()
+
+    @contextmanager
+    def at_work(self, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+        """Within, their networks are on the device; outside it training has the room."""
+        try:
+            self.prepare(device, dtype)
+            yield
+        finally:
+            self.rest()
 
     def per_video(self, clip: Clip, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Every figure of B videos, each `[B]`. Raises `UserError` if a metric gives anything else."""

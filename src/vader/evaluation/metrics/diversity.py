@@ -40,6 +40,10 @@ class Diversity(Metric):
         if self.tower is not None:
             self.tower.to(device, dtype)
 
+    def rest(self) -> None:
+        if self.tower is not None:
+            self.tower.to("cpu")
+
     def over_set(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> dict[str, float]:
         """Means over all pairs of videos with the same prompt; empty where no prompt has two."""
         groups: dict[Prompt, list[Tensor]] = defaultdict(list)

@@ -49,6 +49,10 @@ class Drift(Metric):
         if self.tower is not None:
             self.tower.to(device, dtype)
 
+    def rest(self) -> None:
+        if self.tower is not None:
+            self.tower.to("cpu")
+
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """Raises `UserError` for videos too short to have a beginning and an end."""
         if size.frames < 3:

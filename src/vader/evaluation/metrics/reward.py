@@ -30,6 +30,9 @@ class RewardMetric(Metric):
         self.device = device
         self.mix.to_precision(dtype).to(device)
 
+    def rest(self) -> None:
+        self.mix.to("cpu")
+
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """Raises `UserError` if the reward lacks frames, and `Aside` if it lacks something of the prompts."""
         self.fps = size.fps

@@ -37,6 +37,9 @@ class Segments(Metric):
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         self.inner.prepare(device, dtype)
 
+    def rest(self) -> None:
+        self.inner.rest()
+
     def check(self, prompts: Sequence[Prompt], size: VideoSize) -> None:
         """See `Metric.check`: videos must have segments, each of which the other metric can measure."""
         if size.segments == 1:
