@@ -79,9 +79,11 @@ class Constant(FrameReward):
         return 0 * images.mean(dim=(1, 2, 3)) + 1
 
 
-class Endless(FrameReward):
+class Steep(FrameReward):
+    """Its gradient is endless."""
+
     def score_frames(self, images, prompts):
-        return images.mean(dim=(1, 2, 3)) / 0
+        return (images - images.detach()).sqrt().mean(dim=(1, 2, 3))
 
 
 class FailsLate(Good):
@@ -96,3 +98,16 @@ class FailsLate(Good):
 class Random(FrameReward):
     def score_frames(self, images, prompts):
         return images.mean(dim=(1, 2, 3)) + 0.1 * torch.rand(len(images))
+
+
+class NotANumber(FrameReward):
+    def score_frames(self, images, prompts):
+        return images.mean(dim=(1, 2, 3)) * float("nan")
+
+
+class NoNumberForVideos(FrameReward):
+    """One for random pixels, and none for what models make."""
+
+    def score_frames(self, images, prompts):
+        means = images.mean(dim=(1, 2, 3))
+        return means if images.std() > 0.2 else means * float("nan")

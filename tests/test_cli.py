@@ -239,6 +239,11 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:gain"], "gain"),
         (["score", "gone.mp4", "--reward", "my_rewards:Brightness"], "no video at gone.mp4"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:weight=big"], "its weight must be a number"),
+        (
+            ["score", "x.mp4", "--reward", "hps:contrast=[a,b,c],checkpoint=tiny"],
+            "input should be a list of 2, or null",
+        ),
+        (["score", "x.mp4", "--reward", "hps:checkpoint=tiny,contrast=[a]"], "input should be a list of 2, or null"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightness:gains=1"], "did you mean 'gain'?"),
         (["score", "x.mp4", "--reward", "my_rewards:Brightnes"], "did you mean 'Brightness'?"),
         (["score", "x.mp4", "--reward", "hps", "--prompt", "a", "--prompts", "b.txt"], "give one of the two"),

@@ -176,6 +176,7 @@ def test_mistakes(tmp_path, capsys):
     for arguments, message in (
         ([], "nothing to evaluate"),
         ([str(bare), "--recipe", "tiny"], "a run has its own recipe"),
+        (["runs/x@best"], "runs/x@best is one adapter of a run: write --adapter runs/x@best"),
         (["--adapter", "nowhere"], "no adapter at 'nowhere'"),
         (["--recipe", "tiny", "--prompts", "tiny-tset"], "did you mean 'tiny-test'"),
         (["--recipe", "tiny", "--metric", "hps=1"], "metric 'hps=1': write name or name:key=value"),

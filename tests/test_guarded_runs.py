@@ -21,6 +21,7 @@ from vader.errors import Distrusted, Stopped, UserError
 from vader.evaluation.evaluate import build_bench, evaluate_sources, sources_of_run
 from vader.evaluation.guards.base import Finding, Guard
 from vader.evaluation.guards.verdicts import Verdict, read_verdicts, write_verdicts
+from vader.evaluation.guards.words import weak_points
 from vader.evaluation.report import write_report
 from vader.recipe import dump_recipe, load_recipe
 from vader.runs.adapters import find_adapter
@@ -148,6 +149,51 @@ def test_the_same_command_says_it_again_and_trains_nothing(distrusted, allowed):
     with pytest.raises(Distrusted, match="at step 8 of 10"):
         train(recipe(allowed), distrusted.parent)
     assert left(distrusted) == before
+    kept = (distrusted / "recipe.yaml").read_bytes()
+    with pytest.raises(Distrusted, match="at step 8 of 20"):
+        train(recipe(allowed, "train.steps=20"), distrusted.parent)
+    assert (distrusted / "recipe.yaml").read_bytes() == kept
+
+
+class Rule(Guard):
+    def __init__(self, sign=1, allowed=0.0, limit=None, floor=None):
+        self.sign, self.allowed, self.limit, self.floor = sign, allowed, limit, floor
+
+    def per_video(self, clip, prompts):
+        return clip.frames.mean(dim=(1, 2, 3, 4)) * (float("nan") if self.floor == 5 else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("sign: down", "sign is 'down': 1 where a fall is bad, -1 where a rise is, 0 for both"),
+        ("allowed: a lot", "allowed is 'a lot': a number from 0 on"),
+        ("allowed: null", "allowed is None: a number from 0 on"),
+        ("limit: -3", "limit is -3: a number from 0 on"),
+        ("allowed: 0.5, limit: 0.1", "limit 0.1 is below allowed 0.5, which is no objection yet"),
+        ("floor: 5", "gives no number for random pixels in [0, 1]: let `per_video` give one a video"),
+    ],
+)
+def test_a_guard_without_a_rule_is_told_before_the_run(tmp_path, options, message):
+    rule = f"guards.watch=[{{name: 'test_guarded_runs:Rule', {options}}}]"
+    with pytest.raises(UserError) as error:
+        train(toy_recipe(rule), tmp_path, dry_run=True)
+    assert str(error.value).startswith("guard 'Rule'")
+    assert str(error.value).endswith(message)
+
+
+def test_guards_that_cannot_stop_a_run_are_told(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"guards.mode is stop, and there is no guard: name some in guards\.watch"):
+        train(toy_recipe("guards={mode: stop, watch: []}"), tmp_path, dry_run=True)
+    held = "rewards=[{name: hps, checkpoint: tiny}]"
+    words = weak_points(toy_recipe("guards={mode: stop, " + held.replace("=", ": ") + "}", held, "evaluation.every=6"))
+    assert words == [
+        "guards.rewards has 'hps', which is trained on: held out is another reward, or other weights",
+        "guards.mode is stop and evaluation.videos 3: with 32 a run is hardly ever stopped by chance",
+        "guards.mode is stop and evaluation.every 6, of 6 steps: none is evaluated before the last, so that nothing "
+        "can be stopped",
+    ]
+    assert weak_points(toy_recipe("evaluation.every=6")) == []
 
 
 def test_stopped_between_the_two_objections(distrusted, allowed, tmp_path):

@@ -31,6 +31,7 @@ MESSAGES = {
     "Raises": r"fails with KeyError: 'a .*' (broken_rewards.py, line 47): 'vader check reward' tells more",
     "Detached": f"gives scores without a gradient to the pixels: {STAY}",
     "ThroughNumpy": f"cannot be differentiated (broken_rewards.py, line 57): {STAY}",
+    "NotANumber": "gives nan for random pixels in [0, 1]: let scores be numbers; 'vader check reward' tells more",
     "OfTheBatch": "gives a video .* beside another and 0 alone: let nothing of the batch into a video's score, no mean "
     "over it and no batch normalisation; 'vader check reward' tells more",
     "Normalised": "gives a video .* beside another and .* alone: let nothing of the batch into a video's score, no "
@@ -50,6 +51,14 @@ def test_a_broken_reward_is_one_line_before_the_run_starts(tmp_path, capsys, rew
     pattern = re.escape(MESSAGES[reward]).replace(r"\.\*", ".*")
     assert re.fullmatch(rf"vader: reward '{reward}' {pattern}\n", captured.err)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_without_a_number_for_the_base_s_videos_ends_the_run_there(tmp_path, capsys):
+    for _ in range(2):  # the same command comes to the same
+        assert main([*arguments("NoNumberForVideos", "evaluation.videos=3"), "--runs", str(tmp_path / "runs")]) == 1
+        said = "the reward is no number on any of 3 videos of the base model: look at the reward with 'vader check"
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs/toy/metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("reward", ["Good", "Random"])
@@ -87,7 +96,7 @@ def test_a_reward_that_fails_in_mid_run_is_a_failed_run_whose_checkpoint_stays(t
         patch.setattr("vader.training.trainer._step", _failing_step)
         assert main([*arguments("FailsLate", *few), "--runs", str(tmp_path)]) == 1
     assert capsys.readouterr().err == (
-        "vader: reward 'FailsLate' fails with OSError: the table of words is gone (broken_rewards.py, line 92): "
+        "vader: reward 'FailsLate' fails with OSError: the table of words is gone (broken_rewards.py, line 94): "
         "'vader check reward' tells more; the checkpoint of step 0 stays\n"
     )
     assert (tmp_path / "toy/checkpoints/step-000000/state.pt").is_file()
@@ -143,7 +152,7 @@ def test_clamped_pixels_are_named(tmp_path, monkeypatch):
         train(toy_recipe(), tmp_path)
 
 
-@pytest.mark.parametrize("reward", ["Endless", "Constant"])
+@pytest.mark.parametrize("reward", ["Steep", "Constant"])
 def test_a_run_of_skipped_steps_alone_is_no_finished_run(tmp_path, capsys, reward):
     asked = [*arguments(reward, "train.steps=2"), "--runs", str(tmp_path)]
     for _ in range(2):  # nor when the same command is given again

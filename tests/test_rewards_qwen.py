@@ -379,6 +379,19 @@ def test_hpsv3_of_another_base(place):
 # ---- yes or no ----
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"questions": ("Is it {promt}?",)}, r"asks for \{promt\}: \{prompt\} alone stands for something"),
+        ({"questions": ()}, "needs questions"),
+        ({"fps": 0.0}, "fps is 0.0, which shows it nothing"),
+    ],
+)
+def test_questions_are_looked_at_before_weights(options, message):
+    with pytest.raises(UserError, match=message):
+        load_reward("vlm", checkpoint="nowhere/at-all", **options)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_odds_are_the_model_s_own(vlms, clip, kind):
     """By transformers' own forward, which computes positions itself; and a second question beside."""

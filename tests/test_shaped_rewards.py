@@ -178,8 +178,10 @@ def test_contrast_is_the_score_with_wanted_words_less_that_with_unwanted_ones(ki
     assert scores.abs().min() > 1e-4
     low, high = plain.sensible_range
     assert contrast.sensible_range == (low - high, high - low)
-    with pytest.raises(UserError, match="give \\[wanted words, unwanted words\\], none empty"):
+    with pytest.raises(UserError, match="give \\[wanted words, unwanted words\\], other ones and none empty"):
         kind(checkpoint=clip_folder, contrast=("red", " "))
+    with pytest.raises(UserError, match="other ones and none empty"):
+        kind(checkpoint=clip_folder, contrast=("red", "red "))
 
 
 def test_shaping_is_of_the_recipe_and_stays_in_a_mix_of_one():

@@ -456,6 +456,8 @@ def _said(hint: Any, errors: Sequence[ErrorDetails]) -> str:
         return f"input should be {', or '.join(_form(by_form[name]) for name in reversed(by_form))}{null}"
     if _is_of_part(errors[0]):
         return "a part has a name, write it as {name: ...} with its options beside the name"
+    if get_origin(forms[0] if forms else hint) is tuple and errors[0]["type"] in ("missing", "too_long"):
+        return f"input should be a list of {len(get_args(forms[0] if forms else hint))}{null}"
     return f"{errors[0]['msg'][0].lower()}{errors[0]['msg'][1:]}{null}"
 
 

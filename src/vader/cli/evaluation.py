@@ -67,6 +67,8 @@ def evaluate(
     further = [metric_part(spec) for spec in metrics or []]
     if run is not None and (adapter or recipe or model):
         raise UserError("a run has its own recipe, model and adapters: give RUN, or --adapter, --recipe and --model")
+    if run is not None and "@" in run.name and not run.exists():
+        raise UserError(f"{run} is one adapter of a run: write --adapter {run}")
     from vader.files.paths import check_out
 
     out = out or (run / "evaluation" if run else Path("evaluation"))

@@ -108,6 +108,9 @@ def reward_section(spec: str) -> RewardSection:
         raise UserError(f"reward {spec!r}: its weight must be a number") from None
 
 
+BETWEEN = r",(?![^\[{]*[\]}])"  # options: commas, but for those of a list or mapping
+
+
 def metric_part(spec: str) -> Part:
     """A metric, written as `reward_section` reads rewards."""
     from vader.plugins import Part
@@ -119,7 +122,7 @@ def _parsed(kind: str, spec: str) -> dict[str, Any]:
     from vader.recipe import parse_value
 
     match = re.fullmatch(r"([^=]+?)(?::([^:=]+=.*))?", spec)
-    pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair] if match else []
+    pairs = [pair.partition("=") for pair in re.split(BETWEEN, match[2] or "") if pair] if match else []
     if not match or not all(equals for _, equals, _ in pairs):
         raise UserError(f"{kind} {spec!r}: write name or name:key=value,key=value, as in aesthetic:checkpoint=tiny")
     return {"name": match[1]} | {key: parse_value(value) for key, _, value in pairs}

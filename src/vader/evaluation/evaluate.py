@@ -24,10 +24,11 @@ from vader.engine.device import frozen_dtype
 from vader.engine.engine import Setup
 from vader.errors import UserError
 from vader.evaluation.charts import Series
-from vader.evaluation.formats import decimals, fixed, with_error
+from vader.evaluation.formats import counted, decimals, fixed, with_error
 from vader.evaluation.guards.base import Guards
 from vader.evaluation.guards.registry import suited_guards, tried
 from vader.evaluation.guards.verdicts import Measured, Verdict, judge
+from vader.evaluation.guards.words import ENOUGH
 from vader.evaluation.held_out import VideoScore, mean_of, score_videos, set_figures, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -197,6 +198,8 @@ def build_bench(recipe: Recipe, videos: int, seeds: int, first_seed: int | None 
     setup.model.prepare(prompts)
     if len(prompts) < videos:
         words.append(f"of {videos} prompts there are {len(prompts)}: each is taken once a seed")
+    if guards.guards and len(prompts) * seeds < ENOUGH:
+        words.append(f"guards are asked of {counted(len(prompts) * seeds, 'video')}: with {ENOUGH} they see far more")
     first = recipe.train.seed if first_seed is None else first_seed
     return Bench(recipe, setup, metrics, guards, prompts, range(first, first + seeds), words, shown)
 
@@ -226,6 +229,9 @@ def evaluate_sources(
     """
     points: list[Point] = []
     measured: list[Measured] = []
+    for source in sources:  # an adapter that does not fit is told before the base is sampled
+        if source.attach is not None and source.path is None:
+            source.attach(bench.setup.model)
     for source in sources:
         try:
             by_seed = _sampled(bench, source, on_scored)

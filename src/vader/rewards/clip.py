@@ -96,8 +96,11 @@ class ClipSimilarity(FrameReward):
         self.text = text
         self.contrast = contrast
         if contrast is not None:
-            if not all(words.strip() for words in contrast):
-                raise UserError(f"contrast is {list(contrast)}: give [wanted words, unwanted words], none empty")
+            wanted, unwanted = (words.strip() for words in contrast)
+            if not wanted or not unwanted or wanted == unwanted:
+                raise UserError(
+                    f"contrast is {list(contrast)}: give [wanted words, unwanted words], other ones and none empty"
+                )
             low, high = self.sensible_range
             self.sensible_range = (low - high, high - low)
 

@@ -95,7 +95,8 @@ def try_reward(name: str, reward: Reward, clip: Clip, prompts: Sequence[Prompt],
         gradient: whether it is to be differentiated; one video is.
 
     Raises:
-        UserError: as `scored`; a video's score depends on the others of its batch; there is no gradient to the clip.
+        UserError: as `scored`; no score is a number; a video's depends on the others of its batch; there is no gradient
+            to the clip.
     """
     _try_batch(name, reward, lambda rows: scored(name, reward, clip[rows], prompts[rows]))
     if gradient:
@@ -126,6 +127,10 @@ def try_latent_reward(
 @torch.no_grad()
 def _try_batch(name: str, reward: Reward, of: Callable[[slice], Tensor]) -> None:
     together, again = (of(slice(None)) for _ in range(2))
+    if not together.isfinite().any():
+        raise UserError(
+            f"reward {name!r} gives {together[0]:.4g} for random pixels in [0, 1]: let scores be numbers; {MORE}"
+        )
     if not torch.equal(together, again):  # random: then this cannot be told
         return
     alone = of(slice(1))

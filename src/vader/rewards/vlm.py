@@ -9,6 +9,8 @@ Shapes: B videos, n frames.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -47,10 +49,18 @@ class Vlm(SummedReward):
             fps: frames of a second that are seen.
 
         Raises:
-            UserError: weights are missing, the model is of another kind, or there is no question.
+            UserError: weights are missing, the model is of another kind, or there is no question, or one with a place
+                that nothing fills; or `fps` is not above 0.
         """
         if not questions or not all(question.strip() for question in questions):
             raise UserError("reward 'vlm' needs questions: give one or more, as ['Is the motion smooth?']")
+        for place in re.findall(r"\{\w*\}", " ".join(questions)):
+            if place != PROMPT:
+                raise UserError(
+                    f"reward 'vlm' asks for {place}: {PROMPT} alone stands for something, the video's prompt"
+                )
+        if not 0 < fps < math.inf:
+            raise UserError(f"reward 'vlm': fps is {fps}, which shows it nothing: give frames of a second, above 0")
         super().__init__({str(number): 1 / len(questions) for number in range(1, len(questions) + 1)})
         self.network, language_head = load_qwen_vl(resolve(checkpoint, "qwen"))
         yes, no = (language_head.weight[self.network.word(answer)] for answer in ("Yes", "No"))

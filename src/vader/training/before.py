@@ -18,6 +18,8 @@ from vader.engine.build import check_decoder, check_guidance, check_prefix, chec
 from vader.engine.optimizer import check_optimizer
 from vader.errors import UserError
 from vader.evaluation.guards.registry import check_guards
+from vader.evaluation.guards.verdicts import read_verdicts
+from vader.evaluation.guards.words import stopped_by
 from vader.evaluation.metrics.registry import check_metrics
 from vader.files.hub import Missing
 from vader.files.paths import is_writable
@@ -58,6 +60,10 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_rewards(recipe.rewards)
     check_metrics(recipe.evaluation.metrics)
     check_guards(recipe.guards)
+    if recipe.guards.mode == "stop" and not (recipe.guards.rewards or recipe.guards.watch):
+        raise UserError(
+            "guards.mode is stop, and there is no guard: name some in guards.watch, or set guards.mode=warn"
+        )
     load_techniques(recipe.memory)
     check_optimizer(recipe.optimizer)
     train_prompts, test_prompts = (
@@ -109,6 +115,17 @@ def occupied(recipe: Recipe, run: RunFolder) -> str | None:
         f"{run.path} is the run of another recipe ({difference}): to go on with it: "
         f"vader train {shlex.quote(str(run.recipe))}; for a new run choose another name=... or --runs"
     )
+
+
+def distrusted(recipe: Recipe, run: RunFolder) -> str | None:
+    """What is said of a run that guards have stopped, and that would stop there again; None where it goes on."""
+    verdicts = read_verdicts(run.guards)
+    if recipe.guards.mode != "stop" or not verdicts or verdicts[-1].colour != "red":
+        return None
+    saved = run.recipe.is_file() and verdicts[-1].step in steps_in(run.checkpoints)
+    if not saved or another_recipe(run, recipe) is not None:
+        return None
+    return stopped_by(verdicts[-1], verdicts, run.path, recipe.train.steps)
 
 
 def another_recipe(run: RunFolder, recipe: Recipe) -> str | None:

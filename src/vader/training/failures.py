@@ -16,6 +16,7 @@ from vader.recipe import Recipe
 from vader.runs.checkpoints import Checkpoints, Progress
 from vader.runs.folder import step_of
 
+CHECK_REWARD = "look at the reward with 'vader check reward'"
 NOT_FINITE = "the reward or its gradient was not finite"
 
 
@@ -46,7 +47,7 @@ def never_trained(progress: Progress) -> str:
     """What ends a run that came to its last step without having taken one."""
     return (
         f"none of the {progress.step} steps trained anything, so there is no adapter: in each the reward or its "
-        "gradient was not finite, or zero: look at the reward with 'vader check reward'"
+        f"gradient was not finite, or zero: {CHECK_REWARD}"
     )
 
 

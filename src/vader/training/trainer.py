@@ -7,6 +7,7 @@ the numbers of an uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from vader.evaluation.formats import counted, in_console, with_error
 from vader.evaluation.guards.base import Guards
 from vader.evaluation.guards.registry import suited_guards, tried
 from vader.evaluation.guards.verdicts import read_verdicts
-from vader.evaluation.guards.words import closing, few_videos, sentence, stopped_by
+from vader.evaluation.guards.words import closing, sentence, stopped_by, weak_points
 from vader.evaluation.held_out import HeldOut, evaluate, write_samples, write_scores
 from vader.evaluation.metrics.base import HeldOutMetrics
 from vader.evaluation.metrics.registry import build_metrics
@@ -59,12 +60,20 @@ from vader.training.before import (
     another_recipe,
     check_folder,
     check_recipe,
+    distrusted,
     has_trained,
     is_done,
     occupied,
     same_recipe,
 )
-from vader.training.failures import failures_told, memory_told, never_trained, skipped_too_often, trained_nothing
+from vader.training.failures import (
+    CHECK_REWARD,
+    failures_told,
+    memory_told,
+    never_trained,
+    skipped_too_often,
+    trained_nothing,
+)
 from vader.training.progress import Display
 from vader.training.summary import summary
 from vader.training.trackers import show_videos
@@ -147,6 +156,8 @@ def train(
         return None
     if said := occupied(recipe, place):
         raise UserError(said)
+    if said := distrusted(recipe, place):
+        raise Distrusted(said)
     with place.held():
         _run(_built(checked, place))
     return read_result(place)
@@ -284,7 +295,7 @@ def build_run(checked: Checked, folder: RunFolder) -> Run:
     engine.memory.try_out(engine.model.device)
     if engine.accelerator.is_main_process:
         words += guard_words + chosen + held_out_words(recipe, len(test_prompts))
-        words += few_videos(recipe.guards.mode, recipe.evaluation.videos)
+        words += weak_points(recipe)
         print(*words, sep="\n", end="\n" * bool(words))
     check_space(folder.path, _bytes_of_checkpoints(recipe, engine, algorithm))
     checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, recipe.train.checkpoint_every)
@@ -547,6 +558,10 @@ def _evaluate(run: Run, display: Display) -> None:
             batch=settings.batch, guards=run.watch.guards,
             on_scored=lambda done: display.inside(f"scored {done} of {count} held-out videos"),
         )  # fmt: skip
+    if step == 0 and not any(math.isfinite(video.reward) for video in found.videos):
+        raise UserError(
+            f"the reward is no number on any of {counted(count, 'video')} of the base model: {CHECK_REWARD}"
+        )
     line: dict[str, Any] = {"kind": "evaluation", "step": step, "queries": run.progress.queries, **found.summary()}
     line["seconds"] = time.perf_counter() - began
     if run.accelerator.is_main_process:

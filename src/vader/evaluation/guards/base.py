@@ -129,13 +129,15 @@ def drift(changes: Tensor, error: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Guards(HeldOutMetrics):
-    """Guards by name, in the order in which they are heard."""
+    """Guards by name, in the order in which they are heard. Raises `UserError` if one's rule is none."""
 
     kind = "guard"
 
     def __init__(self, guards: Mapping[str, Guard]) -> None:
         super().__init__(guards)
         self.guards = dict(guards)
+        for name, guard in guards.items():
+            _check_rule(name, guard)
 
     def use_reward(self, scorer: Scorer) -> None:
         for guard in self.guards.values():
@@ -151,6 +153,26 @@ class Guards(HeldOutMetrics):
         return {
             name: _figures(name, guard.per_video(clip, prompts), len(prompts)) for name, guard in self.guards.items()
         }
+
+
+def _check_rule(name: str, guard: Guard) -> None:
+    """Raises `UserError` if a guard's `sign`, `allowed`, `limit` and `floor` make no rule."""
+    if guard.sign not in (-1, 0, 1):
+        raise UserError(
+            f"guard {name!r}: sign is {guard.sign!r}: 1 where a fall is bad, -1 where a rise is, 0 for both"
+        )
+    for key, value in {"allowed": guard.allowed, "limit": guard.limit, "floor": guard.floor}.items():
+        if not _is_number(value) and (value is not None or key == "allowed"):
+            raise UserError(f"guard {name!r}: {key} is {value!r}: a number from 0 on")
+    if guard.limit is not None and guard.limit < guard.allowed:
+        raise UserError(
+            f"guard {name!r}: limit {guard.limit} is below allowed {guard.allowed}, which is no objection yet"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one from 0 on."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _figures(name: str, values: Any, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vader.errors import UserError
 from vader.evaluation.guards.base import Guard, Guards
 from vader.evaluation.guards.rewards import HeldOutReward, Margin
 from vader.evaluation.metrics.reward import RewardMetric
@@ -83,7 +84,7 @@ def tried(guards: Guards, scorer: Scorer, prompts: Sequence[Prompt]) -> Guards:
     """The guards, once each has measured random videos: without the margins of rewards that do not read prompts.
 
     Raises:
-        UserError: one fails, or gives anything but numbers.
+        UserError: one fails, or gives anything but numbers, or none.
     """
     guards.use_reward(scorer)
     if not guards.guards:
@@ -92,6 +93,11 @@ def tried(guards: Guards, scorer: Scorer, prompts: Sequence[Prompt]) -> Guards:
     audio = sound and Audio(sound.samples.cpu(), sound.rate)
     clip = Clip.whole(random_pixels(scorer.size, scorer.size.frames), scorer.size.fps, audio)
     found = guards.per_video(clip, [prompts[i % len(prompts)] for i in range(VIDEOS)])
+    for name, figures in found.items():
+        if not figures.isfinite().any():
+            raise UserError(
+                f"guard {name!r} gives no number for random pixels in [0, 1]: let `per_video` give one a video"
+            )
     blind = {name for name, guard in guards.guards.items() if isinstance(guard, Margin) and not found[name].any()}
     return Guards({name: guard for name, guard in guards.guards.items() if name not in blind})
 

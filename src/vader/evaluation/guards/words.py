@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vader.evaluation.formats import counted
 from vader.evaluation.guards.base import Finding
 from vader.evaluation.guards.verdicts import Verdict, best_step
+from vader.recipe import Recipe
 
 ENOUGH = 32  # videos, with which a rule that stops runs stops hardly any for nothing (docs/evaluation.md)
 
@@ -59,8 +61,24 @@ def closing(verdicts: Sequence[Verdict], run: object) -> list[str]:
     return lines
 
 
-def few_videos(mode: str, videos: int) -> list[str]:
-    """A word where runs are to be stopped on little evidence."""
-    if mode != "stop" or videos >= ENOUGH:
-        return []
-    return [f"guards.mode is stop and evaluation.videos {videos}: with {ENOUGH} a run is hardly ever stopped by chance"]
+def weak_points(recipe: Recipe) -> list[str]:
+    """A word where guards find less than their recipe seems to ask: too few videos or evaluations to stop a run by, a
+    held-out reward that is trained on."""
+    mode, videos, every = recipe.guards.mode, recipe.evaluation.videos, recipe.evaluation.every
+    trained = [(one.name, one.options) for one in recipe.rewards]
+    found = [
+        f"guards.rewards has {one.name!r}, which is trained on: held out is another reward, or other weights"
+        for one in recipe.guards.rewards
+        if mode != "off" and (one.name, one.options) in trained
+    ]
+    if mode == "stop" and videos < ENOUGH:
+        found.append(
+            f"guards.mode is stop and evaluation.videos {videos}: with {ENOUGH} a run is hardly ever stopped by chance"
+        )
+    if mode == "stop" and every >= recipe.train.steps:
+        steps = counted(recipe.train.steps, "step")
+        found.append(
+            f"guards.mode is stop and evaluation.every {every}, of {steps}: none is evaluated before the last, so that "
+            "nothing can be stopped"
+        )
+    return found
