@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def _cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return make_tiny_wan(tmp_path_factory.mktemp("wan") / "model")
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    """The text encoder is loaded last, when the run has begun."""
+    damaged = shutil.copytree(tiny_weights("wan"), tmp_path / "damaged")
+    (damaged / "tokenizer" / "spiece.model").write_bytes(b"no vocabulary")
+    asked = ["train", "tiny-wan", f"model.checkpoint={damaged}", "sampling.steps=2", "--runs", str(tmp_path / "runs")]
+    assert [main([*asked, *more]) for more in (["--dry-run"], [])] == [2, 2]
+    said = capsys.readouterr()
+    assert "everything is in place" not in said.out
+    line = f"vader: cannot load tokenizer of checkpoint '{damaged}': its vocabulary cannot be read\n"
+    assert said.err == 2 * line
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ def reason(error: BaseException) -> str:
     if "weights_only" in message:  # torch's restricted reader, and whoever quotes it
         code = re.search(r"GLOBAL (\S+)", message)
         return f"it holds code ({code[1]}), which is never run" if code else NOT_TENSORS
+    if "tiktoken" in message:  # where transformers could not read a vocabulary, it tries that last, in vain
+        return "its vocabulary cannot be read"
     if isinstance(error, SafetensorError):
         return f"it is not a safetensors file ({one_line(error)})"
     if isinstance(error, KeyError):

@@ -134,7 +134,8 @@ def train(
     Args:
         recipe: see `vader.recipe.load_recipe`.
         runs: the folder of runs; this one's is `runs/<recipe.name>`.
-        dry_run: check and load everything, train nothing, write nothing; returns None.
+        dry_run: check and load everything, train nothing, write nothing but encoded prompts into the cache; returns
+            None.
         folder: this run's own, where it is another one: of a run that was moved or renamed.
 
     Returns:
@@ -152,7 +153,9 @@ def train(
     checked = check_recipe(recipe)
     check_folder(place)
     if dry_run:
-        _announce(_built(checked, place), occupied(recipe, place))
+        run = _built(checked, place)
+        _prepare(run)
+        _announce(run, occupied(recipe, place))
         return None
     if said := occupied(recipe, place):
         raise UserError(said)
@@ -172,8 +175,7 @@ def _run(run: Run) -> None:
     _open_folder(run)
     restored = _restore(run)
     _announce(run)
-    with run.accelerator.local_main_process_first():  # so that a cache is filled once
-        run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
+    _prepare(run)
     recipe = run.recipe
     with (
         _stop_requests() as stop,
@@ -185,6 +187,12 @@ def _run(run: Run) -> None:
         _loop(run, display, stop, restored)
     with failures_told(recipe, run.checkpoints):
         _finish(run)
+
+
+def _prepare(run: Run) -> None:
+    """Tells the model its prompts: a large text encoder is loaded here, and so may fail here."""
+    with run.accelerator.local_main_process_first():  # so that a cache is filled once
+        run.engine.model.prepare([*run.train_prompts, *run.test_prompts])
 
 
 def _announce(run: Run, word: str | None = None) -> None:
