@@ -431,6 +431,10 @@ def test_guards_by_name():
         ({"watch": [{"name": "motoin"}]}, "unknown guard 'motoin': did you mean 'motion'?"),
         ({"watch": [{"name": "grid", "size": 4}]}, "guard 'grid' has no option 'size'"),
         ({"watch": [{"name": "toys:Warmth"}]}, "guard 'toys:Warmth' is not a Guard: derive it from vader.Guard"),
+        (
+            {"rewards": [{"name": "pickscore", "weight": 2}]},
+            "reward 'pickscore' has no option 'weight': known: checkpoint, contrast, resize, tokenizer",
+        ),
         ({"rewards": [{"name": "pickscor"}]}, "unknown reward 'pickscor': did you mean 'pickscore'?"),
     ],
 )

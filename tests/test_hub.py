@@ -6,14 +6,16 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from vader.cli import main
 from vader.errors import UserError
-from vader.files import hub
+from vader.files import hub, quiet
 
 COMMIT = "0" * 40
 
@@ -116,3 +118,26 @@ def test_loading_says_nothing_on_stderr(tmp_path):
     """In a process of its own: libraries warn once, some of them when they are imported."""
     done = subprocess.run([sys.executable, "-c", LOADING, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_what_the_tiny_world_lacks_is_told_with_what_it_has_of_the_kind():
+    with pytest.raises(UserError, match=r"^the tiny world has no 'cogvideox': name a folder or a hub id 'owner/name'$"):
+        hub.resolve("tiny", "cogvideox")
+    with pytest.raises(UserError, match=r"^the tiny world has no weights .*: did you mean 'modelscope-sizes'\?$"):
+        hub.resolve("tiny/modelscope-size", "modelscope")
+
+
+def test_norms_of_mixed_precision_are_silent():
+    """torch says of each once, on the console, that it has no fused kernel."""
+    x, weight = torch.ones(2, 4, dtype=torch.bfloat16), torch.ones(4)
+    torch.set_warn_always(True)
+    try:
+        with pytest.warns(UserWarning, match="Mismatch dtype between input and weight"):
+            torch.rms_norm(x, (4,), weight)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            quiet._hush()
+            torch.rms_norm(x, (4,), weight)
+    finally:
+        torch.set_warn_always(False)
+    assert not said

@@ -207,7 +207,7 @@ def test_built_in_metrics_have_a_line_each(capsys):
         ({"name": "jugde"}, "unknown metric 'jugde': did you mean 'judge'?"),
         ({"name": "gold", "task": "beauty"}, "metric 'gold': task is 'beauty'"),
         ({"name": "gold", "tsak": "looks"}, "metric 'gold' has no option 'tsak': did you mean 'task'?"),
-        ({"name": "hps", "weight": 2.0}, "reward 'hps' has no option 'weight'"),
+        ({"name": "hps", "weight": 2.0}, "reward 'hps' has no option 'weight': known: checkpoint, "),
         (
             {"name": "test_metrics:Other"},
             "'test_metrics:Other' is not a Metric or Reward: derive it from vader.Metric",

@@ -132,8 +132,28 @@ def test_mistakes_are_one_line(name, options, message):
 
 def test_missing_tiny_weights_are_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr("vader.files.hub.TINY_WEIGHTS", tmp_path)
-    with pytest.raises(UserError, match="the tiny world has no weights 'clip'"):
+    with pytest.raises(UserError, match="reward 'aesthetic' has no tiny twin: name a folder or a hub id 'owner/name'"):
         load_reward("aesthetic", checkpoint="tiny")
+
+
+FILE = "name a file or a hub file 'owner/repo/file', or leave it to the release"
+FOLDER = "name a folder or a hub id 'owner/name', or leave it to the release"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "instead"),
+    [
+        ("videoreward", {"checkpoint": "tiny"}, FILE),
+        ("hpsv3", {"checkpoint": "tiny"}, FILE),
+        ("weather", {"checkpoint": "tiny", "head": "tiny"}, FILE),
+        ("xclip", {"checkpoint": "tiny"}, FOLDER),
+        ("vlm", {"checkpoint": "tiny"}, FOLDER),
+    ],
+)
+def test_a_reward_without_a_tiny_twin_says_so(name, options, instead):
+    with pytest.raises(UserError) as error:
+        load_reward(name, **options)
+    assert str(error.value) == f"reward {name!r} has no tiny twin: {instead}"
 
 
 # Of every reward that loads a folder of transformers: its options, and what the folder should hold.

@@ -57,13 +57,27 @@ def tiny_weights(name: str) -> Path:
     """Where the package keeps the tiny world's weights `name`: "modelscope", "clip", "aesthetic_head.safetensors".
 
     Raises:
-        UserError: there are no such weights.
+        UserError: there are no such weights; `NoTwin` if there is nothing of the kind.
     """
     path = TINY_WEIGHTS / name
-    if not path.exists():
-        known = [entry.name for entry in TINY_WEIGHTS.glob("*")]
-        raise UserError(f"the tiny world has no weights {name!r}: {nearest(name, known)}")
-    return path
+    if path.exists():
+        return path
+    if kin := [entry.name for entry in TINY_WEIGHTS.glob(f"{name.partition('-')[0]}*")]:
+        raise UserError(f"the tiny world has no weights {name!r}: {nearest(name, kin)}")
+    raise NoTwin(name)
+
+
+class NoTwin(UserError):
+    """Of something that the tiny world has no weights of; `instead` says what to do."""
+
+    def __init__(self, name: str) -> None:
+        """
+        Args:
+            name: what its weights would be called.
+        """
+        forms = "a file or a hub file 'owner/repo/file'" if Path(name).suffix else "a folder or a hub id 'owner/name'"
+        self.instead = f"name {forms}"
+        super().__init__(f"the tiny world has no {Path(name).stem!r}: {self.instead}")
 
 
 def _is_tiny(source: str, name: str) -> bool:

@@ -7,6 +7,7 @@ so the rooms that load them import this module first.
 from __future__ import annotations
 
 import os
+import warnings
 
 import diffusers
 import huggingface_hub.utils
@@ -21,6 +22,8 @@ def _hush() -> None:
         logging.disable_progress_bar()
     if downloads:  # transformers turns them off with its own
         huggingface_hub.utils.enable_progress_bars()
+    # torch, of norms whose weights and input differ in precision: diffusers' networks are made so.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
 
 
 _hush()

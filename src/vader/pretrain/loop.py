@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vader.files import quiet as _quiet  # noqa: F401 (of norms whose weights stay in float32 under autocast)
 from vader.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def fit(
     began, running = time.monotonic(), 0.0
 
     for step in range(start, schedule.steps):
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.autocast), quiet():
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.autocast):
             value = loss(generator_for(seed, step))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -111,14 +110,6 @@ def _optimizers(model: nn.Module, schedule: Schedule, matrices: Sequence[Tensor]
         scale = "match_rms_adamw"  # its rates are then of AdamW's size
         optimizers.append(torch.optim.Muon(matrices, lr=schedule.muon, weight_decay=decay, adjust_lr_fn=scale))
     return optimizers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's words on norms whose weights stay in float32 under autocast, as they should."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-        yield
 
 
 def _restore(stateful: dict, checkpoint: Path | None) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from vader.errors import UserError
-from vader.files.hub import together
+from vader.files.hub import NoTwin, together
 from vader.plugins import checked_options, find_class, instantiate
 from vader.rewards.base import LatentReward, Reward, RewardMix
 from vader.rewards.needs import Sees, seeing
 from vader.rewards.shaping import Shaping
 
-BESIDE = ("weight", "sees", "hinge", "robust")  # keys of a reward in a recipe that are no options
+BESIDE = ("weight", "sees", "hinge", "robust")  # keys of a trained reward in a recipe that are no options
 
 
 class RewardPart(Protocol):
@@ -92,16 +92,27 @@ def load_reward(name: str, **options: Any) -> Reward:
     if name in MIXES:
         return build_mix([Named(name, options=options)])
     cls = reward_class(name)
-    return instantiate(cls, f"reward {name!r}", options, beside=BESIDE).freeze()
+    label = f"reward {name!r}"
+    try:
+        return instantiate(cls, label, options).freeze()
+    except NoTwin as error:
+        raise UserError(f"{label} has no tiny twin: {error.instead}, or leave it to the release") from error
 
 
-def check_rewards(parts: Sequence[RewardPart]) -> None:
-    """Raises `UserError` if there is no reward of a name or it does not take an option; loads no weights."""
+def check_rewards(parts: Sequence[RewardPart], beside: Collection[str] = ()) -> None:
+    """Loads no weights.
+
+    Args:
+        beside: keys that a reward has here beside its options, for who misspells one of them.
+
+    Raises:
+        UserError: there is no reward of a name, or it does not take an option.
+    """
     for part in parts:
         if part.name in MIXES and part.hinge is not None:
             raise UserError(f"reward {part.name!r} is a mix, whose parts have other scales: name them one by one")
         for one in _expanded(part):
-            checked_options(reward_class(one.name), f"reward {one.name!r}", one.options, beside=BESIDE)
+            checked_options(reward_class(one.name), f"reward {one.name!r}", one.options, beside=beside)
 
 
 def lonely(parts: Sequence[RewardPart]) -> list[str]:

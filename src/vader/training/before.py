@@ -29,7 +29,7 @@ from vader.networks.techniques import inexact, load_techniques
 from vader.nouns import Prompt
 from vader.prompts import load_prompts, with_negative
 from vader.recipe import Recipe, first_difference, load_recipe
-from vader.rewards.registry import check_rewards
+from vader.rewards.registry import BESIDE, check_rewards
 from vader.runs.folder import RunFolder, steps_in
 from vader.runs.log import read_lines
 from vader.solvers.scheduler_config import check_asked
@@ -57,7 +57,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     model_options(recipe.model.family, recipe.model.options)
     video_size(recipe)
     check_asked(recipe.sampling.solver, recipe.sampling.eta, recipe.sampling.spacing)
-    check_rewards(recipe.rewards)
+    check_rewards(recipe.rewards, BESIDE)
     check_metrics(recipe.evaluation.metrics)
     check_guards(recipe.guards)
     if recipe.guards.mode == "stop" and not (recipe.guards.rewards or recipe.guards.watch):
