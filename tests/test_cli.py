@@ -292,6 +292,21 @@ def test_lists_start_with_the_names(capsys):
         assert name in {line.split()[0] for line in capsys.readouterr().out.splitlines()}
 
 
+def test_families_are_models(capsys):
+    listed = []
+    for kind in ("families", "models"):
+        assert main(["list", kind]) == 0
+        listed.append(capsys.readouterr().out)
+    assert listed[0] == listed[1] != ""
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate", "sample"])
+def test_help_names_the_best_of_a_run(capsys, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    assert "runs/tiny@best" in capsys.readouterr().out
+
+
 def test_a_bare_list_tells_what_can_be_listed(capsys):
     assert main(["list"]) == 0
     kinds = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

@@ -131,6 +131,8 @@ def test_the_best_is_that_of_the_last_green_evaluation(distrusted):
     assert best(distrusted).keys() == at_4.keys()
     assert all(best(distrusted)[name].equal(weight) for name, weight in at_4.items())
     assert find_adapter(f"{distrusted}@best") == distrusted / "best"
+    with pytest.raises(UserError, match=f" or {distrusted}@8 or {distrusted}@best$"):
+        find_adapter(f"{distrusted}@bset")
     assert not (distrusted / "adapter").exists()
 
 

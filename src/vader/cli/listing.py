@@ -25,6 +25,7 @@ def list_names(
 ) -> None:
     """List what is built in and can be named in a recipe: models, rewards, metrics, guards, prompts, recipes,
     algorithms, policies, guidance or memory techniques."""
+    kind = SYNONYMS.get(kind or "", kind)
     if kind is not None and kind not in LISTINGS:
         raise UserError(f"cannot list {kind!r}: {nearest(kind, LISTINGS)}")
     names = _documented(LISTINGS) if kind is None else LISTINGS[kind]()
@@ -150,3 +151,4 @@ LISTINGS = {
     "guidance": _guidance,
     "memory": _memory,
 }
+SYNONYMS = {"families": "models"}  # a recipe says model.family

@@ -16,7 +16,9 @@ from vader.errors import UserError, nearest
 AdapterOption = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", metavar="ADAPTER", help="A file, its folder, a run, or a run's checkpoint as in runs/tiny@20."
+        "--adapter",
+        metavar="ADAPTER",
+        help="A file, its folder, a run, a run's checkpoint as in runs/tiny@20, or its best, runs/tiny@best.",
     ),
 ]
 

@@ -33,7 +33,11 @@ def report(run: RunArgument) -> None:
 @app.command(epilog="Example: vader export runs/tiny --merged --out exports/tiny")
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The run's folder, or one of its checkpoints as in runs/tiny@20.")
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="The run's folder, one of its checkpoints as in runs/tiny@20, or its best, runs/tiny@best.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that is new or empty.")],
     merged: Annotated[

@@ -70,7 +70,7 @@ def _of_step(run: RunFolder, step: str) -> Path:
 
 
 def _named_steps(run: RunFolder) -> str:
-    if found := _steps(run):
+    if found := [*map(str, _steps(run)), *([BEST] if run.best.is_dir() else [])]:
         return " or ".join(f"{run.path}{AT}{step}" for step in found)
     return "a run that has saved a checkpoint"
 
