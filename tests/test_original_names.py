@@ -18,6 +18,7 @@ from vader.models.wan_lora import NAMES
 from vader.networks.adapter import adapter_parameters, add_adapter
 from vader.networks.adapter_files import load_adapters, read_adapters, save_adapters
 from vader.networks.original_names import to_original
+from vader.runs.adapters import find_adapter
 from vader.tools.export import export_adapter, loading_lines
 from wan_factories import make_transformer
 
@@ -104,6 +105,17 @@ def test_the_files_are_read_here_again(tmp_path):
     again = {"transformer": make_transformer(0)}
     load_adapters(again, file, "wan")
     assert torch.equal(output(again["transformer"]), output(network))
+
+
+def test_the_folder_of_such_files_is_an_adapter(tmp_path):
+    networks = {"transformer": trained(0), "transformer_2": trained(5)}
+    for name, held in {"one": ["transformer"], "two": list(networks)}.items():
+        folder = tmp_path / name
+        export_adapter(saved(tmp_path / f"{name}-run", **{one: networks[one] for one in held}), folder, "comfyui")
+        again = {"transformer": make_transformer(0), "transformer_2": make_transformer(5)}
+        load_adapters(again, find_adapter(folder), "wan")
+        for one in held:
+            assert torch.equal(output(again[one]), output(networks[one]))
 
 
 @pytest.mark.parametrize("alpha", [None, 2.0])

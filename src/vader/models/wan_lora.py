@@ -6,7 +6,7 @@ Read from diffusers' own converter, which such files must pass. Once this module
 
 from __future__ import annotations
 
-from vader.networks.original_names import OriginalNames, register_names
+from vader.networks.original_names import EXPERTS, OriginalNames, register_names
 
 _ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
 _INSIDE = {
@@ -32,7 +32,7 @@ NAMES = OriginalNames(
     inside=_INSIDE,
     outside=_OUTSIDE,
     together=("add_k_proj", "add_v_proj"),
-    experts={"transformer": "high_noise", "transformer_2": "low_noise"},
+    experts=dict(zip(("transformer", "transformer_2"), EXPERTS, strict=True)),
 )
 
 for family in ("wan", "wan-i2v"):

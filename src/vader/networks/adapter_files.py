@@ -43,7 +43,7 @@ from vader.networks.adapter import (
     load_adapter_state,
     lora_layers,
 )
-from vader.networks.original_names import from_original, is_original
+from vader.networks.original_names import EXPERTS, from_original, is_original, original_file
 from vader.version import __version__
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -201,13 +201,17 @@ class AdapterFile:
 def adapter_files(path: Path | str) -> list[Path]:
     """The adapter's files, given one itself or the folder that holds them, the first denoiser's first.
 
+    A folder may hold them under the names of the model's original code, as `vader export --format comfyui` writes it.
+
     Raises:
         UserError: there is none.
     """
     path = user_path(path, "adapter")
-    found = [path] if path.is_file() else [path / FILE_NAME, *sorted(path.glob(file_name("?*")))]
-    if files := [file for file in found if file.is_file()]:
-        return files
+    ours = [path] if path.is_file() else [path / FILE_NAME, *sorted(path.glob(file_name("?*")))]
+    original = [path / original_file(expert) for expert in (None, *EXPERTS)]
+    for found in (ours, original):
+        if files := [file for file in found if file.is_file()]:
+            return files
     raise UserError(f"no adapter at {str(path)!r}: name a {FILE_NAME} or the folder that holds it")
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from vader.errors import UserError
 
 PREFIX = "diffusion_model."
+FILE = "lora.safetensors"
+EXPERTS = ("high_noise", "low_noise")  # what the files of two denoisers are for, the first denoiser's first
 FLAT = re.compile(r"lora_unet_+(?P<name>[^.]+)(?P<rest>.+)")
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_down": "lora_A", "lora_up": "lora_B"}
 
@@ -102,6 +104,11 @@ def names_of(family: object) -> OriginalNames:
         known = ", ".join(sorted(_families))
         raise UserError(f"ComfyUI's names are known for adapters of {known}, not of {family!r}: use --format diffusers")
     return _families[family]
+
+
+def original_file(expert: str | None = None) -> str:
+    """The name of a file under original names; of an expert, with what it is for."""
+    return FILE if expert is None else FILE.replace(".", f"_{expert}.")
 
 
 # ---- written ----

@@ -32,7 +32,7 @@ from vader.networks.adapter_files import (
     read_adapters,
 )
 from vader.networks.measure import weight_bytes
-from vader.networks.original_names import names_of, to_original
+from vader.networks.original_names import names_of, original_file, to_original
 
 FORMS = ("diffusers", "comfyui")
 HEADROOM = 1.05  # settings and headers beside the weights
@@ -97,7 +97,7 @@ def original_files(files: Sequence[AdapterFile]) -> dict[str, Content]:
     for file in files:
         names, (component,) = names_of(file.ours.get("family")), file.components
         expert = len(files) > 1 or component != key_prefix(component)
-        name = f"lora_{names.experts[component]}.safetensors" if expert and names.experts else "lora.safetensors"
+        name = original_file(names.experts[component] if expert and names.experts else None)
         found[name] = to_original(_folded(file, component), names), {"format": "pt", "vader": json.dumps(file.ours)}
     return found
 
