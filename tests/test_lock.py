@@ -14,7 +14,7 @@ import pytest
 from toy_runs import TOY, Command, lines_of, wait_until
 from vader.cli import main
 from vader.errors import UserError
-from vader.files.atomic import atomic_write
+from vader.files.atomic import WriteError, atomic_write
 from vader.files.lock import held, held_beside, new_folder
 from vader.runs.folder import RunFolder
 
@@ -51,6 +51,15 @@ def test_the_second_is_refused_and_told_who_the_first_is(tmp_path, holder):
         r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\): wait until it ends, or choose another folder",
         str(refused.value),
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder where no file can be made, whoever asks")
+def test_a_place_where_nothing_can_be_written_is_not_held_by_another():
+    with (
+        pytest.raises(WriteError, match=r"^cannot write /proc/vader-tests: [A-Z]"),
+        new_folder(Path("/proc/vader-tests")),
+    ):
+        pytest.fail("held")
 
 
 def test_a_killed_holder_holds_nothing(tmp_path, holder):

@@ -77,6 +77,8 @@ def locked(lock: Path, what: str, patience: float = PATIENCE) -> Iterator[None]:
 
     file, holder = FileLock(lock), lock.with_name(f"{lock.name}{HOLDER}")
     try:
+        if not lock.exists():
+            lock.touch()  # says why it cannot be made, where the library would wait for it
         file.acquire(timeout=patience, poll_interval=0.02)
     except Timeout as error:
         raise UserError(
