@@ -79,7 +79,8 @@ def test_the_checkpoint_of_the_end_has_the_weights_of_the_end(toy):
 def test_a_step_that_is_not_kept_is_one_line_with_those_that_are(toy, step):
     with pytest.raises(UserError) as error:
         find_adapter(f"{toy}@{step}")
-    named = " or ".join(f"{toy}@{kept}" for kept in (0, 3, 6) if (toy / "checkpoints" / step_name(kept)).is_dir())
+    steps = [kept for kept in (0, 3, 6) if (toy / "checkpoints" / step_name(kept)).is_dir()]
+    named = " or ".join(f"{toy}@{kept}" for kept in (*steps, "best"))
     assert str(error.value) == f"{toy} has no adapter of step {step!r}: name {named}"
 
 
@@ -88,9 +89,12 @@ def test_a_run_that_has_not_finished_names_what_it_has(toy, tmp_path):
     shutil.rmtree(young / "adapter")
     for copy in ("step-000003.bak", "step-000003 (copy)", "step-0000003"):
         shutil.copytree(young / "checkpoints" / step_name(3), young / "checkpoints" / copy)
-    with pytest.raises(UserError, match=r"has not finished, so it has no adapter yet: name .*young@3 or .*young@6$"):
+    with pytest.raises(UserError, match=r"has not finished, so it has no adapter yet: name .*young@3 or .*young@6 or .*@best$"):
         find_adapter(young)
     shutil.rmtree(young / "checkpoints")
+    with pytest.raises(UserError, match=rf"no adapter yet: name {young}@best$"):
+        find_adapter(young)
+    shutil.rmtree(young / "best")
     with pytest.raises(UserError, match="no adapter yet: name a run that has saved a checkpoint"):
         find_adapter(young)
 
