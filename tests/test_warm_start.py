@@ -89,7 +89,8 @@ def test_a_run_that_has_not_finished_names_what_it_has(toy, tmp_path):
     shutil.rmtree(young / "adapter")
     for copy in ("step-000003.bak", "step-000003 (copy)", "step-0000003"):
         shutil.copytree(young / "checkpoints" / step_name(3), young / "checkpoints" / copy)
-    with pytest.raises(UserError, match=r"has not finished, so it has no adapter yet: name .*young@3 or .*young@6 or .*@best$"):
+    steps = " or ".join(f"{young}@{kept}" for kept in (3, 6, "best"))
+    with pytest.raises(UserError, match=rf"has not finished, so it has no adapter yet: name .*{steps}$"):
         find_adapter(young)
     shutil.rmtree(young / "checkpoints")
     with pytest.raises(UserError, match=rf"no adapter yet: name {young}@best$"):
