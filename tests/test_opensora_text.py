@@ -8,13 +8,17 @@ import time
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import T5Config, T5EncoderModel
 
 from opensora_factories import write_text_encoder, write_tokenizer
+from vader.engine.build import build_setup
 from vader.errors import UserError
 from vader.models.opensora.text import cleaned, prepared, with_scores
+from vader.models.registry import load_model
 from vader.models.text_cache import EmbeddingCache, Part, TextEmbedder, fingerprint
+from vader.recipe import load_recipe
 
 CPU = torch.device("cpu")
 
@@ -115,6 +119,45 @@ def test_each_prompt_is_encoded_once_and_the_encoder_is_dropped(folder, monkeypa
     assert not [value for value in vars(one).values() if isinstance(value, torch.nn.Module)]
     one(["c"], CPU)
     assert len(loads) == 2
+
+
+class There(torch.nn.Module):
+    """A network that says where it is sent, and what happens meanwhile."""
+
+    def __init__(self, heard, name, device="meta"):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(1, device=device))
+        self.heard, self.name = heard, name
+
+    def to(self, device):
+        self.heard.append((self.name, str(device)))
+
+
+def test_all_else_leaves_the_device_while_new_texts_are_encoded(folder, monkeypatch):
+    heard: list = []
+    one = embedder(folder)
+    one.beside = (There(heard, "denoiser"), There(heard, "elsewhere", "cpu"), There(heard, "reward"))
+    monkeypatch.setattr(TextEmbedder, "_encode", lambda self, texts, device: heard.append((texts, str(device))))
+    one.prepare(["a", "b"], torch.device("meta"))
+    away, back = ([("denoiser", place), ("reward", place)] for place in ("cpu", "meta"))
+    assert heard == [*away, (["a", "b"], "meta"), *back]
+    heard.clear()
+    monkeypatch.setattr(EmbeddingCache, "__contains__", lambda self, text: True)
+    one.prepare(["a", "b"], torch.device("meta"))
+    assert heard == []
+    monkeypatch.setattr(EmbeddingCache, "__contains__", lambda self, text: False)
+    monkeypatch.setattr(TextEmbedder, "_encode", lambda self, texts, device: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        one.prepare(["c"], torch.device("meta"))
+    assert heard == [*away, *back]
+
+
+def test_what_is_beside_an_encoder_is_the_model_s_and_the_rewards(tmp_path):
+    recipe = load_recipe("tiny-opensora")
+    setup = build_setup(recipe, Accelerator(cpu=True))
+    assert set(setup.model.text.beside) == {*setup.model.networks().values(), setup.reward}
+    model = load_model("opensora", "tiny")
+    assert set(model.text.beside) == set(model.networks().values())
 
 
 def test_another_encoder_precision_length_or_template_has_its_own_embeddings(folder, tmp_path):

@@ -132,10 +132,11 @@ def check_latent(mix: RewardMix, size: VideoSize) -> None:
 
 
 def _moved(setup: Setup, device: torch.device) -> Setup:
+    others = [setup.reward] if setup.scorer.tiny is None else [setup.reward, setup.scorer.tiny.network]
     setup.model.to(device)
-    if setup.scorer.tiny is not None:
-        setup.scorer.tiny.network.to(device)
-    setup.reward.to(device)
+    for network in others:
+        network.to(device)
+    setup.model.share_device(*others)
     return setup
 
 

@@ -289,4 +289,14 @@ class VideoModel(ABC):
     def to(self, device: torch.device | str) -> VideoModel:
         for network in self.networks().values():
             network.to(device)
+        self.share_device()
         return self
+
+    def share_device(self, *others: nn.Module) -> None:
+        """Says what else is on the model's device: it waits in CPU memory, as the model's own networks do, while a text
+        encoder that is too large to stay is there."""
+        from vader.models.text_cache import TextEmbedder  # and with it transformers, which a contract does without
+
+        for part in vars(self).values():
+            if isinstance(part, TextEmbedder):
+                part.beside = (*self.networks().values(), *others)

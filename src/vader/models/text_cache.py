@@ -1,8 +1,8 @@
 """Text embeddings of encoders that are too large to stay: made once a prompt, kept on disk, the encoder dropped again.
 
 T5-XXL and its kin are several times as large as a denoiser. So an encoder is loaded only for texts that were never seen
-before, encodes them all, and is dropped; their embeddings are kept in `$VADER_CACHE/text` (by default
-`~/.cache/vader/text`), some 200 KB a prompt. Negative prompts are texts like any other.
+before, has the device to itself while it encodes them all, and is dropped; their embeddings are kept in
+`$VADER_CACHE/text` (by default `~/.cache/vader/text`), some 200 KB a prompt. Negative prompts are texts like any other.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import gc
 import hashlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from vader.errors import UserError
@@ -41,6 +43,7 @@ class TextEmbedder:
     Attributes:
         skipped: tokens in front whose embeddings are not kept: those of a template around the texts.
         batch: texts that the encoder sees at once.
+        beside: networks that wait in CPU memory while the encoder is on their device.
 
     Args:
         network: the encoder's class in transformers.
@@ -85,14 +88,14 @@ class TextEmbedder:
         more = [filled] if filled else []
         parts = (fingerprint(encoder), fingerprint(tokenizer), precision, max_length, template, *more)
         self.cache = EmbeddingCache(" ".join(map(str, parts)))
+        self.beside: Sequence[nn.Module] = ()
 
     def prepare(self, texts: Sequence[str], device: torch.device) -> None:
         """Encodes the texts that the cache lacks; the encoder is on the device meanwhile, and gone afterwards."""
         if new := [text for text in dict.fromkeys(texts) if text not in self.cache]:
-            self._encode(new, device)
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            with _waiting(self.beside, device):
+                self._encode(new, device)
+                _free(device)
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, L, D]`, zero beyond each text's tokens, and bool `[B, L]`: where there are tokens."""
@@ -143,6 +146,32 @@ class TextEmbedder:
             return files.load_network(*where).to(device)
         quantization = BitsAndBytesConfig(load_in_8bit=True)
         return files.load_network(*where, quantization_config=quantization, device_map={"": device})
+
+
+@contextmanager
+def _waiting(networks: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Within, those that are on the device are in CPU memory; what is sharded over devices stays where it is."""
+    there = [network for network in networks if device.type != "cpu" and _is_on(network, device)]
+    try:
+        for network in there:
+            network.to("cpu")
+        _free(device)
+        yield
+    finally:
+        for network in there:
+            network.to(device)
+
+
+def _is_on(network: nn.Module, device: torch.device) -> bool:
+    weights = list(network.parameters())
+    return any(weight.device == device for weight in weights) and not any(isinstance(one, DTensor) for one in weights)
+
+
+def _free(device: torch.device) -> None:
+    """Gives back what nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def fingerprint(part: Part) -> str:
