@@ -478,6 +478,7 @@ def small_rewards(monkeypatch):
     monkeypatch.setattr(rewards, "CLIP_FRAMES", {"cpu": (4,), "meta": (4, 8)})
 
 
+@pytest.mark.rare
 def test_rewards_are_measured_forward_and_backward(small_rewards, monkeypatch, tmp_path):
     chosen = [name for name in rewards.BUILDERS if name != "object_removal"]  # 800 pixels: too much for a test
     monkeypatch.setattr(sys, "argv", ["rewards.py", *chosen, "--device", "cpu", "--out", str(tmp_path / "r.json")])

@@ -257,7 +257,7 @@ def test_settings_of_a_base_in_another_module_are_checked_too(write):
         ({"policy": "last"}, "algorithm 'x': policy is 'last': a part has a name, write it as {name: ...}"),
         ({"policy": {"k": 5}}, "algorithm 'x': policy is {'k': 5}: a part has a name, write it as {name: ...}"),
         ({"policy": {"name": 5}}, "algorithm 'x': policy is {'name': 5}: a part has a name"),
-        ({"window": [0.5]}, "algorithm 'x': window is [0.5]: field required"),
+        ({"window": [0.5]}, "algorithm 'x': window is [0.5]: input should be a list of 2"),
         ({"segments": "first"}, "algorithm 'x': segments is 'first': input should be 'last' or 'all', or a list"),
         ({"segments": [0, -1]}, "input should be 'last' or 'all', or a list, each greater than or equal to 0"),
         ({"scale": "x"}, "scale is 'x': input should be a valid number, or a part {name: ...}, or null"),

@@ -352,7 +352,7 @@ ctypes.CDLL = lambda name, *rest, **options: deaf if name is None else whole(nam
 """
 
 
-@pytest.mark.parametrize("system", ["linux", "another"])
+@pytest.mark.parametrize("system", ["linux", pytest.param("another", marks=pytest.mark.rare)])
 def test_a_killed_command_takes_its_processes_along(tmp_path, system):
     """`kill -9` leaves no time to ask them: they end by themselves, on Linux and, by the pipe alone, elsewhere."""
     script = f"""

@@ -159,6 +159,7 @@ def test_the_shipped_model_keeps_what_unseen_pictures_show_and_moves_it() -> Non
     assert (videos[:, 0] - first).square().mean().sqrt() < 0.06
 
 
+@pytest.mark.rare
 def test_the_shipped_model_moves_farther_under_a_larger_motion_bucket() -> None:
     prompts, changes = load_prompts("tiny-pictures-test")[:8], []
     for bucket in (64, 255):

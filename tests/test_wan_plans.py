@@ -48,7 +48,7 @@ def test_the_releases_have_their_sizes(family, checkpoint):
     ("family", "checkpoint"),
     [
         pytest.param("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", marks=pytest.mark.rare),
-        ("wan-i2v", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+        pytest.param("wan-i2v", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", marks=pytest.mark.rare),
         pytest.param("wan-i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", marks=pytest.mark.rare),
     ],
 )
