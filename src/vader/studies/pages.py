@@ -119,7 +119,9 @@ def read_results(folder: Path, study: Study, beside: Path) -> list[dict[str, Any
     """
     whole = folder / f"{study.name}.json"
     parts = {file.name: file for place in (beside, folder) for file in place.glob(f"{study.name}-*.json")}
-    files = [whole] if whole.is_file() else [file for _, file in sorted(parts.items())]
+    order = [f"{study.name}-{task}.json" for task in TASKS]
+    names = sorted(parts, key=lambda name: (order.index(name) if name in order else len(order), name))
+    files = [whole] if whole.is_file() else [parts[name] for name in names]
     return [json.loads(file.read_text(encoding="utf-8")) | {"file": file.with_suffix("")} for file in files]
 
 
