@@ -374,6 +374,21 @@ def test_what_never_fits_is_said_with_the_least(monkeypatch):
     assert least.after.peak == 25 * 2**20
 
 
+def test_a_plan_tells_each_step_that_it_counts(monkeypatch, capsys):
+    def in_gib(recipe: Recipe) -> Forecast:
+        return replace(found := made_up(recipe), peak=found.peak * 2**10)
+
+    monkeypatch.setattr("vader.planning.search.forecast", in_gib)
+    monkeypatch.setattr("vader.training.progress.PATIENCE", 0.0)
+    assert main(["plan", "tiny", *LARGE, "--vram", str(1 + 104)]) == 0
+    assert capsys.readouterr().err.replace("counting the memory of a training step: ", "").splitlines() == [
+        "as it is: peak 152.0 GiB",
+        "train.micro_batch=1: peak 96.0 GiB",
+        "train.micro_batch=2: peak 104.0 GiB",
+        "train.micro_batch=4: peak 120.0 GiB",
+    ]
+
+
 # ---- what is left open ----
 
 OPEN = tuple(setting for setting in LARGE if not setting.startswith(("train.micro", "scoring")))

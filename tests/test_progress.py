@@ -11,6 +11,7 @@ from run_factories import evaluation_line, train_line
 from toy_runs import TOY, toy_recipe
 from vader.cli import main
 from vader.cli.progress import progress as cli_progress
+from vader.cli.progress import told
 from vader.runs.folder import step_name
 from vader.training import progress
 from vader.training.progress import Display, TimeLeft
@@ -97,6 +98,18 @@ def test_a_log_hears_that_the_first_videos_take_long(monkeypatch, capsys):
     with cli_progress("sampled", 20):
         time.sleep(0.3)
     assert capsys.readouterr().err == "sampled 0/20 videos\n"
+
+
+def test_a_log_hears_which_step_a_plan_has_counted_where_it_takes_long(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with told("counting") as tell:
+        for seconds, words in ((29, "as it is"), (31, "with [park]"), (60, "with tiles"), (62, "with both")):
+            now[0] = seconds
+            tell(words)
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["counting: with [park]", "counting: with both"]
+    assert captured.out == ""
 
 
 def test_sampling_and_studies_tell_each_batch(tmp_path, monkeypatch, capsys):

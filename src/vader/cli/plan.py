@@ -48,19 +48,18 @@ def plan(
     if write is not None and write.exists():
         raise UserError(f"{str(write)!r} is there already: name another file")
     resolved = load_recipe(recipe, overrides or [], trust_code=trust_code)
-    from rich.console import Console
-
     from vader.algorithms import resolved as with_settings
+    from vader.cli.progress import told
     from vader.files.atomic import atomic_write
     from vader.planning.search import GIB
     from vader.planning.search import plan as find
-    from vader.planning.words import headline, table, verdict
+    from vader.planning.words import counted_line, headline, table, verdict
     from vader.recipe import changed, commented
 
     card = int(vram * GIB) if vram is not None else here or 16 * GIB
-    print(headline(resolved))
-    with Console().status("counting the memory of a training step"):
-        found = find(resolved, card)
+    print(headline(resolved), flush=True)
+    with told("counting the memory of a training step") as tell:
+        found = find(resolved, card, lambda changes, needs: tell(counted_line(changes, needs)))
     print(verdict(found, card))
     if measure:
         _measure(found)

@@ -1,4 +1,4 @@
-"""How far a command is with its videos, on stderr: a bar on a terminal, lines in a log."""
+"""How far a command is, on stderr: a bar or a word on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -29,6 +29,30 @@ def progress(done: str, count: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=count)
         yield lambda number: bar.advance(task, number)
+
+
+@contextmanager
+def told(doing: str) -> Iterator[Callable[[str], None]]:
+    """Within, `tell(words)` says how far something without a count is; a log hears of it where it takes long."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from vader.training.progress import PATIENCE
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        with console.status(doing) as status:
+            yield lambda words: status.update(f"{doing}: {escape(words)}")
+        return
+    heard = time.monotonic()
+
+    def tell(words: str) -> None:
+        nonlocal heard
+        if time.monotonic() - heard >= PATIENCE:
+            heard = time.monotonic()
+            console.print(f"{doing}: {words}", markup=False)
+
+    yield tell
 
 
 class _Log:

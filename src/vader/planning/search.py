@@ -5,7 +5,7 @@ In go a recipe and the bytes there are, out comes a `Plan`: what to change, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vader.planning.step import Forecast, forecast
@@ -37,17 +37,25 @@ class Plan:
         return self.after.operations / self.before.operations
 
 
-def plan(recipe: Recipe, card: int) -> Plan:
+def plan(recipe: Recipe, card: int, heard: Callable[[Changes, Forecast], object] | None = None) -> Plan:
     """Walks through the recipe's step, and through ever thriftier ones until one fits.
 
     Args:
         card: bytes of the GPU's memory, of which `BESIDE` is not for tensors.
+        heard: is called with each step that was walked through, as a step of a large model takes a while.
 
     Raises:
         UserError: as `forecast`.
     """
     room = card - BESIDE
-    before = forecast(recipe)
+
+    def counted(recipe: Recipe, changes: Changes) -> Forecast:
+        needs = forecast(recipe)
+        if heard:
+            heard(changes, needs)
+        return needs
+
+    before = counted(recipe, {})
     if before.peak <= room:
         return Plan({}, recipe, before, before, True)
     taken: tuple[Switch, ...] = ()
@@ -56,21 +64,21 @@ def plan(recipe: Recipe, card: int) -> Plan:
         if after.peak > room and switch(found):
             taken += (switch,)
             found, changes = switched(recipe, taken)
-            after = forecast(found)
+            after = counted(found, changes)
     if after.peak > room:
         return Plan(changes, found, before, after, False)
     for switch in taken[-2::-1]:  # what came before the last may not be needed beside it
         fewer = tuple(one for one in taken if one is not switch)
         tried, made = switched(recipe, fewer)
-        needs = forecast(tried)
+        needs = counted(tried, made)
         if needs.peak <= room:
             taken, found, changes, after = fewer, tried, made, needs
     for size in _larger(found) if "train.micro_batch" in changes else ():
-        tried = changed(found, {"train.micro_batch": size})
-        needs = forecast(tried)
+        tried, made = changed(found, {"train.micro_batch": size}), changes | {"train.micro_batch": size}
+        needs = counted(tried, made)
         if needs.peak > room:
             break
-        found, changes, after = tried, changes | {"train.micro_batch": size}, needs
+        found, changes, after = tried, made, needs
     return Plan(changes, found, before, after, True)
 
 

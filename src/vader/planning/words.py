@@ -11,6 +11,7 @@ from vader.evaluation.formats import counted
 from vader.planning.measured import Measured
 from vader.planning.search import BESIDE, GIB, Plan
 from vader.planning.step import PRECISION, Forecast, forecast
+from vader.planning.switches import Changes
 from vader.recipe import Recipe
 from vader.recipe.files import in_one_line
 
@@ -40,12 +41,20 @@ def verdict(plan: Plan, card: int) -> str:
     if not plan.changes:
         return f"{before}: {'fits' if plan.fits else 'does not fit'} {card / GIB:g} GiB"
     what = "this does" if plan.fits else "and nothing here does: the least is"
-    settings = " ".join(quote(f"{key}={in_one_line(value)}") for key, value in plan.changes.items())
     waits = f", {plan.after.host / GIB:.1f} GiB wait in CPU memory" if plan.after.host else ""
     return (
-        f"{before}: does not fit {card / GIB:g} GiB; {what} {settings}\n"
+        f"{before}: does not fit {card / GIB:g} GiB; {what} {_settings(plan.changes)}\n"
         f"then peak {plan.after.peak / GIB:.1f} GiB, operations {plan.work - 1:+.0%}{waits}"
     )
+
+
+def counted_line(changes: Changes, needs: Forecast) -> str:
+    """How far a plan is: the step that was counted last."""
+    return f"{_settings(changes) or 'as it is'}: peak {needs.peak / GIB:.1f} GiB"
+
+
+def _settings(changes: Changes) -> str:
+    return " ".join(quote(f"{key}={in_one_line(value)}") for key, value in changes.items())
 
 
 def peak_line(recipe: Recipe) -> str:
