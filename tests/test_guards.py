@@ -436,6 +436,11 @@ def test_guards_by_name():
             "reward 'pickscore' has no option 'weight': known: checkpoint, contrast, resize, tokenizer",
         ),
         ({"rewards": [{"name": "pickscor"}]}, "unknown reward 'pickscor': did you mean 'pickscore'?"),
+        (
+            {"watch": [{"name": "hue"}, {"name": "grid"}, {"name": "hue"}]},
+            "guards.watch names 'hue' twice: leave one out, or give it other options",
+        ),
+        ({"rewards": [{"name": "hps"}] * 2}, "guards.rewards names 'hps' twice"),
     ],
 )
 def test_mistakes(keys, message):

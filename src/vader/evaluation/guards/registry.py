@@ -68,10 +68,18 @@ def suited_guards(
 
 
 def check_guards(section: GuardsSection) -> None:
-    """Raises `UserError` if there is no guard or reward of a name or it does not take an option; loads no weights."""
+    """Loads no weights.
+
+    Raises:
+        UserError: there is no guard or reward of a name, it does not take an option, or it stands there twice.
+    """
     check_rewards([Named(part.name, options=part.options) for part in section.rewards])
     for part in section.watch:
         checked_options(guard_class(part.name), f"guard {part.name!r}", part.options)
+    for key, parts in ("rewards", section.rewards), ("watch", section.watch):
+        for i, part in enumerate(parts):
+            if part in parts[:i]:
+                raise UserError(f"guards.{key} names {part.name!r} twice: leave one out, or give it other options")
 
 
 def guard_class(name: str) -> type[Guard]:
