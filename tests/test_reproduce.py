@@ -309,7 +309,7 @@ def test_what_runs_beside_a_failure_is_asked_to_stop(tmp_path):
     with pytest.raises(RunError, match="bad failed"):
         run_jobs([Job(n, (), tmp_path / n) for n in ("long", "bad", "never")], tmp_path, at_once=2, start=start)
     assert len(started) == 2
-    assert started[0].signals == [signal.SIGINT]
+    assert started[0].signals == [signal.SIGTERM]
 
 
 def test_a_process_is_a_vader_command_with_a_log_and_its_threads(tmp_path):
@@ -320,15 +320,17 @@ def test_a_process_is_a_vader_command_with_a_log_and_its_threads(tmp_path):
         run_jobs([Job("bad", ("list", "algorithm"), tmp_path / "none")], tmp_path)
 
 
-def test_a_terminated_command_takes_its_processes_along(tmp_path):
+@pytest.mark.parametrize("saves", [True, False], ids=["training", "loading"])
+def test_a_terminated_command_takes_its_processes_along(tmp_path, saves):
     script = f"""
 from pathlib import Path
 from vader.studies import processes
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it for what runs in its background
 out = Path({str(tmp_path)!r})
 code = ("import time, pathlib, signal\\n"
         "def stop(*_): pathlib.Path({str(tmp_path / "saved")!r}).touch(); raise SystemExit(130)\\n"
-        "signal.signal(signal.SIGINT, stop)\\n"
+        "if {saves}: signal.signal(signal.SIGTERM, stop)\\n"
         "pathlib.Path({str(tmp_path / "begun")!r}).touch()\\n"
         "time.sleep(60)")
 start = lambda job, log, threads: subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
@@ -341,7 +343,7 @@ processes.run_jobs([processes.Job("sleeper", (), out / "never")], out, start=sta
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) != 0
-    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "saved").exists() == saves
 
 
 DEAF = """

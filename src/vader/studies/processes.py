@@ -100,10 +100,10 @@ def _check(job: Job, status: int, log: Path) -> None:
 
 
 def _stop(processes: Sequence[Process]) -> None:
-    """Asks them to save and stop, and waits until they have."""
+    """Asks them to save and stop, and waits until they have. Not as Ctrl-C does: `nohup ... &` has them ignore it."""
     for process in processes:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
     for process in processes:
         process.wait()
 
