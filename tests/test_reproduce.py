@@ -109,6 +109,9 @@ def test_a_method_s_settings_are_those_of_its_recipe():
     assert (ddpo.algorithm, ddpo.optimizer, ddpo.train.batch) == (own.algorithm, own.optimizer, own.train.batch)
     action = task_recipe("action", "DDPO", "tiny")
     assert action.rewards == load_recipe("tiny-action").rewards  # and so is what they see
+    grpo = load_recipe("tiny-grpo").optimizer.lr
+    rates = [task_recipe(task, "GRPO", "tiny").optimizer.lr for task in ("text", "action", "aesthetic")]
+    assert rates == [grpo, grpo, 3 * grpo]  # it gains more by the aesthetic score at a higher rate, by others less
     full = task_recipe("aesthetic", "DDPO", "full")
     assert (full.sampling.solver, full.sampling.eta, full.optimizer.lr) == ("ddim", 1.0, 1e-4)
 

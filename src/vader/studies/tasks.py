@@ -43,6 +43,8 @@ TINY_STEPS: dict[str, dict[str, tuple[int, int]]] = {
     "text": {"VADER": (20, 4), "DDPO": (16, 4), "DPO": (16, 4), "GRPO": (16, 4), "NFT": (16, 4)},
     "action": {"VADER": (60, 6), "DDPO": (12, 6), "DPO": (12, 6), "GRPO": (12, 6), "NFT": (12, 6)},
 }
+# Learning rates, where another than that of the method's recipe gains more.
+TINY_RATES = {("aesthetic", "GRPO"): 3e-3}
 TINY_EVALUATION = {"videos": 32, "final_videos": None, "shown": 4, "batch": 16}
 # Noise in the steps, which DDPO and GRPO need, for all methods: so base, samples and noise are the same.
 TINY_SAMPLING = {"solver": "ddim", "eta": 1.0}
@@ -73,7 +75,8 @@ def task_recipe(task: str, method: str, scale: Scale) -> Recipe:
         recipe = by_method(recipe, load_recipe(METHOD_RECIPES[scale][method]))
     if scale == "tiny":
         steps, every = TINY_STEPS[task][method]
-        recipe = changed(recipe, train={"steps": steps}, evaluation={"every": every})
+        optimizer = {"lr": TINY_RATES.get((task, method), recipe.optimizer.lr)}
+        recipe = changed(recipe, train={"steps": steps}, evaluation={"every": every}, optimizer=optimizer)
     return changed(recipe, name=f"{task}-{method.lower()}")
 
 
