@@ -44,7 +44,7 @@ TINY_STEPS: dict[str, dict[str, tuple[int, int]]] = {
     "action": {"VADER": (60, 6), "DDPO": (12, 6), "DPO": (12, 6), "GRPO": (12, 6), "NFT": (12, 6)},
 }
 # Learning rates, where another than that of the method's recipe gains more.
-TINY_RATES = {("aesthetic", "GRPO"): 3e-3}
+TINY_RATES = {("aesthetic", "GRPO"): 3e-3, ("action", "GRPO"): 3e-3}
 TINY_EVALUATION = {"videos": 32, "final_videos": None, "shown": 4, "batch": 16}
 # Noise in the steps, which DDPO and GRPO need, for all methods: so base, samples and noise are the same.
 TINY_SAMPLING = {"solver": "ddim", "eta": 1.0}
